@@ -1,0 +1,1 @@
+//! meshring core
