@@ -1,0 +1,258 @@
+//! `meshring-bench backend`: a server that answers every request with the same response, as cheaply as it can.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
+use rustix::io::Errno;
+use rustix::net::{SocketFlags, accept_with};
+
+use crate::http::{RequestDecoder, RequestEvent};
+use crate::limits::{BACKEND_OUTPUT_BYTES_MAX, EVENTS_PER_WAIT_MAX, READ_BUFFER_BYTES};
+use crate::poller::{Event, Interest, Poller, Token};
+
+/// Serves a fixed HTTP/1.1 response on one thread: keep-alive, pipelining, request bodies discarded.
+///
+/// Prints "listening on ADDRESS" when it is ready. Runs until it is interrupted.
+#[derive(Debug, clap::Args)]
+pub(crate) struct BackendArgs {
+    /// Address to serve; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:0")]
+    pub(crate) listen: SocketAddr,
+    /// Bytes of the response body
+    #[arg(long, default_value_t = 100)]
+    pub(crate) body_bytes: usize,
+}
+
+const LISTENER: Token = Token { slot: u32::MAX, turn: 0 };
+
+/// Runs the command.
+pub(crate) fn run(args: &BackendArgs, interrupted: &AtomicBool) -> anyhow::Result<ExitCode> {
+    let listener = TcpListener::bind(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    let mut backend = Backend::new(listener, args.body_bytes)?;
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "listening on {address}")?;
+    stdout.flush()?;
+    drop(stdout);
+    let mut events = Vec::with_capacity(EVENTS_PER_WAIT_MAX);
+    while !interrupted.load(Ordering::Relaxed) {
+        backend.poller.wait(&mut events, None).context("cannot wait for events")?;
+        for event in &events {
+            backend.handle(*event)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The responses, encoded once.
+struct Responses {
+    whole: Vec<u8>,
+    head_bytes: usize,
+    whole_then_close: Vec<u8>,
+    head_bytes_then_close: usize,
+}
+
+impl Responses {
+    fn new(body_bytes: usize) -> Self {
+        let encode = |extra: &str| {
+            let head =
+                format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n{extra}content-length: {body_bytes}\r\n\r\n");
+            let head_bytes = head.len();
+            let mut whole = head.into_bytes();
+            whole.resize(head_bytes + body_bytes, b'x');
+            (whole, head_bytes)
+        };
+        let (whole, head_bytes) = encode("");
+        let (whole_then_close, head_bytes_then_close) = encode("connection: close\r\n");
+        Self { whole, head_bytes, whole_then_close, head_bytes_then_close }
+    }
+
+    fn answer(&self, is_head: bool, keep_alive: bool) -> &[u8] {
+        let (whole, head_bytes) = if keep_alive {
+            (&self.whole, self.head_bytes)
+        } else {
+            (&self.whole_then_close, self.head_bytes_then_close)
+        };
+        if is_head { &whole[..head_bytes] } else { whole }
+    }
+}
+
+const BAD_REQUEST: &[u8] = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+struct Connection {
+    stream: TcpStream,
+    turn: u32,
+    decoder: RequestDecoder,
+    /// Responses that the socket did not take yet; the first `sent` bytes of them are gone.
+    output: Vec<u8>,
+    sent: usize,
+    interest: Interest,
+    /// After the output the connection ends.
+    closing: bool,
+}
+
+struct Backend {
+    listener: TcpListener,
+    accepting: bool,
+    poller: Poller,
+    responses: Responses,
+    slots: Vec<Option<Connection>>,
+    free: Vec<u32>,
+    turn: u32,
+    buffer: Box<[u8]>,
+}
+
+impl Backend {
+    fn new(listener: TcpListener, body_bytes: usize) -> io::Result<Self> {
+        let poller = Poller::new()?;
+        poller.add(&listener, LISTENER, Interest::Read)?;
+        Ok(Self {
+            listener,
+            accepting: true,
+            poller,
+            responses: Responses::new(body_bytes),
+            slots: Vec::new(),
+            free: Vec::new(),
+            turn: 0,
+            buffer: vec![0; READ_BUFFER_BYTES].into_boxed_slice(),
+        })
+    }
+
+    fn handle(&mut self, event: Event) -> io::Result<()> {
+        if event.token == LISTENER {
+            return self.accept();
+        }
+        let Some(Some(connection)) = self.slots.get_mut(event.token.slot as usize) else { return Ok(()) };
+        if connection.turn != event.token.turn {
+            return Ok(());
+        }
+        let open = (!event.writable || connection.flush())
+            && (!event.readable || connection.receive(&self.responses, &mut self.buffer))
+            && connection.update_interest(&self.poller, event.token);
+        if !open {
+            self.slots[event.token.slot as usize] = None;
+            self.free.push(event.token.slot);
+            if !self.accepting {
+                self.accepting = true;
+                self.poller.modify(&self.listener, LISTENER, Interest::Read)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self) -> io::Result<()> {
+        loop {
+            match accept_with(&self.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+                Ok(socket) => self.insert(TcpStream::from(socket))?,
+                Err(Errno::AGAIN) => return Ok(()),
+                // Without file descriptors left, connections wait in the kernel until another one ends.
+                Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+                    self.accepting = false;
+                    return self.poller.modify(&self.listener, LISTENER, Interest::Nothing);
+                }
+                // The others concern the connection that was to be accepted (accept(2)).
+                Err(Errno::BADF | Errno::INVAL | Errno::NOTSOCK) => return Err(ErrorKind::InvalidInput.into()),
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn insert(&mut self, stream: TcpStream) -> io::Result<()> {
+        // Without it a second small response would wait for the first one's acknowledgement. The connection may be gone already.
+        let _ = stream.set_nodelay(true);
+        self.turn = self.turn.wrapping_add(1);
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() as u32 - 1
+        });
+        self.poller.add(stream.as_fd(), Token { slot, turn: self.turn }, Interest::Read)?;
+        self.slots[slot as usize] = Some(Connection {
+            stream,
+            turn: self.turn,
+            decoder: RequestDecoder::default(),
+            output: Vec::new(),
+            sent: 0,
+            interest: Interest::Read,
+            closing: false,
+        });
+        Ok(())
+    }
+}
+
+impl Connection {
+    /// Reads and answers; false once the connection is of no more use.
+    fn receive(&mut self, responses: &Responses, buffer: &mut [u8]) -> bool {
+        while !self.closing && self.output.len() - self.sent < BACKEND_OUTPUT_BYTES_MAX {
+            let count = match self.stream.read(buffer) {
+                Ok(0) => return false,
+                Ok(count) => count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return error.kind() == ErrorKind::WouldBlock,
+            };
+            self.answer(responses, &buffer[..count]);
+            if !self.flush() {
+                return false;
+            }
+            if count < buffer.len() {
+                break;
+            }
+        }
+        true
+    }
+
+    /// Appends the responses to all requests that end in `bytes`.
+    fn answer(&mut self, responses: &Responses, mut bytes: &[u8]) {
+        while !self.closing {
+            match self.decoder.next(bytes) {
+                Ok((_, RequestEvent::NeedMore)) => return,
+                Ok((used, RequestEvent::ExpectsContinue)) => {
+                    bytes = &bytes[used..];
+                    self.output.extend_from_slice(CONTINUE);
+                }
+                Ok((used, RequestEvent::Complete(request))) => {
+                    bytes = &bytes[used..];
+                    self.closing = !request.keep_alive;
+                    self.output.extend_from_slice(responses.answer(request.is_head, request.keep_alive));
+                }
+                Err(_) => {
+                    self.output.extend_from_slice(BAD_REQUEST);
+                    self.closing = true;
+                }
+            }
+        }
+    }
+
+    /// Sends what the socket takes; false once the connection is of no more use.
+    fn flush(&mut self) -> bool {
+        while self.sent < self.output.len() {
+            match self.stream.write(&self.output[self.sent..]) {
+                Ok(count) => self.sent += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return error.kind() == ErrorKind::WouldBlock,
+            }
+        }
+        self.output.clear();
+        self.sent = 0;
+        !self.closing
+    }
+
+    fn update_interest(&mut self, poller: &Poller, token: Token) -> bool {
+        let unsent = self.output.len() - self.sent;
+        let wanted = match unsent {
+            0 => Interest::Read,
+            _ if self.closing || unsent >= BACKEND_OUTPUT_BYTES_MAX => Interest::Write,
+            _ => Interest::ReadWrite,
+        };
+        if wanted == self.interest {
+            return true;
+        }
+        self.interest = wanted;
+        poller.modify(&self.stream, token, wanted).is_ok()
+    }
+}

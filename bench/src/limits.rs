@@ -1,0 +1,52 @@
+//! Every bound of the bench, with its unit and its reason.
+
+use std::time::Duration;
+
+/// Longest request or response head that is parsed. Twice the largest default of the proxies under test
+/// (Envoy: 60 KiB of headers), so a longer one is a fault worth counting.
+pub(crate) const HEAD_BYTES_MAX: usize = 128 * 1024;
+
+/// Most header fields in one head; Envoy's default is 100.
+pub(crate) const HEADERS_MAX: usize = 128;
+
+/// One read takes at most this much. Larger than a loopback socket buffer usually holds, so one read drains it.
+pub(crate) const READ_BUFFER_BYTES: usize = 64 * 1024;
+
+/// Events taken from the kernel by one wait: four times the default number of connections.
+pub(crate) const EVENTS_PER_WAIT_MAX: usize = 256;
+
+/// Most connections of one generator: its file descriptors, with room for the rest, under a usual hard limit of 20,000.
+pub(crate) const CONNECTIONS_MAX: usize = 16_000;
+
+/// How often deadlines are checked. A timeout may be late by this much.
+pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_millis(20);
+
+/// In the closed loop a connection that failed rests for this long, so that a dead server costs no busy loop.
+pub(crate) const RECONNECT_PAUSE: Duration = Duration::from_millis(10);
+
+/// Largest latency that the histogram tells apart; longer ones count as this.
+pub(crate) const LATENCY_MAX: Duration = Duration::from_secs(3600);
+
+/// Significant decimal digits that the histogram keeps: values are right to 0.1%.
+pub(crate) const LATENCY_DIGITS: u8 = 3;
+
+/// Unsent response bytes at which the backend stops reading from a connection that pipelines but does not read.
+pub(crate) const BACKEND_OUTPUT_BYTES_MAX: usize = 1024 * 1024;
+
+/// Time that a contender has from its start to its first proxied answer. Envoy takes about a second on an idle machine.
+pub(crate) const READY_MAX: Duration = Duration::from_secs(30);
+
+/// Time that a process has to end after SIGTERM, before SIGKILL.
+pub(crate) const STOP_GRACE: Duration = Duration::from_secs(3);
+
+/// Time for one step of the installation of the peers (Envoy's package is 35 MB).
+pub(crate) const INSTALL_STEP_MAX: Duration = Duration::from_secs(600);
+
+/// How often the state of a child process is looked at.
+pub(crate) const CHILD_POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// What a generator process may take beyond its load and its timeout, before it is ended.
+pub(crate) const GENERATOR_OVERRUN_MAX: Duration = Duration::from_secs(15);
+
+/// Lines of a process' log that an error message quotes.
+pub(crate) const LOG_LINES_QUOTED_MAX: usize = 20;

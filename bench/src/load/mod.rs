@@ -1,0 +1,84 @@
+//! `meshring-bench load`: an HTTP/1.1 load generator on one thread.
+
+mod generator;
+pub(crate) mod report;
+mod schedule;
+pub(crate) mod target;
+
+use std::io::Write;
+use std::num::NonZeroU64;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use self::report::LoadReport;
+use self::schedule::Rate;
+use self::target::{HeaderField, Method, Url};
+use crate::limits::CONNECTIONS_MAX;
+use crate::{OutputFormat, parse_duration};
+
+/// Sends HTTP/1.1 requests and measures how they are answered.
+///
+/// With --rate the loop is open: requests are sent at a constant rate, and latency counts from the time at which a
+/// request was to be sent, so that a stall is seen by all requests that it delays. Without it the loop is closed:
+/// each connection sends its next request when it has the last answer.
+///
+/// Exit status: 0 if all requests were answered with 2xx or 3xx, 1 if one was not, 2 for wrong usage.
+#[derive(Debug, clap::Args)]
+pub(crate) struct LoadArgs {
+    /// Where to send requests, such as http://127.0.0.1:8080/path
+    pub(crate) url: Url,
+    /// Requests per second over all connections; without it each connection sends as fast as it is answered
+    #[arg(long)]
+    pub(crate) rate: Option<Rate>,
+    /// Keep-alive connections
+    #[arg(long, short, default_value_t = 64, value_parser = parse_connections)]
+    pub(crate) connections: usize,
+    /// How long to send, such as 500ms, 5s or 2m
+    #[arg(long, short, default_value = "5s", value_parser = parse_duration)]
+    pub(crate) duration: Duration,
+    /// Stop after this many requests, if the duration has not ended before
+    #[arg(long)]
+    pub(crate) requests: Option<NonZeroU64>,
+    /// A header field for each request; 'host: NAME' replaces the one from the URL
+    #[arg(long = "header", short = 'H', value_name = "NAME: VALUE")]
+    pub(crate) headers: Vec<HeaderField>,
+    /// Request method; GET by default, POST with a body
+    #[arg(long, short = 'X')]
+    pub(crate) method: Option<Method>,
+    /// Bytes of the request body
+    #[arg(long, default_value_t = 0)]
+    pub(crate) body_bytes: usize,
+    /// A request fails when it has no whole answer by then
+    #[arg(long, default_value = "5s", value_parser = parse_duration)]
+    pub(crate) timeout: Duration,
+    #[arg(long, short, value_enum, default_value_t = OutputFormat::Text)]
+    pub(crate) output: OutputFormat,
+}
+
+fn parse_connections(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count) if (1..=CONNECTIONS_MAX).contains(&count) => Ok(count),
+        _ => Err(format!("a number from 1 to {CONNECTIONS_MAX}")),
+    }
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &LoadArgs, interrupted: &Arc<AtomicBool>) -> anyhow::Result<ExitCode> {
+    let report = generator::run(args, interrupted)?;
+    print_report(&report, args.output)?;
+    Ok(if report.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn print_report(report: &LoadReport, output: OutputFormat) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match output {
+        OutputFormat::Text => writeln!(stdout, "{report}")?,
+        OutputFormat::Json => writeln!(stdout, "{}", serde_json::to_string_pretty(report)?)?,
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,157 @@
+//! What a load came to.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::stats::{LatencySummary, format_micros, thousands};
+
+/// Why a request got no whole answer. Every request ends as one of these or with a status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// No connection: refused, unreachable, out of ports.
+    Connect,
+    /// The connection broke (ECONNRESET, EPIPE and the like).
+    Reset,
+    /// The connection ended in order, but before the whole answer.
+    ClosedEarly,
+    /// No whole answer within the timeout, counted from the intended send time.
+    Timeout,
+    /// The answer is not HTTP/1.1.
+    Malformed,
+    /// Not sent within the timeout, because all connections were busy (open loop only).
+    Unsent,
+}
+
+/// Failed requests by reason.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Failures {
+    pub(crate) connect: u64,
+    pub(crate) resets: u64,
+    pub(crate) closed_early: u64,
+    pub(crate) timeouts: u64,
+    pub(crate) malformed: u64,
+    pub(crate) unsent: u64,
+}
+
+impl Failures {
+    pub(crate) fn count(&mut self, failure: Failure) {
+        *match failure {
+            Failure::Connect => &mut self.connect,
+            Failure::Reset => &mut self.resets,
+            Failure::ClosedEarly => &mut self.closed_early,
+            Failure::Timeout => &mut self.timeouts,
+            Failure::Malformed => &mut self.malformed,
+            Failure::Unsent => &mut self.unsent,
+        } += 1;
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        let Self { connect, resets, closed_early, timeouts, malformed, unsent } = self;
+        connect + resets + closed_early + timeouts + malformed + unsent
+    }
+}
+
+/// Answers by class of their status. 1xx are no answers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Statuses {
+    #[serde(rename = "2xx")]
+    pub(crate) successful: u64,
+    #[serde(rename = "3xx")]
+    pub(crate) redirection: u64,
+    #[serde(rename = "4xx")]
+    pub(crate) client_error: u64,
+    #[serde(rename = "5xx")]
+    pub(crate) server_error: u64,
+    /// Outside of 200 to 599.
+    pub(crate) other: u64,
+}
+
+impl Statuses {
+    pub(crate) fn count(&mut self, status: u16) {
+        *match status / 100 {
+            2 => &mut self.successful,
+            3 => &mut self.redirection,
+            4 => &mut self.client_error,
+            5 => &mut self.server_error,
+            _ => &mut self.other,
+        } += 1;
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.successful + self.redirection + self.failed()
+    }
+
+    /// Answers that a user would call failed.
+    fn failed(&self) -> u64 {
+        self.client_error + self.server_error + self.other
+    }
+}
+
+/// Whether requests wait for answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Mode {
+    /// Constant rate; latency counts from the intended send time.
+    OpenLoop,
+    /// Each connection sends its next request when it has the last answer.
+    ClosedLoop,
+}
+
+/// The result of one load.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct LoadReport {
+    pub(crate) url: String,
+    pub(crate) mode: Mode,
+    /// Requests per second asked for; none in the closed loop.
+    pub(crate) rate: Option<f64>,
+    pub(crate) connections: usize,
+    /// From the first intended send time to the last end of a request.
+    pub(crate) elapsed_s: f64,
+    /// Answers with any status, and failures.
+    pub(crate) requests: u64,
+    /// Requests without an answer, and with one of 4xx or 5xx.
+    pub(crate) failed: u64,
+    /// Answers per second.
+    pub(crate) requests_per_s: f64,
+    /// Response bytes, heads included.
+    pub(crate) bytes_received: u64,
+    pub(crate) statuses: Statuses,
+    pub(crate) failures: Failures,
+    /// Latency of the answers with any status, in microseconds. Requests without an answer are not in it.
+    pub(crate) latency_us: LatencySummary,
+    /// The first failure in the system's words, if there was one.
+    pub(crate) first_failure: Option<String>,
+}
+
+impl LoadReport {
+    pub(crate) fn failed_of(statuses: &Statuses, failures: &Failures) -> u64 {
+        statuses.failed() + failures.total()
+    }
+}
+
+impl fmt::Display for LoadReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let how = match self.rate {
+            Some(rate) => format!("open loop at {rate}/s"),
+            None => "closed loop".to_owned(),
+        };
+        writeln!(f, "{}: {how}, {} connections, {:.2} s", self.url, self.connections, self.elapsed_s)?;
+        let failed = thousands(self.failed);
+        writeln!(f, "requests  {:>12}  {:.1}/s  {failed} failed", thousands(self.requests), self.requests_per_s)?;
+        let Statuses { successful, redirection, client_error, server_error, other } = self.statuses;
+        writeln!(f, "statuses  2xx {successful}  3xx {redirection}  4xx {client_error}  5xx {server_error}  other {other}")?;
+        let Failures { connect, resets, closed_early, timeouts, malformed, unsent } = self.failures;
+        writeln!(
+            f,
+            "failures  connect {connect}  resets {resets}  closed early {closed_early}  timeouts {timeouts}  \
+             malformed {malformed}  unsent {unsent}"
+        )?;
+        if let Some(first) = &self.first_failure {
+            writeln!(f, "          first: {first}")?;
+        }
+        let LatencySummary { p50, p90, p99, p99_9, max, .. } = self.latency_us;
+        let [p50, p90, p99, p99_9, max] = [p50, p90, p99, p99_9, max].map(format_micros);
+        write!(f, "latency   p50 {p50}  p90 {p90}  p99 {p99}  p99.9 {p99_9}  max {max}")
+    }
+}

@@ -1,0 +1,18 @@
+//! Time as the data plane uses it: a coarse monotonic clock that never follows the wall clock (FAULTS: a wall clock
+//! that jumps ten years must fire no deadline).
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// Nanoseconds of `CLOCK_MONOTONIC`.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    // The monotonic clock starts at boot: neither part is ever negative.
+    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
+}
+
+/// Milliseconds since the Unix epoch, for people: history, log lines. Never used for a deadline.
+#[must_use]
+pub fn unix_ms() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}

@@ -1,0 +1,37 @@
+//! The HTTP/1.1 codec: bytes in, events out. No I/O, no async, no allocation of its own.
+//!
+//! It is strict on purpose: where RFC 9112 lets a recipient be lenient, two parsers in a row may disagree about where
+//! a message ends, and that is request smuggling. So what is ambiguous is refused, and what is relayed is written anew
+//! from what was parsed.
+//!
+//! - [`request::parse`] and [`response::parse`] read a head into [`Fields`] (spans into the caller's buffer),
+//! - [`BodyDecoder`] walks over a body without copying it,
+//! - [`serialize`] writes the head for the next hop, [`status`] the responses that we make ourselves.
+
+pub mod authority;
+pub mod body;
+pub mod chunked;
+pub mod error;
+pub mod fields;
+pub mod head;
+pub mod kind;
+pub mod request;
+pub mod response;
+pub mod serialize;
+pub mod status;
+
+mod rules;
+mod target;
+
+#[cfg(test)]
+mod tests;
+
+pub use body::{BodyDecoder, CHUNK_END, ChunkHeader, Event, LAST_CHUNK, Step, chunk_header, encode_chunk};
+pub use error::{BadResponse, ChunkError, Refusal};
+pub use fields::{Field, Fields};
+pub use head::{BodyFraming, HeadScanner, Method, Span, Version};
+pub use kind::{FieldKind, KindSet};
+pub use request::{RequestHead, TargetForm};
+pub use response::ResponseHead;
+pub use serialize::{ConnectionOption, HeaderEdits, NoEdits, RequestOut, ResponseOut, request_head, response_head};
+pub use status::{CONTINUE, write_error_response};

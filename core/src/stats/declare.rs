@@ -1,0 +1,55 @@
+//! Every metric of a worker, declared once: name, unit (last in the name), help.
+
+macro_rules! counters {
+    ($($(#[$attr:meta])* $variant:ident = $name:literal, $help:literal;)+) => {
+        /// A counter or gauge of a worker, by its position in the worker's block.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[repr(usize)]
+        pub enum Counter {
+            $(#[doc = $help] $variant,)+
+        }
+
+        impl Counter {
+            /// All of them, in the order of the page.
+            pub const ALL: &[Counter] = &[$(Counter::$variant,)+];
+
+            /// Prometheus name without prefix.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self { $(Counter::$variant => $name,)+ }
+            }
+
+            /// One sentence for people.
+            #[must_use]
+            pub fn help(self) -> &'static str {
+                match self { $(Counter::$variant => $help,)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    ConnectionsAccepted = "downstream_connections_total", "Downstream connections that this worker has accepted or taken over.";
+    ConnectionsActive = "downstream_connections_active", "Downstream connections that are open (gauge).";
+    ConnectionsHandedOver = "downstream_connections_handed_over_total", "Accepted connections passed to a less loaded worker.";
+    ConnectionsRefused = "downstream_connections_refused_total", "Connections closed at once because the worker was at its limit.";
+    Requests = "downstream_requests_total", "Requests whose head was understood.";
+    Responses2xx = "downstream_responses_2xx_total", "Responses with status 200 to 299.";
+    Responses3xx = "downstream_responses_3xx_total", "Responses with status 300 to 399.";
+    Responses4xx = "downstream_responses_4xx_total", "Responses with status 400 to 499.";
+    Responses5xx = "downstream_responses_5xx_total", "Responses with status 500 to 599.";
+    RequestsRefused = "downstream_requests_refused_total", "Malformed requests that were answered with an error and not forwarded.";
+    RequestsAborted = "downstream_requests_aborted_total", "Requests whose client went away before the response was complete.";
+    HeadTimeouts = "downstream_head_timeouts_total", "Requests whose head did not arrive in time (408).";
+    NoRoute = "no_route_total", "Requests for a host, port or path that no configuration knows (404).";
+    NoEndpoint = "no_endpoint_total", "Requests whose cluster has no endpoint (503).";
+    UpstreamConnects = "upstream_connects_total", "Upstream connections that were opened.";
+    UpstreamConnectFailures = "upstream_connect_failures_total", "Upstream connections that were refused or timed out.";
+    UpstreamReused = "upstream_reused_total", "Requests sent on a pooled upstream connection.";
+    UpstreamRetries = "upstream_retries_total", "Further attempts after one that cannot have been processed.";
+    UpstreamResets = "upstream_resets_total", "Upstream connections that broke in mid-request (502).";
+    UpstreamTimeouts = "upstream_timeouts_total", "Requests that met their deadline before the response head (504).";
+    UpstreamBadResponses = "upstream_bad_responses_total", "Responses that violate HTTP and were answered with 502.";
+    GenerationSwaps = "generation_swaps_total", "Adoptions of another configuration generation.";
+    Panics = "panics_total", "Connections that ended with a panic of ours: each is a bug.";
+}

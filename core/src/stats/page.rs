@@ -1,0 +1,276 @@
+//! The statistics page: a header, a directory of cluster names, and one block per worker. Everything is 64-bit words
+//! that one worker writes with plain relaxed stores (no locked instruction) and control reads.
+
+#![allow(unsafe_code, reason = "atomics over shared memory; the invariant stands at the one block")]
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::{Acquire, Relaxed, Release}},
+    },
+};
+
+use super::{declare::Counter, histogram};
+use crate::{
+    id::Generation,
+    limits::{CLUSTER_NAME_BYTES_MAX, CLUSTER_SLOTS, WORKERS_MAX},
+    snapshot::{
+        publication::Acknowledged,
+        region::{BadRegion, Region, SEALS_SINGLE_WRITER},
+    },
+};
+
+const MAGIC: u64 = u64::from_le_bytes(*b"MESHSTAT");
+/// Words per cache line.
+const LINE: usize = 8;
+
+// Header words.
+const H_MAGIC: usize = 0;
+const H_LAYOUT: usize = 1;
+const H_WORKERS: usize = 2;
+const H_CLUSTERS: usize = 3;
+const HEADER_WORDS: usize = 512;
+
+const NAME_WORDS: usize = CLUSTER_NAME_BYTES_MAX / 8;
+/// One directory entry: the name's length, then its bytes.
+const ENTRY_WORDS: usize = 1 + NAME_WORDS;
+const DIRECTORY_WORDS: usize = ENTRY_WORDS * CLUSTER_SLOTS;
+
+// Words of a worker's block, each part on cache lines of its own.
+const W_GENERATION: usize = 0;
+const W_COUNTERS: usize = LINE;
+const W_HISTOGRAM: usize = W_COUNTERS + Counter::ALL.len().next_multiple_of(LINE);
+const W_CLUSTERS: usize = W_HISTOGRAM + histogram::BUCKETS.next_multiple_of(LINE);
+const BLOCK_WORDS: usize = W_CLUSTERS + CLUSTER_SLOTS * LINE;
+
+/// Changes with the meaning of any word: control refuses a page of another layout.
+const LAYOUT: u64 = 1 << 32 | (Counter::ALL.len() as u64) << 16 | histogram::BUCKETS as u64;
+
+/// What is counted per cluster and worker: one cache line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(usize)]
+pub enum ClusterCounter {
+    /// Requests sent to it, further attempts included.
+    Requests,
+    /// Responses 200 to 299.
+    Responses2xx,
+    /// Responses 300 to 399.
+    Responses3xx,
+    /// Responses 400 to 499.
+    Responses4xx,
+    /// Responses 500 to 599.
+    Responses5xx,
+    /// Requests without any response: connect failure, reset, deadline.
+    Failures,
+    /// Requests in flight (gauge).
+    Active,
+    /// Sum of response times, in microseconds.
+    LatencySumUs,
+}
+
+/// A proxy's statistics, mapped by the proxy (writable) or by control (read-only).
+#[derive(Debug)]
+pub struct StatsPage {
+    region: Region,
+    workers: usize,
+    /// Names to slots, on the proxy's side only; control reads the directory.
+    directory: Mutex<std::collections::HashMap<String, usize>>,
+}
+
+/// The writing end of one worker.
+#[derive(Debug, Clone)]
+pub struct WorkerSlots {
+    page: Arc<StatsPage>,
+    base: usize,
+}
+
+impl StatsPage {
+    /// A fresh page for a proxy and the descriptor to send to control.
+    pub fn create(workers: usize) -> io::Result<(OwnedFd, Arc<Self>)> {
+        let workers = workers.clamp(1, WORKERS_MAX);
+        let words = HEADER_WORDS + DIRECTORY_WORDS + workers * BLOCK_WORDS;
+        let (fd, region) = Region::create("meshring-stats", words * 8)?;
+        let page = Self { region, workers, directory: Mutex::default() };
+        page.word(H_LAYOUT).store(LAYOUT, Relaxed);
+        page.word(H_WORKERS).store(workers as u64, Relaxed);
+        page.word(H_MAGIC).store(MAGIC, Release);
+        Ok((fd, Arc::new(page)))
+    }
+
+    /// Maps a page that a proxy has sent.
+    pub fn open(fd: impl AsFd) -> Result<Self, BadRegion> {
+        let least = ((HEADER_WORDS + DIRECTORY_WORDS + BLOCK_WORDS) * 8) as u64;
+        let most = ((HEADER_WORDS + DIRECTORY_WORDS + WORKERS_MAX * BLOCK_WORDS) * 8) as u64;
+        let region = Region::open(fd, SEALS_SINGLE_WRITER, least, most)?;
+        let words = region.len() / 8;
+        let page = Self { region, workers: (words - HEADER_WORDS - DIRECTORY_WORDS) / BLOCK_WORDS, directory: Mutex::default() };
+        let (magic, layout) = (page.word(H_MAGIC).load(Acquire), page.word(H_LAYOUT).load(Relaxed));
+        if magic != MAGIC || layout != LAYOUT {
+            let source = io::Error::new(io::ErrorKind::InvalidData, "this is no statistics page of this version");
+            return Err(BadRegion::System { call: "statistics page", source });
+        }
+        Ok(page)
+    }
+
+    fn words(&self) -> &[AtomicU64] {
+        // SAFETY: the mapping is page-aligned and `len` bytes long; any bit pattern is a valid AtomicU64; other
+        // processes and threads touch it through atomics alone. The region lives as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.region.start().as_ptr().cast(), self.region.len() / 8) }
+    }
+
+    #[inline]
+    fn word(&self, index: usize) -> &AtomicU64 {
+        &self.words()[index]
+    }
+
+    fn block(worker: usize) -> usize {
+        HEADER_WORDS + DIRECTORY_WORDS + worker * BLOCK_WORDS
+    }
+
+    /// Number of workers.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.workers
+    }
+
+    /// The writing end of a worker, below [`workers`](Self::workers).
+    #[must_use]
+    pub fn worker(self: &Arc<Self>, worker: usize) -> WorkerSlots {
+        assert!(worker < self.workers, "worker {worker} of {}", self.workers);
+        WorkerSlots { page: Arc::clone(self), base: Self::block(worker) }
+    }
+
+    /// The slot of a cluster, found or made. Not for the request path: a worker asks once per cluster and generation.
+    /// The last slot is shared by all that come after the page is full, under the name `other`.
+    pub fn cluster_slot(&self, name: &str) -> usize {
+        let mut directory = self.directory.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let count = directory.len();
+        if let Some(&slot) = directory.get(name) {
+            return slot;
+        }
+        if count >= CLUSTER_SLOTS - 1 {
+            self.write_name(CLUSTER_SLOTS - 1, "other");
+            self.word(H_CLUSTERS).store(CLUSTER_SLOTS as u64, Release);
+            return CLUSTER_SLOTS - 1;
+        }
+        self.write_name(count, name);
+        directory.insert(name.to_owned(), count);
+        // Release: pairs with the Acquire in `clusters`: a counted slot has its name.
+        self.word(H_CLUSTERS).store(count as u64 + 1, Release);
+        count
+    }
+
+    fn write_name(&self, slot: usize, name: &str) {
+        let mut end = name.len().min(CLUSTER_NAME_BYTES_MAX);
+        while !name.is_char_boundary(end) {
+            end -= 1;
+        }
+        let entry = HEADER_WORDS + slot * ENTRY_WORDS;
+        for (index, chunk) in name.as_bytes()[..end].chunks(8).enumerate() {
+            let mut raw = [0; 8];
+            raw[..chunk.len()].copy_from_slice(chunk);
+            self.word(entry + 1 + index).store(u64::from_le_bytes(raw), Relaxed);
+        }
+        self.word(entry).store(end as u64, Relaxed);
+    }
+
+    /// Names of the clusters that have had traffic, by slot.
+    #[must_use]
+    pub fn clusters(&self) -> Vec<String> {
+        let count = (self.word(H_CLUSTERS).load(Acquire) as usize).min(CLUSTER_SLOTS);
+        (0..count).map(|slot| self.read_name(slot)).collect()
+    }
+
+    fn read_name(&self, slot: usize) -> String {
+        let entry = HEADER_WORDS + slot * ENTRY_WORDS;
+        let len = (self.word(entry).load(Relaxed) as usize).min(CLUSTER_NAME_BYTES_MAX);
+        let bytes: Vec<u8> =
+            (0..len.div_ceil(8)).flat_map(|i| self.word(entry + 1 + i).load(Relaxed).to_le_bytes()).collect();
+        String::from_utf8_lossy(&bytes[..len]).into_owned()
+    }
+
+    /// The generation that a worker's new requests run on.
+    #[must_use]
+    pub fn acknowledged(&self, worker: usize) -> Generation {
+        // Acquire: pairs with the Release in `WorkerSlots::acknowledge`.
+        Generation(self.word(Self::block(worker) + W_GENERATION).load(Acquire))
+    }
+
+    /// A counter of one worker.
+    #[must_use]
+    pub fn counter(&self, worker: usize, counter: Counter) -> u64 {
+        self.word(Self::block(worker) + W_COUNTERS + counter as usize).load(Relaxed)
+    }
+
+    /// A counter, summed over workers. Gauges wrap per worker where a connection moves, and add up.
+    #[must_use]
+    pub fn total(&self, counter: Counter) -> u64 {
+        (0..self.workers).fold(0, |sum, worker| sum.wrapping_add(self.counter(worker, counter)))
+    }
+
+    /// A cluster's counter, summed over workers.
+    #[must_use]
+    pub fn cluster_total(&self, slot: usize, counter: ClusterCounter) -> u64 {
+        let at = |worker| Self::block(worker) + W_CLUSTERS + slot * LINE + counter as usize;
+        (0..self.workers).fold(0, |sum, worker| sum.wrapping_add(self.word(at(worker)).load(Relaxed)))
+    }
+
+    /// Request durations, summed over workers: counts per bucket of [`histogram`].
+    #[must_use]
+    pub fn durations(&self) -> Vec<u64> {
+        let at = |worker, bucket| Self::block(worker) + W_HISTOGRAM + bucket;
+        (0..histogram::BUCKETS)
+            .map(|bucket| (0..self.workers).map(|worker| self.word(at(worker, bucket)).load(Relaxed)).sum())
+            .collect()
+    }
+}
+
+impl WorkerSlots {
+    #[inline]
+    fn add_word(&self, index: usize, delta: u64) {
+        let word = self.page.word(index);
+        // One writer per block: load and store need no locked instruction.
+        word.store(word.load(Relaxed).wrapping_add(delta), Relaxed);
+    }
+
+    /// Adds to a counter.
+    #[inline]
+    pub fn add(&self, counter: Counter, delta: u64) {
+        self.add_word(self.base + W_COUNTERS + counter as usize, delta);
+    }
+
+    /// Takes from a gauge.
+    #[inline]
+    pub fn subtract(&self, counter: Counter, delta: u64) {
+        self.add_word(self.base + W_COUNTERS + counter as usize, delta.wrapping_neg());
+    }
+
+    /// Records the duration of one request.
+    #[inline]
+    pub fn duration(&self, value_us: u64) {
+        self.add_word(self.base + W_HISTOGRAM + histogram::bucket(value_us), 1);
+    }
+
+    /// Adds to a cluster's counter; a gauge is reduced with a wrapped negative.
+    #[inline]
+    pub fn cluster(&self, slot: usize, counter: ClusterCounter, delta: u64) {
+        self.add_word(self.base + W_CLUSTERS + slot * LINE + counter as usize, delta);
+    }
+
+    /// Says which generation this worker's new requests run on.
+    pub fn acknowledge(&self, generation: Generation) {
+        // Release: pairs with the Acquire in `StatsPage::acknowledged`.
+        self.page.word(self.base + W_GENERATION).store(generation.0, Release);
+    }
+
+    /// The page.
+    #[must_use]
+    pub fn page(&self) -> &Arc<StatsPage> {
+        &self.page
+    }
+}
+
+// The page's acknowledgement word is what the publication model calls `Acknowledged`.
+const _: () = assert!(size_of::<Acknowledged>() == size_of::<AtomicU64>() || cfg!(loom));

@@ -1,0 +1,273 @@
+//! How a compiler fills a [`Table`]: interning, index building, deterministic layout. The same calls in the same order
+//! give a byte-identical archive, so that control can tell an unchanged configuration by its checksum.
+
+use std::{collections::HashMap, net::SocketAddr};
+
+use super::model::{
+    Action, BalancePolicy, Cluster, ClusterKind, Destination, DestinationHeaders, Domain, Endpoint, Route, SCOPE_ALL,
+    Table, VirtualHost, Workload,
+};
+use crate::{
+    id::{ClusterId, EndpointId, NamespaceId, OriginId, RegexId},
+    limits::WEIGHT_SUM_MAX,
+};
+
+/// Why a table cannot be built. A compiler that validates its input never meets these.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum BuildError {
+    /// More than `u32::MAX` entries of one kind.
+    #[error("more than 4,294,967,295 {0}")]
+    TooMany(&'static str),
+    /// A route without destination, or with weights that sum to 0 or beyond 32 bits.
+    #[error("the weights of a route sum to {0}: the sum must be between 1 and {WEIGHT_SUM_MAX}")]
+    WeightSum(u64),
+    /// Two virtual hosts for the same domain, scope and port.
+    #[error("two virtual hosts for domain {domain:?}, port {port}, in the same scope")]
+    DuplicateVirtualHost {
+        /// The domain.
+        domain: String,
+        /// The port.
+        port: u16,
+    },
+    /// A host name that no request can carry.
+    #[error("domain {0:?} is empty or longer than 253 bytes")]
+    BadDomain(String),
+}
+
+/// A virtual host to be added; its routes are in order of evaluation.
+#[derive(Debug, Clone)]
+pub struct VirtualHostInput {
+    /// As configured: `reviews.default.svc.cluster.local`, `*.example.com`, `*`. Upper case is folded.
+    pub domain: String,
+    /// The namespace that sees it; `None` for all.
+    pub scope: Option<NamespaceId>,
+    /// The service port, or [`PORT_ANY`](super::model::PORT_ANY).
+    pub port: u16,
+    /// The resource that defines it.
+    pub origin: OriginId,
+    /// Rules. Build `action` with [`TableBuilder::forward`].
+    pub routes: Vec<Route>,
+}
+
+/// Endpoints of a cluster to be added.
+#[derive(Debug, Clone, Copy)]
+pub enum ClusterEndpoints<'a> {
+    /// A run of endpoints as [`TableBuilder::endpoints`] returned it.
+    Range {
+        /// First endpoint.
+        first: EndpointId,
+        /// Number of endpoints.
+        count: u32,
+    },
+    /// A selection from such runs (a subset).
+    Selection(&'a [EndpointId]),
+    /// None, for the reason that the kind gives.
+    None,
+}
+
+/// Builds one table.
+#[derive(Debug, Default)]
+pub struct TableBuilder {
+    table: Table,
+    namespaces: HashMap<String, u32>,
+    origins: HashMap<String, u32>,
+    regexes: HashMap<String, u32>,
+    addresses_v6: HashMap<[u8; 16], u32>,
+    virtual_hosts: Vec<VirtualHostInput>,
+}
+
+fn intern(map: &mut HashMap<String, u32>, list: &mut Vec<String>, value: &str) -> u32 {
+    if let Some(&id) = map.get(value) {
+        return id;
+    }
+    let id = list.len() as u32;
+    list.push(value.to_owned());
+    map.insert(value.to_owned(), id);
+    id
+}
+
+impl TableBuilder {
+    /// An empty table for a cluster domain, usually `cluster.local`.
+    #[must_use]
+    pub fn new(domain_suffix: &str) -> Self {
+        let table = Table { domain_suffix: domain_suffix.to_ascii_lowercase(), ..Table::default() };
+        Self { table, ..Self::default() }
+    }
+
+    /// The id of a namespace.
+    pub fn namespace(&mut self, name: &str) -> NamespaceId {
+        NamespaceId(intern(&mut self.namespaces, &mut self.table.namespaces, name))
+    }
+
+    /// The id of a resource's description, such as `VirtualService default/reviews (reviews.yaml:4)`.
+    pub fn origin(&mut self, description: &str) -> OriginId {
+        OriginId(intern(&mut self.origins, &mut self.table.origins, description))
+    }
+
+    /// The id of a pattern; anchor it first ([`anchored`](super::regexes::anchored)) where a full match is meant.
+    pub fn regex(&mut self, pattern: &str) -> RegexId {
+        RegexId(intern(&mut self.regexes, &mut self.table.regexes, pattern))
+    }
+
+    /// Adds a run of endpoints; `weight` 0 is taken as 1. Returns its first id.
+    pub fn endpoints(&mut self, endpoints: impl IntoIterator<Item = (SocketAddr, u16)>) -> (EndpointId, u32) {
+        let first = self.table.endpoints.len() as u32;
+        for (address, weight) in endpoints {
+            let (value, v6) = match address {
+                SocketAddr::V4(v4) => (u32::from(*v4.ip()), false),
+                SocketAddr::V6(v6) => {
+                    let octets = v6.ip().octets();
+                    let next = self.table.addresses_v6.len() as u32;
+                    let index = *self.addresses_v6.entry(octets).or_insert(next);
+                    if index == next {
+                        self.table.addresses_v6.push(octets);
+                    }
+                    (index, true)
+                }
+            };
+            self.table.endpoints.push(Endpoint { address: value, port: address.port(), weight: weight.max(1), v6 });
+        }
+        (EndpointId(first), self.table.endpoints.len() as u32 - first)
+    }
+
+    /// Adds a cluster.
+    pub fn cluster(
+        &mut self,
+        name: &str,
+        policy: BalancePolicy,
+        kind: ClusterKind,
+        endpoints: ClusterEndpoints<'_>,
+    ) -> ClusterId {
+        let (first, count, selected) = match endpoints {
+            ClusterEndpoints::Range { first, count } => (first.0, count, false),
+            ClusterEndpoints::Selection(ids) => {
+                let first = self.table.members.len() as u32;
+                self.table.members.extend(ids.iter().map(|id| id.0));
+                (first, ids.len() as u32, true)
+            }
+            ClusterEndpoints::None => (0, 0, false),
+        };
+        let weight = |position: u32| {
+            let index = if selected { self.table.members[position as usize] } else { position };
+            self.table.endpoints[index as usize].weight
+        };
+        let weighted = count > 1 && (first + 1..first + count).any(|position| weight(position) != weight(first));
+        let id = ClusterId(self.table.clusters.len() as u32);
+        self.table.clusters.push(Cluster { name: name.to_owned(), policy, kind, first, count, selected, weighted });
+        id
+    }
+
+    /// Adds the destinations of a route and returns the action that forwards to them. Weight 0 is a destination that
+    /// gets no traffic.
+    pub fn forward(
+        &mut self,
+        destinations: impl IntoIterator<Item = (ClusterId, u32, Option<DestinationHeaders>)>,
+    ) -> Result<Action, BuildError> {
+        let first = self.table.destinations.len() as u32;
+        let mut sum = 0_u64;
+        for (cluster, weight, headers) in destinations {
+            sum += u64::from(weight);
+            self.table.destinations.push(Destination { cluster, weight, headers: headers.map(Box::new) });
+        }
+        if sum == 0 || sum > WEIGHT_SUM_MAX {
+            return Err(BuildError::WeightSum(sum));
+        }
+        let count = self.table.destinations.len() as u32 - first;
+        Ok(Action::Forward { first, count, weight_sum: sum as u32 })
+    }
+
+    /// Adds a virtual host.
+    pub fn virtual_host(&mut self, input: VirtualHostInput) {
+        self.virtual_hosts.push(input);
+    }
+
+    /// Adds a workload whose labels are known.
+    pub fn workload(&mut self, namespace: NamespaceId, name: &str, mut labels: Vec<(String, String)>) {
+        labels.sort();
+        self.table.workloads.push(Workload { namespace, name: name.to_owned(), labels });
+    }
+
+    /// Lays out virtual hosts and index.
+    pub fn finish(mut self) -> Result<Table, BuildError> {
+        for host in &mut self.virtual_hosts {
+            host.domain = stored_domain(&host.domain)?;
+        }
+        // Narrow scopes first, so that the first visible virtual host is the most specific one; port order makes the
+        // layout independent of the order of calls.
+        self.virtual_hosts.sort_by(|a, b| {
+            let key = |h: &VirtualHostInput| (h.scope.map_or(SCOPE_ALL, |n| n.0), h.port);
+            a.domain.cmp(&b.domain).then_with(|| key(a).cmp(&key(b)))
+        });
+        for host in std::mem::take(&mut self.virtual_hosts) {
+            self.lay_out(host)?;
+        }
+        self.table.workloads.sort_by(|a, b| (a.namespace, &a.name).cmp(&(b.namespace, &b.name)));
+        self.check_sizes()?;
+        self.table.buckets = index(&self.table.domains);
+        self.table.has_wildcards = self.table.domains.iter().any(|d| d.name.starts_with('.') || d.name == "*");
+        Ok(self.table)
+    }
+
+    fn lay_out(&mut self, host: VirtualHostInput) -> Result<(), BuildError> {
+        let scope = host.scope.map_or(SCOPE_ALL, |n| n.0);
+        let position = self.table.virtual_hosts.len() as u32;
+        match self.table.domains.last_mut() {
+            Some(domain) if domain.name == host.domain => {
+                let last = &self.table.virtual_hosts[position as usize - 1];
+                if last.scope == scope && last.port == host.port {
+                    return Err(BuildError::DuplicateVirtualHost { domain: host.domain, port: host.port });
+                }
+                domain.count += 1;
+            }
+            _ => self.table.domains.push(Domain { name: host.domain, first: position, count: 1 }),
+        }
+        let first = self.table.routes.len() as u32;
+        let count = host.routes.len() as u32;
+        self.table.routes.extend(host.routes);
+        self.table.virtual_hosts.push(VirtualHost { scope, port: host.port, origin: host.origin, first, count });
+        Ok(())
+    }
+
+    fn check_sizes(&self) -> Result<(), BuildError> {
+        let table = &self.table;
+        let sizes = [
+            ("domains", table.domains.len() * 2),
+            ("virtual hosts", table.virtual_hosts.len()),
+            ("routes", table.routes.len()),
+            ("destinations", table.destinations.len()),
+            ("clusters", table.clusters.len()),
+            ("subset members", table.members.len()),
+            ("endpoints", table.endpoints.len()),
+        ];
+        match sizes.into_iter().find(|&(_, len)| len >= u32::MAX as usize / 2) {
+            Some((what, _)) => Err(BuildError::TooMany(what)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn stored_domain(domain: &str) -> Result<String, BuildError> {
+    let folded = domain.trim_end_matches('.').to_ascii_lowercase();
+    let stored = match folded.strip_prefix('*') {
+        Some(rest) if rest.starts_with('.') => rest.to_owned(),
+        _ => folded,
+    };
+    if stored.is_empty() || stored.len() > crate::limits::HOST_BYTES_MAX {
+        return Err(BuildError::BadDomain(domain.to_owned()));
+    }
+    Ok(stored)
+}
+
+/// Buckets at a load of at most a half: the expected probe length stays below 1.5.
+fn index(domains: &[Domain]) -> Vec<u32> {
+    let size = (domains.len() * 2).next_power_of_two().max(2);
+    let mut buckets = vec![0_u32; size];
+    for (position, domain) in domains.iter().enumerate() {
+        let mut at = super::lookup::hash(domain.name.as_bytes()) as usize & (size - 1);
+        while buckets[at] != 0 {
+            at = (at + 1) & (size - 1);
+        }
+        buckets[at] = position as u32 + 1;
+    }
+    buckets
+}

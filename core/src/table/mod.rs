@@ -1,0 +1,13 @@
+//! The routing table: what control compiles, what a proxy looks up. Immutable; one per generation.
+//!
+//! [`model`] holds the archived types, [`build`] is how a compiler fills them, [`lookup`] finds virtual host and route,
+//! [`validate`] proves that every index is in bounds before a proxy uses a table that somebody else wrote.
+
+pub mod build;
+pub mod lookup;
+pub mod model;
+pub mod regexes;
+pub mod validate;
+
+pub use build::TableBuilder;
+pub use model::{ArchivedTable, Table};

@@ -1,0 +1,357 @@
+//! The types of the table. Flat arrays and indices, so that 100,000 routes with 1,000,000 endpoints stay below 40 MB
+//! and a lookup touches a handful of cache lines.
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+use crate::id::{ClusterId, NamespaceId, OriginId, RegexId};
+
+/// `scope` of a virtual host that every namespace sees (Istio `exportTo: ["*"]`).
+pub const SCOPE_ALL: u32 = u32::MAX;
+/// `port` of a virtual host or condition that any port matches.
+pub const PORT_ANY: u16 = 0;
+
+/// One generation's routing data.
+#[derive(Archive, Serialize, Deserialize, Debug, Default, PartialEq)]
+#[rkyv(derive(Debug))]
+pub struct Table {
+    /// Suffix of Kubernetes service names, without dots at its ends: `cluster.local`.
+    pub domain_suffix: String,
+    /// Namespaces by [`NamespaceId`].
+    pub namespaces: Vec<String>,
+    /// Resources by [`OriginId`], for people: `VirtualService default/reviews (reviews.yaml:4)`.
+    pub origins: Vec<String>,
+    /// Patterns by [`RegexId`], already anchored where the source's semantics are a full match.
+    pub regexes: Vec<String>,
+    /// Open-addressing index over `domains`: position + 1, or 0 for an empty bucket. Power of two.
+    pub buckets: Vec<u32>,
+    /// Distinct domains. A wildcard `*.example.com` is stored as `.example.com`, the catch-all `*` as `*`.
+    pub domains: Vec<Domain>,
+    /// Whether any domain is a wildcard; without one a miss needs no suffix search.
+    pub has_wildcards: bool,
+    /// Virtual hosts, those of one domain adjacent, narrower scopes before `SCOPE_ALL`.
+    pub virtual_hosts: Vec<VirtualHost>,
+    /// Routes, those of one virtual host adjacent, in order of evaluation.
+    pub routes: Vec<Route>,
+    /// Weighted destinations, those of one route adjacent.
+    pub destinations: Vec<Destination>,
+    /// Clusters by [`ClusterId`].
+    pub clusters: Vec<Cluster>,
+    /// Endpoint indices of clusters that are a selection (subsets).
+    pub members: Vec<u32>,
+    /// Endpoints by [`EndpointId`](crate::id::EndpointId).
+    pub endpoints: Vec<Endpoint>,
+    /// IPv6 addresses that endpoints refer to.
+    pub addresses_v6: Vec<[u8; 16]>,
+    /// Workloads whose labels are known, sorted by (namespace, name).
+    pub workloads: Vec<Workload>,
+}
+
+/// A name that requests can ask for.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq)]
+#[rkyv(derive(Debug))]
+pub struct Domain {
+    /// Lower case, without port and trailing dot.
+    pub name: String,
+    /// First virtual host.
+    pub first: u32,
+    /// Number of virtual hosts.
+    pub count: u32,
+}
+
+/// One domain on one port, as seen from one scope.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq)]
+#[rkyv(derive(Debug))]
+pub struct VirtualHost {
+    /// The namespace whose workloads see it, or [`SCOPE_ALL`].
+    pub scope: u32,
+    /// The service port, or [`PORT_ANY`].
+    pub port: u16,
+    /// The resource that defines it: a VirtualService, or the Service or ServiceEntry itself.
+    pub origin: OriginId,
+    /// First route.
+    pub first: u32,
+    /// Number of routes.
+    pub count: u32,
+}
+
+/// One rule (Istio `HTTPRoute`). Matches are alternatives; an empty list always matches.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq)]
+#[rkyv(derive(Debug))]
+pub struct Route {
+    /// `http[].name`, or empty.
+    pub name: String,
+    /// The resource that holds the rule.
+    pub origin: OriginId,
+    /// Position of the rule in its resource, from 0.
+    pub rule: u16,
+    /// Line of the rule in its file, from 1; 0 for a route that no rule describes.
+    pub line: u32,
+    /// Alternatives.
+    pub matches: Vec<Match>,
+    /// What to do with the request.
+    pub action: Action,
+    /// `timeout`: from the end of the request head to the end of the response, in milliseconds; 0 for none.
+    pub timeout_ms: u32,
+    /// Less common settings; absent for most routes, which keeps the array small.
+    pub options: Option<Box<RouteOptions>>,
+}
+
+/// Header edits and rewrite of a route.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Default, PartialEq)]
+#[rkyv(derive(Debug))]
+pub struct RouteOptions {
+    /// `headers.request` of the rule.
+    pub request_headers: Vec<HeaderOp>,
+    /// `headers.response` of the rule.
+    pub response_headers: Vec<HeaderOp>,
+    /// `rewrite`.
+    pub rewrite: Option<Rewrite>,
+}
+
+/// One alternative (Istio `HTTPMatchRequest`): all of its conditions must hold.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq)]
+#[rkyv(derive(Debug))]
+pub struct Match {
+    /// `match[].name`, or empty.
+    pub name: String,
+    /// Line in the file, from 1.
+    pub line: u32,
+    /// All must hold.
+    pub conditions: Vec<Condition>,
+}
+
+/// One condition of a match.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq)]
+#[rkyv(derive(Debug))]
+pub enum Condition {
+    /// `uri`: the path without query.
+    Uri(StringMatch),
+    /// `scheme`.
+    Scheme(StringMatch),
+    /// `method`.
+    Method(StringMatch),
+    /// `authority`: the Host value as it was sent, port included.
+    Authority(StringMatch),
+    /// `headers`: any line of that name matches. Names are lower case.
+    Header { name: String, value: StringMatch },
+    /// `withoutHeaders`: no line of that name matches.
+    WithoutHeader { name: String, value: StringMatch },
+    /// `queryParams`: the first parameter of that name matches.
+    Query { name: String, value: StringMatch },
+    /// `port`: the port that was asked for.
+    Port(u16),
+    /// `sourceNamespace`: the namespace of the workload beside the proxy.
+    SourceNamespace(NamespaceId),
+    /// One of `sourceLabels`.
+    SourceLabel { key: String, value: String },
+}
+
+/// How a string is compared (Istio `StringMatch`).
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq)]
+#[rkyv(derive(Debug))]
+pub enum StringMatch {
+    /// Equal.
+    Exact(String),
+    /// Equal up to ASCII case (`ignoreUriCase`).
+    ExactIgnoreCase(String),
+    /// Starts with.
+    Prefix(String),
+    /// Starts with, up to ASCII case.
+    PrefixIgnoreCase(String),
+    /// The whole string matches the regular expression.
+    Regex(RegexId),
+    /// The name is there, with any value.
+    Present,
+}
+
+/// What a route does.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq)]
+#[rkyv(derive(Debug))]
+pub enum Action {
+    /// Forward to one of the destinations, by weight.
+    Forward {
+        /// First destination.
+        first: u32,
+        /// Number of destinations, at least 1.
+        count: u32,
+        /// Sum of their weights, at least 1.
+        weight_sum: u32,
+    },
+    /// Answer with a redirect.
+    Redirect(Box<Redirect>),
+    /// Answer with a fixed response.
+    DirectResponse(Box<DirectResponse>),
+}
+
+/// One weighted destination of a route (Istio `HTTPRouteDestination`).
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq)]
+#[rkyv(derive(Debug))]
+pub struct Destination {
+    /// Where to.
+    pub cluster: ClusterId,
+    /// Share of the route's `weight_sum`.
+    pub weight: u32,
+    /// Header edits of this destination alone, applied before those of the rule (Envoy's order).
+    pub headers: Option<Box<DestinationHeaders>>,
+}
+
+/// Header edits of one destination.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Default, PartialEq)]
+#[rkyv(derive(Debug))]
+pub struct DestinationHeaders {
+    /// `headers.request`.
+    pub request: Vec<HeaderOp>,
+    /// `headers.response`.
+    pub response: Vec<HeaderOp>,
+}
+
+/// One header edit. A list is kept in the order remove, set, add.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq)]
+#[rkyv(derive(Debug))]
+pub enum HeaderOp {
+    /// Remove every line of that name. Names are lower case.
+    Remove { name: String },
+    /// Replace every line of that name by one. `host` replaces the authority.
+    Set { name: String, value: String },
+    /// Add a line.
+    Add { name: String, value: String },
+}
+
+/// `rewrite` of a rule.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Default, PartialEq)]
+#[rkyv(derive(Debug))]
+pub struct Rewrite {
+    /// `uri`: replaces the matched prefix, or the whole path after an exact or regex match.
+    pub uri: Option<String>,
+    /// `authority`: replaces Host.
+    pub authority: Option<String>,
+    /// `uriRegexRewrite`: pattern and replacement, the latter in the regex crate's `${1}` notation.
+    pub regex: Option<RegexRewrite>,
+}
+
+/// `rewrite.uriRegexRewrite`.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq)]
+#[rkyv(derive(Debug))]
+pub struct RegexRewrite {
+    /// `match`: every occurrence in the path is replaced.
+    pub pattern: RegexId,
+    /// `rewrite`, with `\1` written as `${1}`.
+    pub replacement: String,
+}
+
+/// `redirect` of a rule.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq)]
+#[rkyv(derive(Debug))]
+pub struct Redirect {
+    /// Replaces the path; the query is kept unless this holds one.
+    pub uri: Option<String>,
+    /// Replaces the host.
+    pub authority: Option<String>,
+    /// Replaces the scheme.
+    pub scheme: Option<String>,
+    /// Which port the location names.
+    pub port: RedirectPort,
+    /// 301, 302, 303, 307 or 308.
+    pub status: u16,
+}
+
+/// The port in a redirect's location.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq)]
+#[rkyv(derive(Debug))]
+pub enum RedirectPort {
+    /// As the request's Host has it (Envoy's default), removed where it is the default of a changed scheme.
+    Keep,
+    /// `port`.
+    Fixed(u16),
+    /// `derivePort: FROM_PROTOCOL_DEFAULT`: none, which is 80 or 443 by scheme.
+    ProtocolDefault,
+    /// `derivePort: FROM_REQUEST_PORT`: the port that the request came in on.
+    RequestPort,
+}
+
+/// `directResponse` of a rule.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq)]
+#[rkyv(derive(Debug))]
+pub struct DirectResponse {
+    /// 200 to 599.
+    pub status: u16,
+    /// The body, at most [`crate::limits::DIRECT_RESPONSE_BODY_BYTES_MAX`].
+    pub body: Vec<u8>,
+}
+
+/// One service, port and subset.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq)]
+#[rkyv(derive(Debug))]
+pub struct Cluster {
+    /// As Istio names it: `outbound|9080|v1|reviews.default.svc.cluster.local`.
+    pub name: String,
+    /// How an endpoint is chosen.
+    pub policy: BalancePolicy,
+    /// Where the endpoints come from.
+    pub kind: ClusterKind,
+    /// First endpoint, or first entry of `members` where `selected`.
+    pub first: u32,
+    /// Number of endpoints.
+    pub count: u32,
+    /// Whether the range is over `members` (a subset) instead of `endpoints` (a whole service).
+    pub selected: bool,
+    /// Whether endpoint weights differ, so that the choice must heed them.
+    pub weighted: bool,
+}
+
+/// Load balancing (Istio `LoadBalancerSettings.simple`).
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[rkyv(derive(Clone, Copy, PartialEq, Eq, Debug))]
+pub enum BalancePolicy {
+    /// The less loaded of two random endpoints; the default.
+    #[default]
+    LeastRequest,
+    /// One after the other.
+    RoundRobin,
+    /// Any, with equal chance.
+    Random,
+}
+
+/// Where a cluster's endpoints come from, or why there are none.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[rkyv(derive(Clone, Copy, PartialEq, Eq, Debug))]
+pub enum ClusterKind {
+    /// Listed in the table.
+    #[default]
+    Static,
+    /// The address that the client meant (`PASSTHROUGH`, `resolution: NONE`): the original destination of an
+    /// intercepted connection, or a literal address in Host.
+    OriginalDestination,
+    /// A route names a host that no Service or ServiceEntry defines.
+    NoSuchService,
+    /// A route names a subset that no DestinationRule defines.
+    NoSuchSubset,
+    /// A route names a port that the service does not have.
+    NoSuchPort,
+}
+
+/// One address that requests can be sent to. 12 bytes archived.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq)]
+#[rkyv(derive(Debug))]
+pub struct Endpoint {
+    /// IPv4 address in host byte order, or an index into `addresses_v6`.
+    pub address: u32,
+    /// Port.
+    pub port: u16,
+    /// Load balancing weight, at least 1.
+    pub weight: u16,
+    /// Whether `address` is an index into `addresses_v6`.
+    pub v6: bool,
+}
+
+/// A workload that control knows by name: its labels decide `sourceLabels`.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq)]
+#[rkyv(derive(Debug))]
+pub struct Workload {
+    /// Its namespace.
+    pub namespace: NamespaceId,
+    /// Its name.
+    pub name: String,
+    /// Its labels, sorted by key.
+    pub labels: Vec<(String, String)>,
+}

@@ -1,0 +1,226 @@
+//! JSON text to [`Node`]s. `serde_json` reads each level as raw slices of the text, whose addresses tell their positions.
+
+use std::{borrow::Cow, fmt};
+
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::node::{DEPTH_MAX, Entry, NODES_MAX, Node, Scalar, SyntaxError, Value, duplicate_key};
+use crate::diagnostic::{Code, Position};
+
+/// One document of a file: several may follow one another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Chunk<'a> {
+    pub(crate) text: &'a str,
+    pub(crate) offset: usize,
+}
+
+/// The documents of a file; what is not JSON is an error with its position.
+pub(crate) fn chunks(file: &str) -> Result<Vec<Chunk<'_>>, SyntaxError> {
+    let mut chunks = Vec::new();
+    for document in serde_json::Deserializer::from_str(file).into_iter::<&RawValue>() {
+        let text = document.map_err(|error| syntax(&error, Position::new(1, 1)))?.get();
+        chunks.push(Chunk { text, offset: text.as_ptr() as usize - file.as_ptr() as usize });
+    }
+    Ok(chunks)
+}
+
+/// serde_json ends its messages with the position, which the diagnostic has already.
+fn syntax(error: &serde_json::Error, start: Position) -> SyntaxError {
+    let (line, column) = (error.line() as u32, error.column() as u32);
+    let at = match line {
+        0 => start,
+        1 => Position::new(start.line, start.column + column.saturating_sub(1)),
+        _ => Position::new(start.line + line - 1, column.max(1)),
+    };
+    let text = error.to_string();
+    let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message);
+    SyntaxError::new(Code::SYNTAX, at, format!("not well-formed JSON: {text}"))
+}
+
+/// Positions of byte offsets, asked for in ascending order mostly.
+pub(crate) struct Lines<'a> {
+    text: &'a str,
+    starts: Vec<usize>,
+}
+
+impl<'a> Lines<'a> {
+    pub(crate) fn new(text: &'a str) -> Self {
+        let breaks = memchr::memchr_iter(b'\n', text.as_bytes()).map(|at| at + 1);
+        Self { text, starts: std::iter::once(0).chain(breaks).collect() }
+    }
+
+    /// The position of a byte.
+    pub(crate) fn position(&self, offset: usize) -> Position {
+        let line = self.starts.partition_point(|start| *start <= offset).max(1) - 1;
+        let before = self.text.get(self.starts[line]..offset).unwrap_or_default();
+        Position::new(line as u32 + 1, before.chars().count() as u32 + 1)
+    }
+
+    /// The byte of a position, at the most the end of the text.
+    pub(crate) fn offset(&self, at: Position) -> usize {
+        let Some(start) = self.starts.get((at.line.max(1) - 1) as usize) else { return self.text.len() };
+        let line = &self.text[*start..];
+        line.char_indices().nth((at.column.max(1) - 1) as usize).map_or(self.text.len(), |(offset, _)| start + offset)
+    }
+}
+
+/// One document.
+pub(crate) fn parse<'a>(file: &'a str, chunk: &Chunk<'a>, lines: &Lines<'a>) -> Result<Node<'a>, SyntaxError> {
+    Parser { file, lines, nodes: 0 }.node(chunk.text, 0)
+}
+
+struct Parser<'a, 'l> {
+    file: &'a str,
+    lines: &'l Lines<'a>,
+    nodes: usize,
+}
+
+impl<'a> Parser<'a, '_> {
+    fn at(&self, text: &str) -> Position {
+        self.lines.position(text.as_ptr() as usize - self.file.as_ptr() as usize)
+    }
+
+    fn node(&mut self, text: &'a str, depth: usize) -> Result<Node<'a>, SyntaxError> {
+        let at = self.at(text);
+        self.nodes += 1;
+        if depth > DEPTH_MAX {
+            return Err(SyntaxError::new(Code::TOO_COMPLEX, at, format!("nested deeper than {DEPTH_MAX} levels")));
+        }
+        if self.nodes > NODES_MAX {
+            return Err(SyntaxError::new(Code::TOO_COMPLEX, at, format!("more than {NODES_MAX} values in one document")));
+        }
+        let wrong = |error: serde_json::Error| syntax(&error, at);
+        let value = match text.as_bytes().first() {
+            Some(b'{') => {
+                let mut json = serde_json::Deserializer::from_str(text);
+                let pairs = Pairs.deserialize(&mut json).map_err(wrong)?;
+                let mut entries = Vec::with_capacity(pairs.len());
+                for (key, value) in pairs {
+                    let value = self.node(value.get(), depth + 1)?;
+                    // An escaped key is not a slice of the text; its value's place is near enough.
+                    let at = match &key {
+                        Cow::Borrowed(key) => self.at(key),
+                        Cow::Owned(_) => value.at,
+                    };
+                    let at = Position::new(at.line, at.column.saturating_sub(1).max(1));
+                    entries.push(Entry { at, key, value });
+                }
+                if let Some(error) = duplicate_key(&entries) {
+                    return Err(error);
+                }
+                Value::Mapping { entries, end: self.at(&text[text.len()..]) }
+            }
+            Some(b'[') => {
+                let mut json = serde_json::Deserializer::from_str(text);
+                let items = Items.deserialize(&mut json).map_err(wrong)?;
+                Value::Sequence(items.into_iter().map(|item| self.node(item.get(), depth + 1)).collect::<Result<_, _>>()?)
+            }
+            Some(b'"') => {
+                let Text(text) = serde_json::from_str(text).map_err(wrong)?;
+                Value::Scalar(Scalar { text, quoted: true })
+            }
+            _ => Value::Scalar(Scalar { text: Cow::Borrowed(text), quoted: false }),
+        };
+        Ok(Node { at, value })
+    }
+}
+
+struct Text<'a>(Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for Text<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextVisitor;
+        impl<'de> Visitor<'de> for TextVisitor {
+            type Value = Text<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(TextVisitor)
+    }
+}
+
+struct Pairs;
+
+impl<'de> DeserializeSeed<'de> for Pairs {
+    type Value = Vec<(Cow<'de, str>, &'de RawValue)>;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Pairs {
+    type Value = Vec<(Cow<'de, str>, &'de RawValue)>;
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut pairs = Vec::new();
+        while let Some((Text(key), value)) = map.next_entry()? {
+            pairs.push((key, value));
+        }
+        Ok(pairs)
+    }
+}
+
+struct Items;
+
+impl<'de> DeserializeSeed<'de> for Items {
+    type Value = Vec<&'de RawValue>;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Items {
+    type Value = Vec<&'de RawValue>;
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element()? {
+            items.push(item);
+        }
+        Ok(items)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(text: &str) -> Result<Node<'_>, SyntaxError> {
+        let chunks = chunks(text)?;
+        parse(text, &chunks[0], &Lines::new(text))
+    }
+
+    #[test]
+    fn nodes_know_their_line_and_column() {
+        let text = "{\n  \"ä\": [1, {\"b\\n\": \"\\ud83d\\ude00\"}],\n  \"c\": true\n}\n{\"second\": null}";
+        let node = one(text).unwrap();
+        assert_eq!(node.to_json(), serde_json::from_str::<Vec<serde_json::Value>>(&format!("[{}]", &text[..text.len() - 17]))
+            .unwrap()
+            .remove(0));
+        assert_eq!(node.value_of("ä").unwrap().at, Position::new(2, 8));
+        assert_eq!(node.value_of("c").unwrap().at, Position::new(3, 8));
+        assert_eq!(chunks(text).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn errors_have_positions() {
+        let error = one("{\n  \"a\": tru\n}").unwrap_err();
+        assert_eq!((error.at.line, &*error.message), (2, "not well-formed JSON: expected ident"));
+        let error = one("{\"a\": 1,\n \"a\": 2}").unwrap_err();
+        assert_eq!(error.at, Position::new(2, 2));
+        assert_eq!(one(&"[".repeat(100_000)).unwrap_err().code, Code::SYNTAX);
+        assert_eq!(one(&format!("{}{}", "[".repeat(90), "]".repeat(90))).unwrap_err().code, Code::TOO_COMPLEX);
+    }
+}
