@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::Context;
 use rustix::io::Errno;
@@ -41,7 +42,7 @@ pub(crate) fn run(args: &BackendArgs, interrupted: &AtomicBool) -> anyhow::Resul
     drop(stdout);
     let mut events = Vec::with_capacity(EVENTS_PER_WAIT_MAX);
     while !interrupted.load(Ordering::Relaxed) {
-        backend.poller.wait(&mut events, None).context("cannot wait for events")?;
+        backend.poller.wait(&mut events, Some(Duration::from_secs(1))).context("cannot wait for events")?;
         for event in &events {
             backend.handle(*event)?;
         }

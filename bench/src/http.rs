@@ -101,9 +101,7 @@ impl Chunked {
 
     /// Takes one byte that is not chunk data; true after the last byte of the body.
     fn step(&mut self, byte: u8) -> Result<bool, DecodeError> {
-        use ChunkState::{
-            Data, DataCr, DataLf, EndLf, Extension, Size, SizeLf, Trailer, TrailerLf, TrailerStart,
-        };
+        use ChunkState::{Data, DataCr, DataLf, EndLf, Extension, Size, SizeLf, Trailer, TrailerLf, TrailerStart};
         self.state = match (self.state, byte) {
             (Size, b'\r') if self.digits > 0 => SizeLf,
             (Size, b';' | b' ' | b'\t') if self.digits > 0 => self.count_overhead(Extension)?,

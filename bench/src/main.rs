@@ -1,6 +1,7 @@
 //! meshring-bench: a load generator, a backend, and a side-by-side comparison of meshring with other proxies.
 
 mod backend;
+mod client;
 mod compare;
 mod http;
 mod idle;

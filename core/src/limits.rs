@@ -100,3 +100,6 @@ pub const CHUNK_EXTENSION_BYTES_MAX: usize = 4 * 1024;
 pub const TRAILER_BYTES_MAX: usize = 8 * 1024;
 /// Fields in the trailer section of one message: real ones have one to three (gRPC status, checksums).
 pub const TRAILER_FIELDS_MAX: usize = 32;
+/// Input that is still read, and thrown away, after a last response, in bytes: closing with unread input resets the
+/// connection and takes the response from the client.
+pub const LINGER_BYTES_MAX: usize = 64 * 1024;

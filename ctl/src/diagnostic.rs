@@ -3,7 +3,7 @@
 //! A diagnostic is data first (the API serialises it) and one line of text second ([`Display`](fmt::Display)):
 //! `file:line:column: error[MR0301]: VirtualService default/reviews: spec.http[0].route: message; hint`.
 
-use std::{borrow::Cow, fmt, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, fmt, sync::Arc};
 
 use serde::{Serialize, Serializer};
 
@@ -287,6 +287,57 @@ pub fn sort(diagnostics: &mut [Diagnostic]) {
     diagnostics.sort_by(|a, b| a.place.cmp(&b.place));
 }
 
+/// Diagnostics that a reader can take in. Fewer are never cut.
+const LISTED_MIN: usize = 50;
+/// Diagnostics of one kind about one field in one file that are listed where there are many.
+const SAME_MAX: usize = 10;
+
+/// Cuts repetitions: one missing field in a hundred thousand documents is told [`SAME_MAX`] times and counted. What is left
+/// out is of the same severity, code, file, kind and field as what is listed.
+pub fn limit(diagnostics: Vec<Diagnostic>) -> Vec<Diagnostic> {
+    if diagnostics.len() <= LISTED_MIN {
+        return diagnostics;
+    }
+    let mut counts: HashMap<(Severity, Code, Arc<str>, String, String), (usize, Place)> = HashMap::new();
+    let mut listed = Vec::new();
+    for diagnostic in diagnostics {
+        let kind = diagnostic.resource.as_deref().and_then(|resource| resource.split(' ').next()).unwrap_or_default();
+        let field = without_indices(diagnostic.field.as_deref().unwrap_or_default());
+        let file = Arc::clone(&diagnostic.place.file);
+        let key = (diagnostic.severity, diagnostic.code, file, kind.to_owned(), field);
+        let (count, last) = counts.entry(key).or_insert_with(|| (0, diagnostic.place.clone()));
+        *count += 1;
+        last.clone_from(&diagnostic.place);
+        if *count <= SAME_MAX {
+            listed.push(diagnostic);
+        }
+    }
+    for ((severity, code, _, kind, field), (count, last)) in counts {
+        if count > SAME_MAX {
+            let message = format!("and {} more of {code} in this file, the last here", count - SAME_MAX);
+            let mut more = Diagnostic::new(severity, Code::AND_MORE, last, message);
+            more.resource = (!kind.is_empty()).then_some(kind);
+            more.field = (!field.is_empty()).then_some(field);
+            listed.push(more);
+        }
+    }
+    listed.sort_by(|a, b| a.place.cmp(&b.place).then_with(|| a.message.cmp(&b.message)));
+    listed
+}
+
+/// `spec.http[3].route[0]` as `spec.http[].route[]`.
+fn without_indices(field: &str) -> String {
+    let mut inside = false;
+    field
+        .chars()
+        .filter(|c| {
+            let keep = !inside || *c == ']';
+            inside = (inside || *c == '[') && *c != ']';
+            keep
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -317,5 +368,23 @@ mod tests {
     fn a_whole_file_has_no_line() {
         let diagnostic = Diagnostic::error(Code::FILE, Place::file("a.yaml".into()), "is not UTF-8");
         assert_eq!(diagnostic.to_string(), "a.yaml: error[MR0101]: is not UTF-8");
+    }
+
+    #[test]
+    fn repetitions_are_counted_not_listed() {
+        let at = |line| Place::new("a.yaml".into(), Position::new(line, 1));
+        let many: Vec<_> = (1..=60)
+            .map(|line| {
+                Diagnostic::warning(Code::FIELD_NOT_HONOURED, at(line), "not yet honoured")
+                    .of(format!("VirtualService default/a{line}"))
+                    .at_field(format!("spec.http[{line}].retries"))
+            })
+            .collect();
+        let listed = limit(many);
+        assert_eq!(listed.len(), SAME_MAX + 1);
+        assert_eq!(
+            listed[SAME_MAX].to_string(),
+            "a.yaml:60:1: warning[MR0604]: VirtualService: spec.http[].retries: and 50 more of MR0601 in this file, the last here"
+        );
     }
 }

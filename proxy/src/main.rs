@@ -1,2 +1,34 @@
-//! proxy
-fn main() {}
+//! `meshring-proxy`: the data plane. `request.rs` tells the life of a request; `process` is the main thread; `worker` is
+//! what a core runs.
+
+mod accept;
+mod balance;
+mod config;
+mod observe;
+mod parse;
+mod policy;
+mod process;
+mod request;
+mod respond;
+mod route;
+mod upstream;
+mod worker;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    // Usage errors end here with status 2.
+    let config = config::Config::parse();
+    let filter = EnvFilter::try_from_env("MESHRING_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    match process::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::from(1)
+        }
+    }
+}

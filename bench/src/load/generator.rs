@@ -21,15 +21,15 @@ use crate::stats::Latencies;
 /// Sends the load that the arguments describe. Ends early, with the report so far, once `interrupted` is set.
 pub(super) fn run(args: &LoadArgs, interrupted: &AtomicBool) -> anyhow::Result<LoadReport> {
     let address = args.url.resolve()?;
+    crate::process::raise_file_limit();
     let mut generator = Generator::new(args, address)?;
     generator.establish(interrupted)?;
     let start = Instant::now();
     generator.pace = match args.rate {
         Some(rate) => Pace::Open(Schedule::new(start, rate, args.duration, args.requests)),
-        None => Pace::Closed {
-            end: start + args.duration,
-            left: args.requests.map_or(u64::MAX, std::num::NonZeroU64::get),
-        },
+        None => {
+            Pace::Closed { end: start + args.duration, left: args.requests.map_or(u64::MAX, std::num::NonZeroU64::get) }
+        }
     };
     generator.run(interrupted)?;
     Ok(generator.report(args, start))
@@ -40,7 +40,10 @@ enum Pace {
     /// Connections are being opened; no requests yet.
     NotStarted,
     Open(Schedule),
-    Closed { end: Instant, left: u64 },
+    Closed {
+        end: Instant,
+        left: u64,
+    },
 }
 
 impl Pace {
@@ -73,6 +76,8 @@ impl Pace {
         }
     }
 }
+
+const UNSENT: &str = "all connections were busy";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -221,7 +226,9 @@ impl Generator {
     fn dispatch(&mut self, now: Instant) {
         while !self.free.is_empty() {
             let Some(intended) = self.pace.take_due(now) else { return };
-            if let Some(slot) = self.free.pop_front() {
+            if intended + self.timeout <= now {
+                self.count_failure(Failure::Unsent, &UNSENT, now);
+            } else if let Some(slot) = self.free.pop_front() {
                 self.assign(slot, intended, now);
             }
         }
@@ -435,13 +442,12 @@ impl Generator {
                 self.fail(slot as u32, Failure::Timeout, &reason);
             }
         }
-        let expired = now.checked_sub(self.timeout);
-        if let (Some(expired), true) = (expired, self.free.is_empty()) {
+        if let Some(expired) = now.checked_sub(self.timeout) {
             while let Pace::Open(schedule) = &mut self.pace {
                 if schedule.take_due(expired).is_none() {
                     break;
                 }
-                self.count_failure(Failure::Unsent, &"all connections were busy", now);
+                self.count_failure(Failure::Unsent, &UNSENT, now);
             }
         }
     }

@@ -140,7 +140,10 @@ impl fmt::Display for LoadReport {
         let failed = thousands(self.failed);
         writeln!(f, "requests  {:>12}  {:.1}/s  {failed} failed", thousands(self.requests), self.requests_per_s)?;
         let Statuses { successful, redirection, client_error, server_error, other } = self.statuses;
-        writeln!(f, "statuses  2xx {successful}  3xx {redirection}  4xx {client_error}  5xx {server_error}  other {other}")?;
+        writeln!(
+            f,
+            "statuses  2xx {successful}  3xx {redirection}  4xx {client_error}  5xx {server_error}  other {other}"
+        )?;
         let Failures { connect, resets, closed_early, timeouts, malformed, unsent } = self.failures;
         writeln!(
             f,

@@ -93,7 +93,8 @@ mod tests {
     fn a_stall_does_not_move_intended_times() {
         let (start, mut schedule) = schedule("1000", 10, None);
         let late = start + Duration::from_millis(3);
-        let intended: Vec<_> = std::iter::from_fn(|| schedule.take_due(late)).map(|at| (at - start).as_millis()).collect();
+        let intended: Vec<_> =
+            std::iter::from_fn(|| schedule.take_due(late)).map(|at| (at - start).as_millis()).collect();
         assert_eq!(intended, [0, 1, 2, 3]);
         assert_eq!(schedule.next_at(), Some(start + Duration::from_millis(4)));
     }

@@ -18,8 +18,7 @@ pub(crate) struct Url {
 impl Url {
     /// The first address that the authority resolves to.
     pub(crate) fn resolve(&self) -> anyhow::Result<SocketAddr> {
-        let with_port =
-            if self.has_port() { self.authority.clone() } else { format!("{}:80", self.authority) };
+        let with_port = if self.has_port() { self.authority.clone() } else { format!("{}:80", self.authority) };
         with_port
             .to_socket_addrs()
             .with_context(|| format!("cannot resolve {:?}", self.authority))?
@@ -121,7 +120,12 @@ fn is_token(text: &str) -> bool {
 }
 
 /// The bytes of one request. Without a method it is GET, or POST with a body.
-pub(crate) fn encode_request(url: &Url, method: Option<&Method>, headers: &[HeaderField], body_bytes: usize) -> Vec<u8> {
+pub(crate) fn encode_request(
+    url: &Url,
+    method: Option<&Method>,
+    headers: &[HeaderField],
+    body_bytes: usize,
+) -> Vec<u8> {
     let default = if body_bytes > 0 { "POST" } else { "GET" };
     let method = method.map_or(default, |method| method.0.as_str());
     let mut request = format!("{method} {} HTTP/1.1\r\n", url.path);
@@ -184,7 +188,8 @@ mod tests {
 
     #[test]
     fn fields_that_would_break_the_request_are_refused() {
-        for text in ["no colon", ": value", "a b: c", "a: b\r\nc: d", "Content-Length: 5", "transfer-encoding: chunked"] {
+        for text in ["no colon", ": value", "a b: c", "a: b\r\nc: d", "Content-Length: 5", "transfer-encoding: chunked"]
+        {
             assert!(text.parse::<HeaderField>().is_err(), "{text:?}");
         }
     }

@@ -176,7 +176,9 @@ pub(super) fn classify(name: &[u8]) -> Class {
         10 => candidates!(b"connection" => Connection, b"user-agent" => UserAgent, b"set-cookie" => SetCookie,
             b"keep-alive" => KeepAlive),
         11 => candidates!(b"traceparent" => Traceparent),
-        12 => candidates!(b"content-type" => ContentType, b"x-request-id" => XRequestId, b"max-forwards" => MaxForwards),
+        12 => {
+            candidates!(b"content-type" => ContentType, b"x-request-id" => XRequestId, b"max-forwards" => MaxForwards)
+        }
         13 => candidates!(b"authorization" => Authorization),
         14 => candidates!(b"content-length" => ContentLength, b"http2-settings" => Http2Settings),
         15 => candidates!(b"x-forwarded-for" => XForwardedFor),

@@ -5,6 +5,7 @@ use std::{borrow::Cow, fmt};
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::lines::Lines;
 use super::node::{DEPTH_MAX, Entry, NODES_MAX, Node, Scalar, SyntaxError, Value, duplicate_key};
 use crate::diagnostic::{Code, Position};
 
@@ -38,47 +39,20 @@ fn syntax(error: &serde_json::Error, start: Position) -> SyntaxError {
     SyntaxError::new(Code::SYNTAX, at, format!("not well-formed JSON: {text}"))
 }
 
-/// Positions of byte offsets, asked for in ascending order mostly.
-pub(crate) struct Lines<'a> {
-    text: &'a str,
-    starts: Vec<usize>,
-}
-
-impl<'a> Lines<'a> {
-    pub(crate) fn new(text: &'a str) -> Self {
-        let breaks = memchr::memchr_iter(b'\n', text.as_bytes()).map(|at| at + 1);
-        Self { text, starts: std::iter::once(0).chain(breaks).collect() }
-    }
-
-    /// The position of a byte.
-    pub(crate) fn position(&self, offset: usize) -> Position {
-        let line = self.starts.partition_point(|start| *start <= offset).max(1) - 1;
-        let before = self.text.get(self.starts[line]..offset).unwrap_or_default();
-        Position::new(line as u32 + 1, before.chars().count() as u32 + 1)
-    }
-
-    /// The byte of a position, at the most the end of the text.
-    pub(crate) fn offset(&self, at: Position) -> usize {
-        let Some(start) = self.starts.get((at.line.max(1) - 1) as usize) else { return self.text.len() };
-        let line = &self.text[*start..];
-        line.char_indices().nth((at.column.max(1) - 1) as usize).map_or(self.text.len(), |(offset, _)| start + offset)
-    }
-}
-
-/// One document.
-pub(crate) fn parse<'a>(file: &'a str, chunk: &Chunk<'a>, lines: &Lines<'a>) -> Result<Node<'a>, SyntaxError> {
-    Parser { file, lines, nodes: 0 }.node(chunk.text, 0)
+/// One document, of which `lines` knows the place.
+pub(crate) fn parse<'a>(document: &'a str, lines: &Lines<'a>) -> Result<Node<'a>, SyntaxError> {
+    Parser { document, lines, nodes: 0 }.node(document, 0)
 }
 
 struct Parser<'a, 'l> {
-    file: &'a str,
+    document: &'a str,
     lines: &'l Lines<'a>,
     nodes: usize,
 }
 
 impl<'a> Parser<'a, '_> {
     fn at(&self, text: &str) -> Position {
-        self.lines.position(text.as_ptr() as usize - self.file.as_ptr() as usize)
+        self.lines.position(text.as_ptr() as usize - self.document.as_ptr() as usize)
     }
 
     fn node(&mut self, text: &'a str, depth: usize) -> Result<Node<'a>, SyntaxError> {
@@ -97,14 +71,13 @@ impl<'a> Parser<'a, '_> {
                 let pairs = Pairs.deserialize(&mut json).map_err(wrong)?;
                 let mut entries = Vec::with_capacity(pairs.len());
                 for (key, value) in pairs {
-                    let value = self.node(value.get(), depth + 1)?;
                     // An escaped key is not a slice of the text; its value's place is near enough.
                     let at = match &key {
                         Cow::Borrowed(key) => self.at(key),
-                        Cow::Owned(_) => value.at,
+                        Cow::Owned(_) => self.at(value.get()),
                     };
                     let at = Position::new(at.line, at.column.saturating_sub(1).max(1));
-                    entries.push(Entry { at, key, value });
+                    entries.push(Entry { at, key, value: self.node(value.get(), depth + 1)? });
                 }
                 if let Some(error) = duplicate_key(&entries) {
                     return Err(error);
@@ -199,7 +172,7 @@ mod tests {
 
     fn one(text: &str) -> Result<Node<'_>, SyntaxError> {
         let chunks = chunks(text)?;
-        parse(text, &chunks[0], &Lines::new(text))
+        parse(chunks[0].text, &Lines::new(chunks[0].text, Position::new(1, 1)))
     }
 
     #[test]

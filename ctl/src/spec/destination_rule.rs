@@ -65,4 +65,10 @@ impl TrafficPolicy {
             None => self.load_balancer,
         }
     }
+
+    /// What this policy of a subset says about `port` on top of the rule's: only what is there replaces it.
+    pub fn load_balancer_over(&self, port: u16) -> Option<LoadBalancer> {
+        let settings = self.ports.iter().find(|policy| policy.port.number() == port);
+        settings.and_then(|settings| settings.load_balancer).or(self.load_balancer)
+    }
 }

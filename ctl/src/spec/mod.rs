@@ -5,7 +5,9 @@
 
 mod analyze;
 pub mod destination_rule;
+mod host_index;
 pub mod registry;
+pub mod rules;
 pub mod service;
 pub mod service_entry;
 pub mod value;

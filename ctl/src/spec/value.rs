@@ -2,6 +2,7 @@
 
 use std::{fmt, net::IpAddr, num::NonZeroU16, sync::Arc};
 
+use meshring_core::{limits, table::regexes};
 use serde::{Serialize, Serializer};
 
 /// The domain of Kubernetes services. Istio's `meshConfig.trustDomain`-independent `clusterDomain` default.
@@ -12,10 +13,6 @@ pub const DEFAULT_NAMESPACE: &str = "default";
 
 /// Istio's root namespace: DestinationRules in it apply to the whole mesh.
 pub const ROOT_NAMESPACE: &str = "istio-system";
-
-/// Largest compiled size of a regular expression, in bytes. `.{1000}`-like patterns stay far below it; `(.{1,1000}){1000}`
-/// does not.
-pub const REGEX_SIZE_MAX: usize = 1 << 20;
 
 /// Why a text is not a valid value: what is wrong, and what to write instead if that can be said.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -104,7 +101,7 @@ text!(
     HeaderValue
 );
 text!(
-    /// A regular expression in RE2 syntax that compiles within [`REGEX_SIZE_MAX`]. It must match the whole text.
+    /// A regular expression in RE2 syntax that compiles within [`REGEX_BYTES_MAX`](limits::REGEX_BYTES_MAX). It must match the whole text.
     Pattern
 );
 text!(
@@ -208,32 +205,21 @@ impl Pattern {
         if text.is_empty() {
             return Err(InvalidValue::with_hint("regular expression is empty", "write `.*` to match everything"));
         }
-        match regex::RegexBuilder::new(&anchored(text)).size_limit(REGEX_SIZE_MAX).build() {
+        // The very check that proxies apply; the pattern alone must compile too, or `a)(b` would pass by the parentheses
+        // around it.
+        let checked = regexes::compile(text).and_then(|_| regexes::compile(&regexes::anchored(text)));
+        match checked {
             Ok(_) => Ok(Self(text.into())),
-            Err(regex::Error::CompiledTooBig(_)) => Err(InvalidValue::with_hint(
-                format!("regular expression is larger than {} KiB when compiled", REGEX_SIZE_MAX >> 10),
+            Err(error) if error.reason.contains("size limit") => Err(InvalidValue::with_hint(
+                format!("regular expression is larger than {} KiB when compiled", limits::REGEX_BYTES_MAX >> 10),
                 "use smaller or fewer repetition counts",
             )),
             Err(error) => Err(InvalidValue::with_hint(
-                format!("regular expression `{text}` does not compile: {}", last_line(&error.to_string())),
+                format!("regular expression `{text}` does not compile: {}", error.reason.trim_start_matches("error: ")),
                 "write RE2 syntax; look-around and back-references do not exist in it",
             )),
         }
     }
-
-    /// The pattern so anchored that a search is a match of the whole text.
-    pub fn anchored(&self) -> String {
-        anchored(&self.0)
-    }
-}
-
-fn anchored(text: &str) -> String {
-    format!("^(?:{text})$")
-}
-
-/// The regex crate draws the pattern over several lines; the last one says what is wrong.
-fn last_line(error: &str) -> &str {
-    error.trim_end().lines().last().unwrap_or_default().trim_start_matches("error: ")
 }
 
 impl Hostname {
@@ -450,12 +436,12 @@ pub enum ExportTo {
 }
 
 impl ExportTo {
-    /// Whether clients in `namespace` see it.
-    pub fn reaches(&self, namespace: &Namespace) -> bool {
-        match self {
-            Self::All => true,
-            Self::Nobody => false,
-            Self::Namespaces(list) => list.contains(namespace),
+    /// Whether clients in `namespace` see it; `None` is a namespace that no resource names.
+    pub fn reaches(&self, namespace: Option<&Namespace>) -> bool {
+        match (self, namespace) {
+            (Self::All, _) => true,
+            (Self::Nobody, _) | (Self::Namespaces(_), None) => false,
+            (Self::Namespaces(list), Some(namespace)) => list.contains(namespace),
         }
     }
 }

@@ -1,0 +1,203 @@
+//! `meshring-bench compare`: meshring, Envoy, HAProxy and nginx side by side.
+
+mod chart;
+mod contender;
+mod install;
+mod progress;
+mod result;
+mod round;
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::ValueEnum;
+
+use self::contender::{Contender, Peer, Site};
+use self::progress::Progress;
+use self::result::Comparison;
+use crate::parse_duration;
+
+/// Measures meshring and other proxies side by side: one worker each, on a core of its own.
+///
+/// In each round every contender is started afresh, warmed up, and loaded twice: in a closed loop (throughput and CPU
+/// time per request) and at a constant rate that is the same for all (latency). Rounds are interleaved, so that
+/// what disturbs the machine meets all contenders alike. The peers are installed from the Python Package Index into
+/// a virtual environment below the cache folder when they are first used.
+///
+/// Exit status: 0 if all requests were answered, 1 if one failed or the comparison could not be made, 2 for wrong usage.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CompareArgs {
+    /// Protocol on both sides of the proxies
+    #[arg(long, value_enum, default_value_t = Protocol::H1)]
+    protocol: Protocol,
+    /// Proxies to compare with
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "haproxy,nginx,envoy")]
+    peers: Vec<Peer>,
+    /// Leave meshring out
+    #[arg(long)]
+    only_peers: bool,
+    /// How often each contender is measured; the median counts
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Length of each measurement, such as 5s
+    #[arg(long, short, default_value = "5s", value_parser = parse_measurement)]
+    duration: Duration,
+    /// Length of the warm-up before
+    #[arg(long, default_value = "1s", value_parser = parse_duration)]
+    warm_up: Duration,
+    /// Keep-alive connections of the generator
+    #[arg(long, short, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=2000))]
+    connections: u32,
+    /// Bytes of the response body
+    #[arg(long, default_value_t = 100)]
+    body_bytes: usize,
+    /// Requests per second of the measurement at a constant rate, or `none` to leave it out
+    #[arg(long, default_value = "3000")]
+    rate: LoadRate,
+    /// Core of the proxies
+    #[arg(long, default_value_t = 0)]
+    proxy_core: usize,
+    /// Core of the generator and the backend
+    #[arg(long, default_value_t = 1)]
+    load_core: usize,
+    /// What to print
+    #[arg(long, short, value_enum, default_value_t = TableFormat::Markdown)]
+    output: TableFormat,
+    /// Also write the result as JSON to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Also write a chart as SVG to this file
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Folder for the peers [default: $XDG_CACHE_HOME/meshring-bench or ~/.cache/meshring-bench]
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Protocol {
+    /// HTTP/1.1 without TLS
+    H1,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum TableFormat {
+    Markdown,
+    Json,
+}
+
+/// The rate of the second measurement.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum LoadRate {
+    None,
+    PerSecond(f64),
+}
+
+impl FromStr for LoadRate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.parse() {
+            _ if text == "none" => Ok(Self::None),
+            Ok(rate) if rate > 0.0 && rate <= 1_000_000.0 => Ok(Self::PerSecond(rate)),
+            _ => Err("requests per second, such as 3000, or none".to_owned()),
+        }
+    }
+}
+
+/// Shorter measurements would drown in the 10 ms steps in which the kernel tells CPU time.
+fn parse_measurement(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        duration if duration < Duration::from_millis(500) => Err("at least 500ms".to_owned()),
+        duration => Ok(duration),
+    }
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &CompareArgs, interrupted: &Arc<AtomicBool>) -> anyhow::Result<ExitCode> {
+    check_cores(args)?;
+    let result = compare(args, interrupted);
+    let comparison = round::prefer_interrupt(result, interrupted)?;
+    if let Some(path) = &args.json {
+        write_file(path, &(comparison.to_json()? + "\n"))?;
+    }
+    if let Some(path) = &args.svg {
+        write_file(path, &chart::draw(&comparison))?;
+    }
+    let mut stdout = std::io::stdout().lock();
+    match args.output {
+        TableFormat::Markdown => write!(stdout, "{}", comparison.to_markdown())?,
+        TableFormat::Json => writeln!(stdout, "{}", comparison.to_json()?)?,
+    }
+    Ok(if comparison.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn compare(args: &CompareArgs, interrupted: &AtomicBool) -> anyhow::Result<Comparison> {
+    let mut peers = Vec::new();
+    for peer in &args.peers {
+        if !peers.contains(peer) {
+            peers.push(*peer);
+        }
+    }
+    let phases = if args.rate == LoadRate::None { 2 } else { 3 };
+    let contender_count = peers.len() + usize::from(!args.only_peers);
+    let mut progress = Progress::new(contender_count * args.rounds as usize * phases);
+    if cfg!(debug_assertions) {
+        progress.note("note: this is a debug build, whose generator and backend are slow; use a release build");
+    }
+    // Our own binaries first: that they are missing should not be learned after an installation.
+    let mut contenders = Vec::new();
+    if !args.only_peers {
+        contenders.push(Contender::meshring()?);
+    }
+    let cache_dir = args.cache_dir.clone().map_or_else(install::default_cache_dir, Ok)?;
+    let installed = install::install(&peers, &cache_dir, &progress, interrupted)?;
+    contenders.extend(installed.into_iter().map(|(peer, binary)| Contender::peer(peer, binary)));
+
+    // This process must not disturb the proxy either.
+    crate::process::pin_to(args.load_core)?;
+    let work = tempfile::tempdir().context("cannot create a temporary folder")?;
+    let (mut backend_process, backend) = round::start_backend(args, work.path())?;
+    let mut measurements = vec![Vec::new(); contenders.len()];
+    progress.restart();
+    for round in 1..=args.rounds {
+        for (index, contender) in contenders.iter().enumerate() {
+            let site = Site {
+                dir: work.path().join(format!("{round}-{index}")),
+                backend,
+                proxy_core: args.proxy_core,
+                load_core: args.load_core,
+                interrupted,
+            };
+            let measurement = round::measure(contender, args, &site, &progress, round)
+                .with_context(|| format!("{}, round {round}", contender.name))?;
+            backend_process.check_alive()?;
+            measurements[index].push(measurement);
+        }
+    }
+    Ok(Comparison::new(args, contenders.into_iter().zip(measurements)))
+}
+
+fn check_cores(args: &CompareArgs) -> anyhow::Result<()> {
+    if args.proxy_core == args.load_core {
+        bail!("--proxy-core and --load-core have to differ: generator and proxy would take CPU time from each other");
+    }
+    let allowed = rustix::thread::sched_getaffinity(None)?;
+    for core in [args.proxy_core, args.load_core] {
+        if core >= rustix::thread::CpuSet::MAX_CPU || !allowed.is_set(core) {
+            bail!("core {core} is not available here; choose two others with --proxy-core and --load-core");
+        }
+    }
+    Ok(())
+}
+
+fn write_file(path: &Path, text: &str) -> anyhow::Result<()> {
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}

@@ -1,0 +1,279 @@
+//! The fields of one head: a table of fixed capacity that a connection allocates once and reuses.
+
+use std::mem::MaybeUninit;
+
+use super::error::Refusal;
+use super::head::{Span, span_in};
+use super::kind::{Class, FieldKind, HOP_BY_HOP, KINDS, KindSet, classify};
+use crate::limits::HEAD_FIELDS_MAX;
+
+const _: () = assert!(HEAD_FIELDS_MAX <= 128, "the masks have one bit per field");
+
+/// One field line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Field {
+    /// The name as received.
+    pub name: Span,
+    /// The value without the white space around it.
+    pub value: Span,
+    /// The name, if it is one that matters here.
+    pub kind: FieldKind,
+}
+
+/// Room for httparse's view of the fields: never initialised, never zeroed.
+pub(super) type RawFields<'b> = [MaybeUninit<httparse::Header<'b>>; HEAD_FIELDS_MAX];
+
+/// The fields of the head that was parsed last. About 1 KB; clearing it costs a few stores, not a kilobyte.
+#[derive(Clone, Debug)]
+pub struct Fields {
+    slots: [Field; HEAD_FIELDS_MAX],
+    len: usize,
+    /// Kinds that are present.
+    kinds: KindSet,
+    /// Kinds that are present more than once.
+    repeated: KindSet,
+    /// The first field of each kind; meaningful for kinds that are present.
+    first: [u8; KINDS],
+    /// Bit i: field i concerns this hop only and is not written for the next one.
+    hop: u128,
+    /// Bit i: field i is not spelled `name: value CR LF` exactly, so that it is written anew rather than copied.
+    loose: u128,
+    /// Position of the empty line.
+    end: usize,
+}
+
+impl Fields {
+    /// An empty table.
+    #[must_use]
+    pub fn new() -> Box<Self> {
+        Box::new(Self {
+            slots: [Field::default(); HEAD_FIELDS_MAX],
+            len: 0,
+            kinds: KindSet::EMPTY,
+            repeated: KindSet::EMPTY,
+            first: [0; KINDS],
+            hop: 0,
+            loose: 0,
+            end: 0,
+        })
+    }
+
+    /// Takes over what httparse found in `window` and checks what httparse does not: CR before each LF and, in requests,
+    /// underscore twins. `end` is the length of the head. Marks hop-by-hop fields.
+    #[inline]
+    pub(super) fn fill<const IS_REQUEST: bool>(
+        &mut self,
+        window: &[u8],
+        raw: &[httparse::Header<'_>],
+        end: usize,
+    ) -> Result<(), Refusal> {
+        self.len = 0;
+        self.kinds = KindSet::EMPTY;
+        self.repeated = KindSet::EMPTY;
+        let (mut hop, mut loose, mut bit) = (0_u128, 0_u128, 1_u128);
+        // httparse lets lines end in a bare LF. Field names cannot hold CR, so the byte two before a name is a CR
+        // exactly if the line before ends in CR LF; the last two lines are seen at the end of the head.
+        if !window[..end].ends_with(b"\r\n\r\n") {
+            return Err(Refusal::BareLf);
+        }
+        // End of the value of the line before, of which the spelling is known only when the next line's start is.
+        let mut value_end = None;
+        let mut kinds = KindSet::EMPTY;
+        let mut repeated = KindSet::EMPTY;
+        for (i, (slot, header)) in self.slots.iter_mut().zip(raw).enumerate() {
+            let name = span_in(window, header.name.as_bytes());
+            let value = span_in(window, header.value);
+            let start = name.start as usize;
+            if start < 2 || window[start - 2] != b'\r' {
+                return Err(Refusal::BareLf);
+            }
+            if value_end.is_some_and(|value_end| value_end + 2 != start) {
+                loose |= bit >> 1;
+            }
+            if value.start != name.end + 2 || window[name.end as usize + 1] != b' ' {
+                loose |= bit;
+            }
+            value_end = Some(value.end as usize);
+            let kind = match classify(header.name.as_bytes()) {
+                Class::Kind(FieldKind::Other) => FieldKind::Other,
+                Class::Kind(kind) => {
+                    if kinds.contains(kind) {
+                        repeated = repeated.with(kind);
+                    } else {
+                        kinds = kinds.with(kind);
+                        self.first[kind as usize] = i as u8;
+                    }
+                    if HOP_BY_HOP.contains(kind) {
+                        hop |= bit;
+                    }
+                    kind
+                }
+                Class::Twin if IS_REQUEST => return Err(Refusal::UnderscoreTwin),
+                Class::Twin => FieldKind::Other,
+            };
+            *slot = Field { name, value, kind };
+            bit <<= 1;
+        }
+        self.len = raw.len().min(HEAD_FIELDS_MAX);
+        self.end = end - 2;
+        if value_end.is_some_and(|value_end| value_end + 2 != self.end) {
+            loose |= bit >> 1;
+        }
+        self.kinds = kinds;
+        self.repeated = repeated;
+        self.hop = hop;
+        self.loose = loose;
+        Ok(())
+    }
+
+    /// How many fields.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is no field.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The fields in the order in which they came.
+    #[inline]
+    #[must_use]
+    pub fn as_slice(&self) -> &[Field] {
+        &self.slots[..self.len]
+    }
+
+    /// The fields in the order in which they came.
+    #[inline]
+    pub fn iter(&self) -> std::slice::Iter<'_, Field> {
+        self.as_slice().iter()
+    }
+
+    /// Whether a field of this kind is present.
+    #[inline]
+    #[must_use]
+    pub fn has(&self, kind: FieldKind) -> bool {
+        self.kinds.contains(kind)
+    }
+
+    /// Whether two or more fields of this kind are present.
+    #[inline]
+    #[must_use]
+    pub fn is_repeated(&self, kind: FieldKind) -> bool {
+        self.repeated.contains(kind)
+    }
+
+    /// The kinds that are present.
+    #[inline]
+    #[must_use]
+    pub fn kinds(&self) -> KindSet {
+        self.kinds
+    }
+
+    /// The first field of this kind.
+    #[inline]
+    #[must_use]
+    pub fn first(&self, kind: FieldKind) -> Option<&Field> {
+        self.has(kind).then(|| &self.slots[self.first[kind as usize] as usize])
+    }
+
+    /// The value of the first field of this kind.
+    #[inline]
+    #[must_use]
+    pub fn first_value<'b>(&self, buf: &'b [u8], kind: FieldKind) -> Option<&'b [u8]> {
+        self.first(kind).map(|field| field.value.of(buf))
+    }
+
+    /// The values of all the fields of this kind.
+    pub fn values_of<'a>(&'a self, buf: &'a [u8], kind: FieldKind) -> impl Iterator<Item = &'a [u8]> + 'a {
+        let present = if self.has(kind) { self.as_slice() } else { &[] };
+        present.iter().filter(move |field| field.kind == kind).map(move |field| field.value.of(buf))
+    }
+
+    /// The values of all the fields with this name, in any case.
+    pub fn values_named<'a>(&'a self, buf: &'a [u8], name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> + 'a {
+        let matches = move |field: &&Field| field.name.of(buf).eq_ignore_ascii_case(name);
+        self.iter().filter(matches).map(move |field| field.value.of(buf))
+    }
+
+    /// The value of a field for matching: the lines of that name joined with `,`, as Envoy does, since a rule that saw
+    /// the first line only could be passed by sending two (CVE-2021-32777). One line is borrowed from `buf`; several
+    /// are written to `scratch`, which is cleared before.
+    pub fn joined<'s>(&self, buf: &'s [u8], name: &[u8], scratch: &'s mut Vec<u8>) -> Option<&'s [u8]> {
+        let mut values =
+            self.iter().filter(|field| field.name.of(buf).eq_ignore_ascii_case(name)).map(|field| field.value.of(buf));
+        let first = values.next()?;
+        let Some(second) = values.next() else { return Some(first) };
+        scratch.clear();
+        scratch.extend_from_slice(first);
+        scratch.push(b',');
+        scratch.extend_from_slice(second);
+        for value in values {
+            scratch.push(b',');
+            scratch.extend_from_slice(value);
+        }
+        Some(scratch)
+    }
+
+    /// Whether the field at this place concerns this hop only.
+    #[must_use]
+    pub fn is_hop_by_hop(&self, index: usize) -> bool {
+        index < self.len && self.hop & (1 << index) != 0
+    }
+
+    /// Marks every field of this kind as one for this hop only.
+    pub(super) fn drop_kind(&mut self, kind: FieldKind) {
+        self.hop |= self.mask_of(KindSet::of(&[kind]));
+    }
+
+    /// Marks every field with this name as one for this hop only.
+    pub(super) fn drop_named(&mut self, buf: &[u8], name: &[u8]) {
+        for i in 0..self.len {
+            if self.slots[i].name.of(buf).eq_ignore_ascii_case(name) {
+                self.hop |= 1 << i;
+            }
+        }
+    }
+
+    /// One bit for each field of these kinds.
+    #[inline]
+    pub(super) fn mask_of(&self, kinds: KindSet) -> u128 {
+        if !self.kinds.intersects(kinds) {
+            return 0;
+        }
+        let bits = self.iter().enumerate().filter(|(_, field)| kinds.contains(field.kind));
+        bits.fold(0, |mask, (i, _)| mask | 1 << i)
+    }
+
+    /// One bit for each field that is not written for the next hop.
+    #[inline]
+    pub(super) fn hop_mask(&self) -> u128 {
+        self.hop
+    }
+
+    /// One bit for each field that is written anew instead of copied.
+    #[inline]
+    pub(super) fn loose_mask(&self) -> u128 {
+        self.loose
+    }
+
+    /// Where the line of this field ends, its CR LF included.
+    #[inline]
+    pub(super) fn line_end(&self, index: usize) -> usize {
+        if index + 1 < self.len { self.slots[index + 1].name.start as usize } else { self.end }
+    }
+
+    /// Where the field lines begin: equal to [`Self::lines_end`] if there is none.
+    #[inline]
+    pub(super) fn lines_start(&self) -> usize {
+        if self.len == 0 { self.end } else { self.slots[0].name.start as usize }
+    }
+
+    /// Where the field lines end and the empty line begins.
+    #[inline]
+    pub(super) fn lines_end(&self) -> usize {
+        self.end
+    }
+}

@@ -1,0 +1,314 @@
+//! Request heads (RFC 9112 sections 2, 3, 5 and 6).
+
+use std::mem::MaybeUninit;
+
+use super::authority;
+use super::error::Refusal;
+use super::fields::{Fields, RawFields};
+use super::head::{BodyFraming, Method, Span, Version, span_in};
+use super::kind::{FieldKind, KindSet, TOKEN, is_token};
+use super::rules;
+use super::target::{self, Target};
+use crate::limits::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX, REQUEST_LINE_BYTES_MAX, TARGET_BYTES_MAX};
+
+/// The form of a request target (RFC 9112 section 3.2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TargetForm {
+    /// `/path?query`.
+    Origin,
+    /// `http://host/path?query`.
+    Absolute,
+    /// `host:port`, with CONNECT.
+    Authority,
+    /// `*`, with OPTIONS.
+    Asterisk,
+}
+
+/// A request head that passed every rule. Spans point into the buffer that was parsed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RequestHead {
+    /// Bytes of the buffer that the head takes, an empty line before it included. The body begins here.
+    pub len: usize,
+    /// The method.
+    pub method: Method,
+    /// The method's name.
+    pub method_name: Span,
+    /// The target as received.
+    pub target: Span,
+    /// The form of the target.
+    pub form: TargetForm,
+    /// The target is in absolute form and begins with `https://`.
+    pub https: bool,
+    /// The path without query: `*` in asterisk form, empty in authority form. May be empty in absolute form, where it
+    /// stands for `/`; [`RequestHead::path_of`] says so.
+    pub path: Span,
+    /// The query without its `?`; `Some` of an empty span for `/a?`.
+    pub query: Option<Span>,
+    /// Host and port as received: from the target where it names them (RFC 9112 section 3.2.2), else from Host.
+    pub authority_full: Span,
+    /// The host alone, in the case that was received; an IPv6 address with its brackets.
+    pub authority: Span,
+    /// The port, if one was given.
+    pub port: Option<u16>,
+    /// The client's version.
+    pub version: Version,
+    /// How the body ends; never [`BodyFraming::UntilClose`].
+    pub framing: BodyFraming,
+    /// Whether the client wants to send another request on this connection.
+    pub keep_alive: bool,
+    /// Whether the client waits for 100 before its body: HTTP/1.1 with a body only. Otherwise Expect is ignored and
+    /// left out of what is forwarded (RFC 9110 section 10.1.1).
+    pub expect_continue: bool,
+    /// Whether the client accepts trailers (`TE: trailers`).
+    pub te_trailers: bool,
+    /// The protocol of an upgrade that the client asks for: one protocol, nominated by Connection, and not `h2c`.
+    pub upgrade: Option<Span>,
+}
+
+impl RequestHead {
+    /// The path, `/` where the target has none.
+    #[inline]
+    #[must_use]
+    pub fn path_of<'b>(&self, buf: &'b [u8]) -> &'b [u8] {
+        if self.path.is_empty() && self.form == TargetForm::Absolute { b"/" } else { self.path.of(buf) }
+    }
+
+    /// Refuses a body whose announced length is above the limit, in bytes. A chunked body announces nothing: count it.
+    pub fn limit_body(&self, bytes_max: u64) -> Result<(), Refusal> {
+        match self.framing {
+            BodyFraming::Length(length) if length > bytes_max => Err(Refusal::BodyTooLarge),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Kinds that need more than a look at Host.
+const SPECIAL: KindSet = KindSet::of(&[
+    FieldKind::Connection,
+    FieldKind::ContentLength,
+    FieldKind::TransferEncoding,
+    FieldKind::Te,
+    FieldKind::Upgrade,
+    FieldKind::Expect,
+]);
+
+/// Parses the request head at the beginning of `buf`.
+///
+/// `Ok(None)` means that more bytes are needed. `fields` holds the fields of the head after `Ok(Some(_))`, and nothing
+/// meaningful otherwise.
+///
+/// # Errors
+/// The first rule that the head breaks, as far as it has arrived. Nothing of it may be forwarded.
+pub fn parse(buf: &[u8], fields: &mut Fields) -> Result<Option<RequestHead>, Refusal> {
+    let window = &buf[..buf.len().min(HEAD_BYTES_MAX)];
+    let start = match window {
+        [b'\r', b'\n', b'\r' | b'\n', ..] => return Err(Refusal::LeadingEmptyLines),
+        [b'\r', b'\n', ..] => 2,
+        [] | [b'\r'] => return Ok(None),
+        [b'\n', ..] => return Err(Refusal::BareLf),
+        [b'\r', ..] => return Err(Refusal::BareCr),
+        _ => 0,
+    };
+    let mut raw: RawFields<'_> = [const { MaybeUninit::uninit() }; HEAD_FIELDS_MAX];
+    let mut request = httparse::Request::new(&mut []);
+    let len = match request.parse_with_uninit_headers(&window[start..], &mut raw) {
+        Ok(httparse::Status::Complete(len)) => start + len,
+        Ok(httparse::Status::Partial) => return partial(window, start),
+        Err(httparse::Error::TooManyHeaders) => return Err(Refusal::TooManyFields),
+        Err(_) => return Err(diagnose(window, start)),
+    };
+    let (Some(method_name), Some(path), Some(version)) = (request.method, request.path, request.version) else {
+        return Err(Refusal::Malformed);
+    };
+    let line = Line {
+        method_name: span_in(window, method_name.as_bytes()),
+        target: span_in(window, path.as_bytes()),
+        version: if version == 0 { Version::Http10 } else { Version::Http11 },
+    };
+    fields.fill::<true>(window, request.headers, len)?;
+    examine(window, len, line, fields).map(Some)
+}
+
+/// The request line taken apart.
+struct Line {
+    method_name: Span,
+    target: Span,
+    version: Version,
+}
+
+/// The rules about meaning, once the bytes are known to be well formed.
+#[inline]
+fn examine(window: &[u8], len: usize, line: Line, fields: &mut Fields) -> Result<RequestHead, Refusal> {
+    if line.target.len() > TARGET_BYTES_MAX {
+        return Err(Refusal::TargetTooLong);
+    }
+    let method = Method::named(line.method_name.of(window));
+    let target = target::parse(window, line.target, method)?;
+    let (authority_full, host_len, port) = authority(window, fields, &target, line.version)?;
+    let host = Span::new(authority_full.start as usize, authority_full.start as usize + host_len);
+    let is_http11 = line.version == Version::Http11;
+    let mut head = RequestHead {
+        len,
+        method,
+        method_name: line.method_name,
+        target: line.target,
+        form: target.form,
+        https: target.https,
+        path: target.path,
+        query: target.query,
+        authority_full,
+        authority: host,
+        port,
+        version: line.version,
+        framing: BodyFraming::None,
+        keep_alive: is_http11,
+        expect_continue: false,
+        te_trailers: false,
+        upgrade: None,
+    };
+    if fields.kinds().intersects(SPECIAL) {
+        examine_special(window, &mut head, fields)?;
+    }
+    Ok(head)
+}
+
+fn examine_special(window: &[u8], head: &mut RequestHead, fields: &mut Fields) -> Result<(), Refusal> {
+    let is_http11 = head.version == Version::Http11;
+    let length = rules::content_length(window, fields)?;
+    head.framing = match (rules::is_chunked(window, fields)?, length) {
+        (true, Some(_)) => return Err(Refusal::LengthWithEncoding),
+        (true, None) if !is_http11 => return Err(Refusal::EncodingOnHttp10),
+        (true, None) => BodyFraming::Chunked,
+        (false, Some(length)) => BodyFraming::Length(length),
+        (false, None) => BodyFraming::None,
+    };
+    if head.method == Method::Connect {
+        if head.framing.has_body() {
+            return Err(Refusal::ConnectWithBody);
+        }
+        head.framing = BodyFraming::None;
+    }
+    let options = rules::connection_options(window, fields)?;
+    head.keep_alive = !options.close && (is_http11 || options.keep_alive);
+    head.te_trailers = fields.has(FieldKind::Te) && rules::te_trailers(window, fields);
+    if options.upgrade && is_http11 && !fields.is_repeated(FieldKind::Upgrade) {
+        head.upgrade = fields.first(FieldKind::Upgrade).map(|field| field.value).filter(|value| {
+            let protocol = value.of(window);
+            // A protocol is a token with an optional `/version`; a list would let the server choose behind us.
+            is_token_or_versioned(protocol) && !protocol.eq_ignore_ascii_case(b"h2c")
+        });
+    }
+    if fields.has(FieldKind::Expect) {
+        if fields.values_of(window, FieldKind::Expect).any(|value| !value.eq_ignore_ascii_case(b"100-continue")) {
+            return Err(Refusal::ExpectationUnsupported);
+        }
+        head.expect_continue = is_http11 && head.framing.has_body();
+        if !head.expect_continue {
+            fields.drop_kind(FieldKind::Expect);
+        }
+    }
+    Ok(())
+}
+
+fn is_token_or_versioned(protocol: &[u8]) -> bool {
+    match protocol.iter().position(|&b| b == b'/') {
+        Some(slash) => is_token(&protocol[..slash]) && is_token(&protocol[slash + 1..]),
+        None => is_token(protocol),
+    }
+}
+
+/// The authority that is routed: the target's if it has one, else Host's. Host is checked in either case.
+#[inline]
+fn authority(
+    window: &[u8],
+    fields: &Fields,
+    target: &Target,
+    version: Version,
+) -> Result<(Span, usize, Option<u16>), Refusal> {
+    let Some(host) = fields.first(FieldKind::Host) else {
+        // RFC 9112 section 3.2 asks for Host in HTTP/1.1 only; without it an HTTP/1.0 request cannot be routed either,
+        // unless its target names the host.
+        return match target.authority {
+            Some(authority) if version == Version::Http10 => Ok(authority),
+            _ => Err(Refusal::NoHost),
+        };
+    };
+    if fields.is_repeated(FieldKind::Host) {
+        return Err(Refusal::RepeatedHost);
+    }
+    if host.value.is_empty() {
+        return Err(Refusal::NoHost);
+    }
+    let (host_len, port) = authority::split(host.value.of(window)).ok_or(Refusal::BadAuthority)?;
+    Ok(target.authority.unwrap_or((host.value, host_len, port)))
+}
+
+/// The head is not whole: is there any use in waiting for more?
+#[cold]
+fn partial(window: &[u8], start: usize) -> Result<Option<RequestHead>, Refusal> {
+    let rest = &window[start..];
+    if rules::has_bare_lf(window) {
+        return Err(Refusal::BareLf);
+    }
+    if rest.len() > REQUEST_LINE_BYTES_MAX && memchr::memchr(b'\n', rest).is_none() {
+        return Err(Refusal::TargetTooLong);
+    }
+    if window.len() >= HEAD_BYTES_MAX {
+        return Err(Refusal::HeadTooLarge);
+    }
+    Ok(None)
+}
+
+/// What exactly is wrong with a head that httparse refused.
+#[cold]
+fn diagnose(window: &[u8], start: usize) -> Refusal {
+    let rest = &window[start..];
+    let Some(line_feed) = memchr::memchr(b'\n', rest) else { return diagnose_line(rest, false) };
+    let Some(line) = rest[..line_feed].strip_suffix(b"\r") else { return Refusal::BareLf };
+    if is_line(line) {
+        return rules::diagnose_fields(window, start + line_feed + 1);
+    }
+    diagnose_line(line, true)
+}
+
+fn is_line(line: &[u8]) -> bool {
+    let mut parts = line.split(|&b| b == b' ');
+    let (method, target, version, more) = (parts.next(), parts.next(), parts.next(), parts.next());
+    method.is_some_and(is_token)
+        && target.is_some_and(|target| !target.is_empty() && target.iter().all(|b| (0x21..0x7f).contains(b)))
+        && matches!(version, Some(b"HTTP/1.1" | b"HTTP/1.0"))
+        && more.is_none()
+}
+
+fn diagnose_line(line: &[u8], is_whole: bool) -> Refusal {
+    if line.contains(&0) {
+        return Refusal::Nul;
+    }
+    let Some(method_end) = line.iter().position(|&b| !TOKEN[b as usize]) else {
+        return if is_whole { Refusal::BadRequestLine } else { Refusal::BadMethod };
+    };
+    if line[method_end] != b' ' || method_end == 0 {
+        return if matches!(line[method_end], b'\t' | b' ') { Refusal::BadRequestLine } else { Refusal::BadMethod };
+    }
+    let rest = &line[method_end + 1..];
+    let target_end = rest.iter().position(|&b| b == b' ').unwrap_or(rest.len());
+    let target = &rest[..target_end];
+    if target.is_empty() || target.contains(&b'\t') {
+        return Refusal::BadRequestLine;
+    }
+    if let Some(&b) = target.iter().find(|b| !(0x21..0x7f).contains(*b)) {
+        return if b == b'\r' { Refusal::BareCr } else { Refusal::TargetNotAscii };
+    }
+    match rest.get(target_end + 1..) {
+        None => Refusal::NoVersion,
+        Some([b'H', b'T', b'T', b'P', b'/', major, b'.', minor])
+            if major.is_ascii_digit() && minor.is_ascii_digit() =>
+        {
+            Refusal::VersionUnsupported
+        }
+        Some([b' ' | b'\t', ..]) => Refusal::BadRequestLine,
+        Some(version) if version.contains(&b' ') || version.contains(&b'\t') => Refusal::BadRequestLine,
+        Some(version) if version.contains(&b'\r') => Refusal::BareCr,
+        Some(_) => Refusal::BadVersion,
+    }
+}

@@ -1,0 +1,172 @@
+//! Response heads (RFC 9112 sections 4 to 6).
+
+use std::mem::MaybeUninit;
+
+use super::error::{BadResponse, Refusal};
+use super::fields::{Fields, RawFields};
+use super::head::{BodyFraming, Method, Span, Version};
+use super::kind::FieldKind;
+use super::rules;
+use crate::limits::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX};
+
+/// A response head that passed every rule. Spans point into the buffer that was parsed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ResponseHead {
+    /// Bytes of the buffer that the head takes. The body begins here.
+    pub len: usize,
+    /// 100 to 599.
+    pub status: u16,
+    /// The reason phrase; may be empty.
+    pub reason: Span,
+    /// The server's version.
+    pub version: Version,
+    /// How the body ends, for the request that this responds to.
+    pub framing: BodyFraming,
+    /// The Content-Length of a response that has no body because it answers HEAD or is a 304: it tells the length of
+    /// what a GET would bring, and is relayed.
+    pub announced_length: Option<u64>,
+    /// Whether the connection can carry another request once the body has ended.
+    pub keep_alive: bool,
+    /// The protocol of a 101.
+    pub upgrade: Option<Span>,
+}
+
+impl ResponseHead {
+    /// 1xx other than 101: another head follows for the same request.
+    #[inline]
+    #[must_use]
+    pub fn is_interim(&self) -> bool {
+        self.status < 200 && self.status != 101
+    }
+
+    /// 101: the connection changes its protocol after this head.
+    #[inline]
+    #[must_use]
+    pub fn is_switching(&self) -> bool {
+        self.status == 101
+    }
+
+    /// A 2xx to CONNECT: the connection is a tunnel after this head.
+    #[inline]
+    #[must_use]
+    pub fn is_tunnel(&self, request: Method) -> bool {
+        request == Method::Connect && (200..300).contains(&self.status)
+    }
+}
+
+/// Parses the response head at the beginning of `buf`, for a request with method `request`.
+///
+/// `Ok(None)` means that more bytes are needed. `fields` holds the fields of the head after `Ok(Some(_))`, and nothing
+/// meaningful otherwise.
+///
+/// # Errors
+/// The first rule that the head breaks, as far as it has arrived: 502 for the client, and the connection is closed.
+pub fn parse(buf: &[u8], fields: &mut Fields, request: Method) -> Result<Option<ResponseHead>, BadResponse> {
+    let window = &buf[..buf.len().min(HEAD_BYTES_MAX)];
+    // httparse would skip empty lines; RFC 9112 section 2.2 has them before requests only.
+    if let [b'\r' | b'\n', ..] = window {
+        return Err(BadResponse::StatusLine);
+    }
+    let mut raw: RawFields<'_> = [const { MaybeUninit::uninit() }; HEAD_FIELDS_MAX];
+    let mut response = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    let len = match config.parse_response_with_uninit_headers(&mut response, window, &mut raw) {
+        Ok(httparse::Status::Complete(len)) => len,
+        Ok(httparse::Status::Partial) => return partial(window),
+        Err(httparse::Error::TooManyHeaders) => return Err(BadResponse::TooManyFields),
+        Err(httparse::Error::Version) => return Err(BadResponse::Version),
+        Err(_) => return Err(diagnose(window)),
+    };
+    let (Some(version), Some(status)) = (response.version, response.code) else {
+        return Err(BadResponse::StatusLine);
+    };
+    if !(100..600).contains(&status) {
+        return Err(BadResponse::Status);
+    }
+    fields.fill::<false>(window, response.headers, len)?;
+    // "HTTP/1.1 200 " has 13 bytes; the space after the status may be missing with the reason.
+    let line_end = fields.lines_start() - 2;
+    let head = ResponseHead {
+        len,
+        status,
+        reason: Span::new(line_end.min(13), line_end),
+        version: if version == 0 { Version::Http10 } else { Version::Http11 },
+        framing: BodyFraming::None,
+        announced_length: None,
+        keep_alive: false,
+        upgrade: None,
+    };
+    Ok(Some(examine(window, head, fields, request)?))
+}
+
+/// Framing, persistence and upgrade (RFC 9112 sections 6.3 and 9.3).
+#[inline]
+fn examine(
+    window: &[u8],
+    mut head: ResponseHead,
+    fields: &mut Fields,
+    request: Method,
+) -> Result<ResponseHead, Refusal> {
+    let options = rules::connection_options(window, fields)?;
+    head.keep_alive = !options.close && (head.version == Version::Http11 || options.keep_alive);
+    if head.is_tunnel(request) || head.status < 200 {
+        // Content-Length and Transfer-Encoding mean nothing here (RFC 9110 section 9.3.6) and are not relayed.
+        if head.is_switching() && options.upgrade {
+            head.upgrade = fields.first(FieldKind::Upgrade).map(|field| field.value);
+        }
+        return Ok(head);
+    }
+    let length = rules::content_length(window, fields)?;
+    let is_chunked = rules::is_chunked(window, fields)?;
+    if is_chunked && length.is_some() {
+        return Err(Refusal::LengthWithEncoding);
+    }
+    if is_chunked && head.version == Version::Http10 {
+        return Err(Refusal::EncodingOnHttp10);
+    }
+    if request == Method::Head || head.status == 304 {
+        head.announced_length = length;
+    } else if head.status != 204 {
+        head.framing = match length {
+            Some(length) => BodyFraming::Length(length),
+            None if is_chunked => BodyFraming::Chunked,
+            None => {
+                head.keep_alive = false;
+                BodyFraming::UntilClose
+            }
+        };
+    }
+    Ok(head)
+}
+
+/// The head is not whole: is there any use in waiting for more?
+#[cold]
+fn partial(window: &[u8]) -> Result<Option<ResponseHead>, BadResponse> {
+    if rules::has_bare_lf(window) {
+        return Err(BadResponse::BareLf);
+    }
+    if window.len() >= HEAD_BYTES_MAX {
+        return Err(BadResponse::HeadTooLarge);
+    }
+    Ok(None)
+}
+
+/// What exactly is wrong with a head that httparse refused.
+#[cold]
+fn diagnose(window: &[u8]) -> BadResponse {
+    let Some(line_feed) = memchr::memchr(b'\n', window) else { return diagnose_line(window) };
+    let Some(line) = window[..line_feed].strip_suffix(b"\r") else { return BadResponse::BareLf };
+    let is_status = |line: &[u8]| {
+        line.len() >= 12
+            && line[..7] == *b"HTTP/1."
+            && line[8] == b' '
+            && line[9..12].iter().all(u8::is_ascii_digit)
+            && (line.len() == 12 || line[12] == b' ')
+            && line.iter().all(|&b| super::kind::is_value_byte(b))
+    };
+    if is_status(line) { rules::diagnose_fields(window, line_feed + 1).into() } else { diagnose_line(line) }
+}
+
+fn diagnose_line(line: &[u8]) -> BadResponse {
+    if line.contains(&0) { BadResponse::Nul } else { BadResponse::StatusLine }
+}

@@ -1,0 +1,156 @@
+//! The request target: its form, its parts, and the bytes that no server reads in one way only.
+
+use super::authority;
+use super::error::Refusal;
+use super::head::{Method, Span};
+use super::request::TargetForm;
+
+/// A target taken apart. Spans are positions in the request's buffer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target {
+    pub(super) form: TargetForm,
+    pub(super) https: bool,
+    pub(super) path: Span,
+    pub(super) query: Option<Span>,
+    /// The whole authority, the length of its host, and its port.
+    pub(super) authority: Option<(Span, usize, Option<u16>)>,
+}
+
+/// Takes the target apart (RFC 9112 section 3.2).
+#[inline]
+pub(super) fn parse(buf: &[u8], target: Span, method: Method) -> Result<Target, Refusal> {
+    let bytes = target.of(buf);
+    let (start, end) = (target.start as usize, target.end as usize);
+    if method != Method::Connect && bytes.first() == Some(&b'/') {
+        let (path, query) = path_and_query(buf, start, end)?;
+        return Ok(Target { form: TargetForm::Origin, https: false, path, query, authority: None });
+    }
+    if method == Method::Connect {
+        let parts = authority::split(bytes).filter(|(_, port)| port.is_some()).ok_or(Refusal::BadTarget)?;
+        let authority = Some((target, parts.0, parts.1));
+        return Ok(Target {
+            form: TargetForm::Authority,
+            https: false,
+            path: Span::new(end, end),
+            query: None,
+            authority,
+        });
+    }
+    if bytes == b"*" {
+        if method != Method::Options {
+            return Err(Refusal::AsteriskNotOptions);
+        }
+        return Ok(Target { form: TargetForm::Asterisk, https: false, path: target, query: None, authority: None });
+    }
+    absolute(buf, start, end)
+}
+
+fn absolute(buf: &[u8], start: usize, end: usize) -> Result<Target, Refusal> {
+    let bytes = &buf[start..end];
+    let has_scheme = |scheme: &[u8]| bytes.len() > scheme.len() && bytes[..scheme.len()].eq_ignore_ascii_case(scheme);
+    let (https, scheme_len) = if has_scheme(b"http://") {
+        (false, 7)
+    } else if has_scheme(b"https://") {
+        (true, 8)
+    } else {
+        // A fragment or a raw byte is named even where the form is wrong, too.
+        path_and_query(buf, start, end)?;
+        return Err(Refusal::BadTarget);
+    };
+    let after = start + scheme_len;
+    let authority_end = buf[after..end].iter().position(|b| matches!(b, b'/' | b'?' | b'#' | b'\\'));
+    let authority_end = authority_end.map_or(end, |offset| after + offset);
+    let (path, query) = path_and_query(buf, authority_end, end)?;
+    let (host_len, port) = authority::split(&buf[after..authority_end]).ok_or(Refusal::BadAuthority)?;
+    let authority = Some((Span::new(after, authority_end), host_len, port));
+    Ok(Target { form: TargetForm::Absolute, https, path, query, authority })
+}
+
+/// A byte that ends the path, or that must not stand in it, or needs a closer look.
+const PLAIN: u8 = 0;
+const REFUSED: u8 = 1;
+const ESCAPE: u8 = 2;
+const PATH_CLASS: [u8; 256] = {
+    let mut table = [REFUSED; 256];
+    let mut i = 0x21;
+    while i < 0x7f {
+        table[i] = PLAIN;
+        i += 1;
+    }
+    table[b'#' as usize] = REFUSED;
+    table[b'\\' as usize] = REFUSED;
+    table[b'%' as usize] = ESCAPE;
+    table
+};
+
+/// Splits at the first `?` and checks both parts. The query may hold backslashes and `%00`, which browsers send and
+/// nobody routes by; in the path they change what a server sees.
+#[inline]
+fn path_and_query(buf: &[u8], start: usize, end: usize) -> Result<(Span, Option<Span>), Refusal> {
+    let bytes = &buf[start..end];
+    let path_len = memchr::memchr(b'?', bytes).unwrap_or(bytes.len());
+    let (path, rest) = bytes.split_at(path_len);
+    let found = path.iter().fold(0, |found, &b| found | PATH_CLASS[b as usize]);
+    if found & REFUSED != 0 {
+        return Err(refused_byte(path));
+    }
+    if found & ESCAPE != 0 {
+        check_escapes(path)?;
+    }
+    let path = Span::new(start, start + path_len);
+    if rest.is_empty() {
+        return Ok((path, None));
+    }
+    let found = rest.iter().fold(false, |found, &b| found | (b == b'#' || !(0x21..0x7f).contains(&b)));
+    if found {
+        return Err(refused_byte(rest));
+    }
+    Ok((path, Some(Span::new(start + path_len + 1, end))))
+}
+
+#[cold]
+fn refused_byte(part: &[u8]) -> Refusal {
+    match part.iter().find(|&&b| matches!(b, b'#' | b'\\') || !(0x21..0x7f).contains(&b)) {
+        Some(b'#') => Refusal::TargetFragment,
+        Some(b'\\') if part.first() != Some(&b'?') => Refusal::TargetBackslash,
+        // Only reachable in a query, where the backslash itself is not what was refused.
+        Some(b'\\') if part.contains(&b'#') => Refusal::TargetFragment,
+        _ => Refusal::TargetNotAscii,
+    }
+}
+
+/// Refuses `%` without two digits, `%00`, and encoded bytes that are overlong UTF-8: C0 and C1 always begin one, E0
+/// does before 80-9F, F0 before 80-8F (RFC 3629 section 3), F8 and above begin what UTF-8 has never had.
+fn check_escapes(path: &[u8]) -> Result<(), Refusal> {
+    let mut before = None;
+    let mut rest = path;
+    while let Some(at) = memchr::memchr(b'%', rest) {
+        let digits = rest.get(at + 1..at + 3).ok_or(Refusal::TargetBadEscape)?;
+        let byte = hex(digits[0]).zip(hex(digits[1])).map(|(high, low)| high << 4 | low);
+        let byte = byte.ok_or(Refusal::TargetBadEscape)?;
+        if at > 0 {
+            before = None;
+        }
+        match (before, byte) {
+            (_, 0) => return Err(Refusal::TargetNul),
+            (_, 0xc0 | 0xc1 | 0xf8..) | (Some(0xe0), 0x80..=0x9f) | (Some(0xf0), 0x80..=0x8f) => {
+                return Err(Refusal::TargetOverlong);
+            }
+            _ => {}
+        }
+        before = Some(byte);
+        rest = &rest[at + 3..];
+    }
+    Ok(())
+}
+
+/// The value of a hexadecimal digit.
+#[inline]
+pub(super) fn hex(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        b'A'..=b'F' => Some(digit - b'A' + 10),
+        _ => None,
+    }
+}

@@ -1,0 +1,72 @@
+use super::super::kind::{Class, classify};
+use super::super::{FieldKind, KindSet};
+use super::{parsed, with};
+
+#[test]
+fn names_are_classified_in_any_case_and_only_whole() {
+    for (name, kind) in [
+        ("Host", FieldKind::Host),
+        ("hOST", FieldKind::Host),
+        ("TE", FieldKind::Te),
+        ("Content-Length", FieldKind::ContentLength),
+        ("TRANSFER-ENCODING", FieldKind::TransferEncoding),
+        ("x-forwarded-for", FieldKind::XForwardedFor),
+        ("X-Forwarded-Client-Cert", FieldKind::XForwardedClientCert),
+        ("HTTP2-Settings", FieldKind::Http2Settings),
+        ("keep-alive", FieldKind::KeepAlive),
+        ("Set-Cookie", FieldKind::SetCookie),
+        ("hos", FieldKind::Other),
+        ("hosts", FieldKind::Other),
+        ("accept", FieldKind::Other),
+        ("h~st", FieldKind::Other),
+    ] {
+        assert_eq!(classify(name.as_bytes()), Class::Kind(kind), "{name}");
+    }
+}
+
+#[test]
+fn no_token_character_passes_for_another_in_a_known_name() {
+    for b in (0..=255_u8).filter(|&b| super::super::kind::TOKEN[b as usize]) {
+        let name = [b'h', b'o', b's', b];
+        assert_eq!(classify(&name) == Class::Kind(FieldKind::Host), b == b't' || b == b'T', "{b:#x}");
+        let name = [b"content", &[b][..], b"type"].concat();
+        assert_eq!(classify(&name) == Class::Kind(FieldKind::ContentType), b == b'-', "{b:#x}");
+        let name = [b"http", &[b][..], b"-settings"].concat();
+        assert_eq!(classify(&name) == Class::Kind(FieldKind::Http2Settings), b == b'2', "{b:#x}");
+    }
+}
+
+#[test]
+fn a_kind_set_holds_kinds_and_never_other() {
+    let set = KindSet::of(&[FieldKind::Host, FieldKind::Traceparent, FieldKind::Other]);
+    assert!(set.contains(FieldKind::Host) && set.contains(FieldKind::Traceparent));
+    assert!(!set.contains(FieldKind::Other) && !set.contains(FieldKind::Te));
+    assert!(KindSet::EMPTY.is_empty());
+}
+
+#[test]
+fn fields_are_found_by_kind_and_by_name() {
+    let bytes = with("X-A:  1 \r\nCookie: c\r\nx-a:2\r\nx-A:\r\n");
+    let (_, fields) = parsed(&bytes);
+    assert_eq!(fields.len(), 5);
+    assert_eq!(fields.first_value(&bytes, FieldKind::Cookie), Some(&b"c"[..]));
+    assert_eq!(fields.first_value(&bytes, FieldKind::Date), None);
+    assert!(fields.values_named(&bytes, b"x-a").eq([&b"1"[..], b"2", b""]));
+    let mut scratch = b"old".to_vec();
+    assert_eq!(fields.joined(&bytes, b"x-a", &mut scratch), Some(&b"1,2,"[..]));
+    assert_eq!(fields.joined(&bytes, b"cookie", &mut scratch), Some(&b"c"[..]));
+    assert_eq!(fields.joined(&bytes, b"x-b", &mut scratch), None);
+}
+
+#[test]
+fn the_table_is_clean_when_it_is_used_again() {
+    let mut fields = super::Fields::new();
+    let first = with("Connection: x\r\nX: 1\r\nCookie: c\r\n");
+    super::request::parse(&first, &mut fields).expect("acceptable").expect("whole");
+    assert!(fields.is_hop_by_hop(1) && fields.is_hop_by_hop(2));
+    let second = b"GET / HTTP/1.1\r\nA: b\r\nHost: a\r\nX: 1\r\n\r\n";
+    super::request::parse(second, &mut fields).expect("acceptable").expect("whole");
+    assert_eq!(fields.len(), 3);
+    assert!(!fields.has(FieldKind::Cookie) && !fields.has(FieldKind::Connection));
+    assert!(!(0..3).any(|i| fields.is_hop_by_hop(i)));
+}

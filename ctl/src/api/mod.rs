@@ -1,0 +1,119 @@
+//! The HTTP+JSON API on a unix socket, and its read-only part on TCP.
+//!
+//! | call | what it does |
+//! |---|---|
+//! | `GET /v1/status` | generation, validity, proxies |
+//! | `GET /v1/resources?kind&namespace&name&documents` | resources in effect |
+//! | `GET /v1/proxies`, `/v1/history`, `/v1/stats` | as their commands |
+//! | `GET /v1/applied?timeout_ms` | reads the files, waits until every worker runs the active generation |
+//! | `POST /v1/apply?wait&dry_run&timeout_ms`, `/v1/delete?...` | [`types::Files`] |
+//! | `POST /v1/diff`, `/v1/rollback?wait`, `/v1/explain` | as their commands |
+//! | `GET /metrics`, `/healthz` | Prometheus text; 200 while the process serves |
+//!
+//! Errors are [`types::ErrorBody`] with 400 (not understood), 404, 409 (refused by state or proxies) or 422 (invalid
+//! configuration).
+
+pub mod client;
+mod handlers;
+mod listener;
+pub mod types;
+
+use std::{io, os::unix::net::UnixListener as StdUnixListener, sync::Arc};
+
+use axum::{
+    Json, Router,
+    extract::DefaultBodyLimit,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    signal::unix::{SignalKind, signal},
+};
+
+use crate::{apply::Refusal, control::Control};
+
+/// Largest body of a call, in bytes: 100,000 routes are about 40 MB of YAML.
+const BODY_BYTES_MAX: usize = 256 * 1024 * 1024;
+
+/// A call that was refused.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    body: types::ErrorBody,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, error: impl Into<String>) -> Self {
+        Self { status, body: types::ErrorBody { error: error.into(), diagnostics: Vec::new() } }
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        let status = match &refusal {
+            Refusal::Invalid(_) | Refusal::Table(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Refusal::NotFound { .. } => StatusCode::NOT_FOUND,
+            Refusal::System { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            _ => StatusCode::CONFLICT,
+        };
+        let diagnostics = types::findings(refusal.diagnostics());
+        Self { status, body: types::ErrorBody { error: refusal.to_string(), diagnostics } }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        (self.status, Json(self.body)).into_response()
+    }
+}
+
+fn read_only(control: &Arc<Control>) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/metrics", get(handlers::metrics))
+        .route("/v1/status", get(handlers::status))
+        .route("/v1/proxies", get(handlers::proxies))
+        .route("/v1/history", get(handlers::history))
+        .route("/v1/stats", get(handlers::stats))
+        .fallback(not_found)
+        .with_state(Arc::clone(control))
+}
+
+fn full(control: &Arc<Control>) -> Router {
+    let changing = Router::new()
+        .route("/v1/resources", get(handlers::resources))
+        .route("/v1/applied", get(handlers::applied))
+        .route("/v1/apply", post(handlers::apply))
+        .route("/v1/delete", post(handlers::delete))
+        .route("/v1/diff", post(handlers::diff))
+        .route("/v1/rollback", post(handlers::rollback))
+        .route("/v1/explain", post(handlers::explain))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(Arc::clone(control));
+    read_only(control).merge(changing)
+}
+
+async fn not_found() -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, "no such call; see the table in the documentation of the API")
+}
+
+/// Serves until SIGINT or SIGTERM.
+pub async fn serve(control: &Arc<Control>, socket: StdUnixListener, admin: Option<TcpListener>) -> io::Result<()> {
+    let unix = axum::serve(listener::PeerChecked(UnixListener::from_std(socket)?), full(control)).into_future();
+    let tcp = read_only(control);
+    let tcp = async move {
+        match admin {
+            Some(admin) => axum::serve(admin, tcp).await,
+            None => std::future::pending().await,
+        }
+    };
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        result = unix => result,
+        result = tcp => result,
+        _ = interrupt.recv() => Ok(()),
+        _ = terminate.recv() => Ok(()),
+    }
+}

@@ -1,0 +1,9 @@
+//! From sources to the active generation: what was applied over the files, what changes, and the publication.
+
+pub mod change;
+pub mod overlay;
+pub mod publish;
+
+pub use change::{Change, Verb};
+pub use overlay::Overlay;
+pub use publish::{Published, Publisher, Refusal};

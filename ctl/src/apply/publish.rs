@@ -1,0 +1,627 @@
+//! The publisher: the one place that gives numbers to generations. Sources and applied resources become a world, the
+//! world a table, the table a sealed snapshot; proxies prepare it, then it is committed.
+
+use std::{
+    io,
+    path::PathBuf,
+    sync::{Arc, RwLock},
+    time::{Duration, Instant},
+};
+
+use meshring_core::{
+    clock,
+    id::Generation,
+    limits::PREPARE_MS_MAX,
+    snapshot::{Encoded, encode},
+};
+
+use super::{
+    change::{self, Change, Verb},
+    overlay::Overlay,
+};
+use crate::{
+    compile,
+    control::{
+        fleet::{Fleet, Prepared, Retained},
+        run_dir::RunDir,
+        state::{Checksum, HistoryEntry, RolledBack, State},
+        view::{Problem, View},
+    },
+    diagnostic::{self, Code, Diagnostic, has_errors},
+    source::{self, Cache, SourceFile},
+    spec::{Key, Place, Resource, World},
+};
+
+/// Where a rollback's snapshot is kept over a restart: its content can no longer be compiled from the sources.
+const ROLLED_BACK_NAME: &str = "rolled-back.snapshot";
+/// Changes that an entry of the history lists.
+const HISTORY_CHANGES_MAX: usize = 5;
+
+/// Why nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The input has errors.
+    #[error("the configuration has errors: nothing was changed")]
+    Invalid(Vec<Diagnostic>),
+    /// The files had errors at the start and have not been repaired: there is nothing to apply over.
+    #[error("the configuration files have errors: repair them first, then apply")]
+    NoConfiguration(Vec<Diagnostic>),
+    /// The input is valid, but beyond the bounds of a table.
+    #[error("the configuration does not fit a routing table: {0}")]
+    Table(String),
+    /// Live proxies cannot run it.
+    #[error("{}", refused_text(*generation, refused))]
+    Proxies {
+        /// The number that it had.
+        generation: Generation,
+        /// Who, and why.
+        refused: Vec<(String, String)>,
+    },
+    /// To be deleted, but it is not from `apply`.
+    #[error("{key} is not from `meshring apply`: it stands in {place}; remove it there")]
+    FromFile {
+        /// Which.
+        key: Key,
+        /// Where it stands.
+        place: Place,
+    },
+    /// To be deleted, but there is no such resource.
+    #[error("{key} does not exist: there is nothing to delete")]
+    NotFound {
+        /// Which.
+        key: Key,
+    },
+    /// No such generation to roll back to.
+    #[error("{0}")]
+    NoGeneration(String),
+    /// The system refuses.
+    #[error("{action}: {source}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// The error.
+        source: io::Error,
+    },
+}
+
+fn refused_text(generation: Generation, refused: &[(String, String)]) -> String {
+    let list: Vec<_> = refused.iter().map(|(who, why)| format!("{who}: {why}")).collect();
+    format!("generation {generation} is refused by {}: nothing was changed", list.join("; "))
+}
+
+impl Refusal {
+    /// What is wrong with the input, if that is the reason.
+    #[must_use]
+    pub fn diagnostics(&self) -> &[Diagnostic] {
+        match self {
+            Self::Invalid(diagnostics) | Self::NoConfiguration(diagnostics) => diagnostics,
+            _ => &[],
+        }
+    }
+}
+
+/// What a publication did.
+#[derive(Debug, Clone)]
+pub struct Published {
+    /// The active generation after it.
+    pub generation: Generation,
+    /// Whether that is a new one.
+    pub new: bool,
+    /// Resources that changed; those asked for, unchanged ones included, come first.
+    pub changes: Vec<Change>,
+    /// What there is to say about the input, errors excluded.
+    pub diagnostics: Vec<Diagnostic>,
+    /// Size of the snapshot in bytes.
+    pub bytes: usize,
+    /// From resources to snapshot, in milliseconds.
+    pub compile_ms: f64,
+    /// First phase.
+    pub prepared: Prepared,
+    /// Set while the active generation is older than what the sources say.
+    pub rolled_back: Option<RolledBack>,
+}
+
+/// The files' resources, last read without errors.
+#[derive(Debug, Clone, Default)]
+struct FileSet {
+    resources: Vec<Resource>,
+    notes: Vec<Diagnostic>,
+}
+
+/// A world with its table, not yet published.
+struct Compiled {
+    world: World,
+    encoded: Encoded,
+    diagnostics: Vec<Diagnostic>,
+    compile_ms: f64,
+}
+
+/// Holds the sources and gives numbers. One per control process, behind a mutex.
+#[derive(Debug)]
+pub struct Publisher {
+    run_dir: Arc<RunDir>,
+    fleet: Arc<Fleet>,
+    view: Arc<RwLock<Arc<View>>>,
+    paths: Vec<PathBuf>,
+    cache: Cache,
+    files: Option<FileSet>,
+    overlay: Overlay,
+    /// What this version refuses of the stored overlay: nothing is published without what the user has applied.
+    overlay_errors: Vec<Diagnostic>,
+    state: State,
+    world: Arc<World>,
+    diagnostics: Vec<Diagnostic>,
+    problem: Option<Problem>,
+}
+
+impl Publisher {
+    /// Reads everything and publishes it, or takes up the generation that a predecessor has published. Errors in the
+    /// files are logged and shown, not returned: control serves on, and proxies keep what they run.
+    pub fn start(
+        run_dir: Arc<RunDir>,
+        fleet: Arc<Fleet>,
+        view: Arc<RwLock<Arc<View>>>,
+        paths: Vec<PathBuf>,
+        state: State,
+    ) -> io::Result<Self> {
+        let (overlay, mut overlay_errors) = Overlay::load(&run_dir)?;
+        overlay_errors.retain(Diagnostic::is_error);
+        let mut publisher = Self {
+            run_dir,
+            fleet,
+            view,
+            paths,
+            cache: Cache::default(),
+            files: None,
+            overlay,
+            overlay_errors,
+            state,
+            world: Arc::new(World::assemble(Vec::new()).0),
+            diagnostics: Vec::new(),
+            problem: None,
+        };
+        if let Err(refusal) = publisher.read_paths().and_then(|files| publisher.resume(files)) {
+            publisher.problem(&refusal);
+        }
+        publisher.show();
+        Ok(publisher)
+    }
+
+    /// Reads the files; an error refuses the whole set. An empty set is refused where there was something before.
+    fn read_paths(&mut self) -> Result<FileSet, Refusal> {
+        if !self.overlay_errors.is_empty() {
+            return Err(Refusal::Invalid(self.overlay_errors.clone()));
+        }
+        let (files, mut diagnostics) = source::discover(&self.paths);
+        let had = self.files.as_ref().map_or(self.state.file_resources, |files| files.resources.len());
+        if had == 0 {
+            diagnostics.retain(|diagnostic| diagnostic.code != Code::EMPTY);
+        }
+        let reading = source::read_files(&files, &mut self.cache);
+        diagnostics.extend(reading.diagnostics);
+        if had == 0 {
+            diagnostics.retain(|diagnostic| diagnostic.code != Code::EMPTY);
+        } else if reading.resources.is_empty() && !has_errors(&diagnostics) {
+            let file = self.paths.first().map(|path| path.display().to_string()).unwrap_or_default();
+            diagnostics.push(
+                Diagnostic::error(Code::EMPTY, Place::file(file.as_str().into()), "no resource is left in the configuration")
+                    .hint("if that is meant, stop control and remove state.json from its run directory"),
+            );
+        }
+        if has_errors(&diagnostics) {
+            diagnostic::sort(&mut diagnostics);
+            return Err(Refusal::Invalid(diagnostics));
+        }
+        Ok(FileSet { resources: reading.resources, notes: diagnostics })
+    }
+
+    fn compile(&self, files: &FileSet, overlay: &Overlay, extra: &[Resource]) -> Result<Compiled, Refusal> {
+        let begin = Instant::now();
+        let mut resources = overlay.over(&files.resources);
+        resources.extend_from_slice(extra);
+        let (world, mut diagnostics) = World::assemble(resources);
+        diagnostics.extend(files.notes.iter().chain(overlay.notes()).cloned());
+        if has_errors(&diagnostics) {
+            diagnostic::sort(&mut diagnostics);
+            return Err(Refusal::Invalid(diagnostics));
+        }
+        diagnostics.extend(world.analyze());
+        diagnostic::sort(&mut diagnostics);
+        let table = compile::compile(&world).map_err(|error| Refusal::Table(error.to_string()))?;
+        let encoded = encode(&table).map_err(|error| Refusal::Table(error.to_string()))?;
+        Ok(Compiled { world, encoded, diagnostics, compile_ms: begin.elapsed().as_secs_f64() * 1e3 })
+    }
+
+    /// The first publication of this process: the same generation where the content is the same.
+    fn resume(&mut self, files: FileSet) -> Result<(), Refusal> {
+        let compiled = self.compile(&files, &self.overlay, &[])?;
+        let checksum = compiled.encoded.checksum();
+        if self.state.desired.0 != checksum || self.state.active.0 == 0 {
+            return self.publish(compiled, files, self.overlay.clone(), "start").map(drop);
+        }
+        self.take_up(&compiled)?;
+        self.accept(compiled, files, self.overlay.clone());
+        Ok(())
+    }
+
+    /// The sources say what they said when the predecessor published: no new number.
+    fn take_up(&mut self, compiled: &Compiled) -> Result<(), Refusal> {
+        let sealed = |generation| {
+            Retained::seal(&compiled.encoded, generation)
+                .map_err(|source| Refusal::System { action: "memfd for a snapshot", source })
+        };
+        if let Some(RolledBack { from }) = self.state.rolled_back {
+            self.fleet.restore(sealed(from)?);
+            match self.stored_rollback() {
+                Ok(content) => self.fleet.restore(content),
+                Err(error) => {
+                    tracing::warn!("the rollback to generation {} is lost: {error}", self.state.active);
+                    self.state.rolled_back = None;
+                    self.activate(from, compiled.encoded.checksum());
+                }
+            }
+        } else {
+            self.fleet.restore(sealed(self.state.active)?);
+        }
+        self.state.store(&self.run_dir);
+        tracing::info!("generation {} is active as before: the configuration has not changed", self.state.active);
+        Ok(())
+    }
+
+    fn stored_rollback(&self) -> Result<Arc<Retained>, String> {
+        let bytes = self.run_dir.load(ROLLED_BACK_NAME).map_err(|error| error.to_string())?;
+        let content = Retained::from_bytes(&bytes.ok_or("its snapshot is gone")?).map_err(|error| error.to_string())?;
+        if content.generation != self.state.active || content.checksum != self.state.checksum.0 {
+            return Err(format!("the stored snapshot is of generation {}", content.generation));
+        }
+        Ok(content)
+    }
+
+    fn activate(&mut self, generation: Generation, checksum: u64) {
+        self.fleet.commit(generation);
+        self.state.active = generation;
+        self.state.checksum = Checksum(checksum);
+    }
+
+    /// Notes what is in effect now.
+    fn accept(&mut self, compiled: Compiled, files: FileSet, overlay: Overlay) {
+        self.world = Arc::new(compiled.world);
+        self.diagnostics = compiled.diagnostics;
+        self.files = Some(files);
+        self.overlay = overlay;
+        if self.problem.take().is_some() {
+            tracing::info!("the configuration is valid again");
+        }
+    }
+
+    /// Shows the current state to everybody who only reads.
+    fn show(&self) {
+        let view = View {
+            world: Arc::clone(&self.world),
+            applied: self.overlay.resources().map(|resource| resource.key.clone()).collect(),
+            diagnostics: self.diagnostics.clone(),
+            problem: self.problem.clone(),
+            state: self.state.clone(),
+            paths: self.paths.clone(),
+        };
+        *self.view.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = Arc::new(view);
+    }
+
+    /// Notes and logs why the files are not in effect; the same reason is logged once.
+    fn problem(&mut self, refusal: &Refusal) {
+        let problem = Problem {
+            since_ms: clock::unix_ms(),
+            summary: refusal.to_string(),
+            diagnostics: refusal.diagnostics().iter().filter(|diagnostic| diagnostic.is_error()).cloned().collect(),
+        };
+        if self.problem.as_ref().is_some_and(|known| known.summary == problem.summary && known.diagnostics == problem.diagnostics) {
+            return;
+        }
+        problem.diagnostics.iter().for_each(|diagnostic| tracing::error!("{diagnostic}"));
+        match self.fleet.active() {
+            Generation(0) => tracing::error!("{}; there is no earlier generation", problem.summary),
+            active => tracing::error!("{}; generation {active} stays active", problem.summary),
+        }
+        self.problem = Some(problem);
+    }
+
+    /// Publishes a compiled world under the next number, unless it says what the last one said.
+    fn publish(&mut self, compiled: Compiled, files: FileSet, overlay: Overlay, cause: &str) -> Result<Published, Refusal> {
+        let checksum = compiled.encoded.checksum();
+        let mut published = Published {
+            generation: self.fleet.active(),
+            new: false,
+            changes: change::between(self.world.resources(), compiled.world.resources()),
+            diagnostics: compiled.diagnostics.clone(),
+            bytes: compiled.encoded.len(),
+            compile_ms: compiled.compile_ms,
+            prepared: Prepared::default(),
+            rolled_back: self.state.rolled_back,
+        };
+        let store_overlay = |run_dir: &RunDir| {
+            overlay.store(run_dir).map_err(|source| Refusal::System { action: "cannot store what was applied", source })
+        };
+        let has_content = self.fleet.active_content().is_some();
+        if has_content && (checksum == self.state.desired.0 || checksum == self.state.checksum.0) {
+            store_overlay(&self.run_dir)?;
+            // The sources have come back to what a rollback had made active: nothing is left to be undone.
+            if checksum == self.state.checksum.0 && self.state.rolled_back.take().is_some() {
+                self.state.desired = Checksum(checksum);
+                self.state.store(&self.run_dir);
+            }
+            published.rolled_back = self.state.rolled_back;
+            self.accept(compiled, files, overlay);
+            self.show();
+            return Ok(published);
+        }
+        let generation = self.next_number();
+        let content = Retained::seal(&compiled.encoded, generation)
+            .map_err(|source| Refusal::System { action: "memfd for a snapshot", source })?;
+        published.prepared = self.fleet.prepare(&content, Duration::from_millis(PREPARE_MS_MAX));
+        let refused = std::mem::take(&mut published.prepared.refused);
+        let stored = if refused.is_empty() { store_overlay(&self.run_dir) } else { Err(Refusal::Proxies { generation, refused }) };
+        if let Err(refusal) = stored {
+            self.fleet.withdraw(generation);
+            self.show();
+            return Err(refusal);
+        }
+        self.activate(generation, checksum);
+        self.state.desired = Checksum(checksum);
+        self.state.rolled_back = None;
+        self.state.file_resources = files.resources.len();
+        self.remember(&content, cause, &published.changes);
+        self.accept(compiled, files, overlay);
+        self.show();
+        log_publication(generation, &published, cause);
+        Ok(Published { generation, new: true, rolled_back: None, ..published })
+    }
+
+    /// The next number, written down before any proxy hears of it: it never gets a second content, crash or not.
+    fn next_number(&mut self) -> Generation {
+        let highest = self.state.reserved.max(self.state.active).max(self.fleet.active());
+        self.state.reserved = Generation(highest.0 + 1);
+        self.state.store(&self.run_dir);
+        self.state.reserved
+    }
+
+    fn remember(&mut self, content: &Retained, cause: &str, changes: &[Change]) {
+        let mut list: Vec<String> = changes.iter().take(HISTORY_CHANGES_MAX).map(Change::to_string).collect();
+        if changes.len() > HISTORY_CHANGES_MAX {
+            list.push(format!("and {} more", changes.len() - HISTORY_CHANGES_MAX));
+        }
+        self.state.remember(HistoryEntry {
+            generation: content.generation,
+            at_ms: clock::unix_ms(),
+            checksum: Checksum(content.checksum),
+            bytes: content.bytes,
+            cause: cause.to_owned(),
+            changes: list,
+        });
+        self.state.store(&self.run_dir);
+    }
+
+    /// Reads the files again and publishes what has changed. An invalid set is refused as a whole and shown as the
+    /// current problem.
+    pub fn rescan(&mut self) -> Result<Published, Refusal> {
+        let result = self.read_paths().and_then(|files| {
+            if self.files.is_none() && self.fleet.active_content().is_none() {
+                // Errors at the start are repaired: this is the first publication after all.
+                self.resume(files)?;
+                return Ok(self.nothing_new());
+            }
+            let compiled = self.compile(&files, &self.overlay, &[])?;
+            self.publish(compiled, files, self.overlay.clone(), "files changed")
+        });
+        if let Err(refusal) = &result {
+            self.problem(refusal);
+        }
+        self.show();
+        result
+    }
+
+    fn nothing_new(&self) -> Published {
+        Published {
+            generation: self.fleet.active(),
+            new: false,
+            changes: Vec::new(),
+            diagnostics: self.diagnostics.clone(),
+            bytes: self.fleet.active_content().map_or(0, |content| content.bytes),
+            compile_ms: 0.0,
+            prepared: Prepared::default(),
+            rolled_back: self.state.rolled_back,
+        }
+    }
+
+    fn current_files(&self) -> Result<FileSet, Refusal> {
+        self.files.clone().ok_or_else(|| {
+            Refusal::NoConfiguration(self.problem.as_ref().map(|problem| problem.diagnostics.clone()).unwrap_or_default())
+        })
+    }
+
+    /// Puts the resources of these files over the configuration.
+    pub fn apply(&mut self, sources: &[SourceFile], dry_run: bool) -> Result<Published, Refusal> {
+        let files = self.current_files()?;
+        let (resources, notes) = read_applied(sources)?;
+        // Two of the same key in one call: `World::assemble` tells them apart from an override only if it sees both.
+        let duplicates: Vec<Resource> = duplicates(&resources);
+        let overlay = self.overlay.with(&resources, &notes);
+        let compiled = self.compile(&files, &overlay, &duplicates)?;
+        let asked: Vec<Change> = resources.iter().map(|resource| self.change_of(resource)).collect();
+        let known = self.diagnostics.clone();
+        let mut published = if dry_run {
+            Published { diagnostics: compiled.diagnostics, bytes: compiled.encoded.len(), ..self.nothing_new() }
+        } else {
+            self.publish(compiled, files, overlay, "apply")?
+        };
+        let about = |diagnostic: &Diagnostic| sources.iter().any(|source| source.path == diagnostic.place.file);
+        published.diagnostics.retain(|diagnostic| about(diagnostic) || !known.contains(diagnostic));
+        published.changes = asked;
+        Ok(published)
+    }
+
+    fn change_of(&self, resource: &Resource) -> Change {
+        let Key { kind, namespace, name } = &resource.key;
+        let verb = match self.world.resource(*kind, namespace.as_str(), name.as_str()) {
+            None => Verb::Created,
+            Some(live) if live.means_the_same_as(resource) => Verb::Unchanged,
+            Some(_) => Verb::Configured,
+        };
+        Change { verb, key: resource.key.clone(), place: resource.place.clone() }
+    }
+
+    /// Unified diffs of the resources of these files against what is live.
+    pub fn diff(&self, sources: &[SourceFile]) -> Result<Vec<String>, Refusal> {
+        let (resources, _) = read_applied(sources)?;
+        let live = |key: &Key| self.world.resource(key.kind, key.namespace.as_str(), key.name.as_str());
+        let diffs = resources.iter().map(|resource| change::unified(live(&resource.key), resource));
+        Ok(diffs.filter(|diff| !diff.is_empty()).collect())
+    }
+
+    /// Takes the resources of these files out of what was applied; all of them or none.
+    pub fn delete(&mut self, sources: &[SourceFile], dry_run: bool) -> Result<Published, Refusal> {
+        let files = self.current_files()?;
+        let (resources, _) = read_applied(sources)?;
+        let mut overlay = self.overlay.clone();
+        let mut asked = Vec::new();
+        for resource in &resources {
+            let key = resource.key.clone();
+            let in_file = files.resources.iter().find(|candidate| candidate.key == key);
+            match (self.overlay.resource(&key), in_file) {
+                (Some(applied), None) => asked.push(Change { verb: Verb::Deleted, place: applied.place.clone(), key }),
+                (Some(_), Some(file)) => asked.push(Change { verb: Verb::Restored, place: file.place.clone(), key }),
+                (None, Some(file)) => return Err(Refusal::FromFile { key, place: file.place.clone() }),
+                (None, None) => return Err(Refusal::NotFound { key }),
+            }
+            overlay = overlay.without(&resource.key);
+        }
+        let compiled = self.compile(&files, &overlay, &[])?;
+        let known = self.diagnostics.clone();
+        let mut published = if dry_run {
+            Published { diagnostics: compiled.diagnostics, bytes: compiled.encoded.len(), ..self.nothing_new() }
+        } else {
+            self.publish(compiled, files, overlay, "delete")?
+        };
+        published.diagnostics.retain(|diagnostic| !known.contains(diagnostic));
+        published.changes = asked;
+        Ok(published)
+    }
+
+    /// Makes an older retained generation active; without a number, the one before the active one.
+    pub fn rollback(&mut self, to: Option<Generation>) -> Result<Published, Refusal> {
+        let active = self.fleet.active();
+        let retained = self.fleet.retained();
+        let list = retained.iter().map(Generation::to_string).collect::<Vec<_>>().join(", ");
+        let target = match to {
+            Some(to) => to,
+            None => retained.iter().copied().filter(|generation| *generation < active).max().ok_or_else(|| {
+                Refusal::NoGeneration(format!("no generation before {active} is retained: there is nothing to roll back to"))
+            })?,
+        };
+        let content = self.fleet.retained_as(target).ok_or_else(|| {
+            Refusal::NoGeneration(format!("generation {target} is not retained; retained are {list}"))
+        })?;
+        if target == active {
+            return Err(Refusal::NoGeneration(format!("generation {target} is active already; retained are {list}")));
+        }
+        self.activate(target, content.checksum);
+        let newest = retained.iter().copied().max().unwrap_or(active);
+        let desired = content.checksum == self.state.desired.0;
+        self.state.rolled_back = (!desired).then_some(RolledBack { from: newest });
+        self.remember(&content, &format!("rollback from {active}"), &[]);
+        if self.state.rolled_back.is_some() {
+            let stored = content.to_bytes().and_then(|bytes| self.run_dir.store(ROLLED_BACK_NAME, &bytes));
+            if let Err(error) = stored {
+                tracing::warn!("{ROLLED_BACK_NAME}: {error}; the rollback holds until control restarts");
+            }
+            tracing::warn!("rolled back from generation {active} to {target}: the next change of the configuration ends this");
+        } else {
+            tracing::info!("generation {target} is active: it is what the configuration says");
+        }
+        self.show();
+        Ok(self.nothing_new())
+    }
+
+    /// A proxy has connected that runs `running`. Where its number is beyond ours, or means something else here, our
+    /// numbers go on above it, so that no number ever has two contents on this node.
+    pub fn recognise(&mut self, running: Generation, checksum: u64) {
+        let highest = self.state.reserved.max(self.state.active);
+        let ours = self.fleet.retained_as(running).map(|content| content.checksum).or(self.state.checksum_of(running));
+        let strange = running > highest || ours.is_some_and(|ours| ours != checksum);
+        if running.0 == 0 || !strange {
+            return;
+        }
+        self.state.reserved = highest.max(running);
+        match self.fleet.active_content() {
+            None => {
+                // Nothing of ours to publish yet: the page says what proxies run.
+                if self.fleet.active().0 == 0 {
+                    self.fleet.commit(running);
+                }
+            }
+            Some(active) if active.checksum == checksum && running > highest => self.renumber(&active, running),
+            Some(active) => {
+                let next = self.next_number();
+                self.renumber(&active, next);
+            }
+        }
+        self.state.store(&self.run_dir);
+        self.show();
+    }
+
+    fn renumber(&mut self, active: &Retained, to: Generation) {
+        let from = active.generation;
+        let resealed = self
+            .files
+            .clone()
+            .ok_or_else(|| "the files have errors".to_owned())
+            .and_then(|files| self.compile(&files, &self.overlay, &[]).map_err(|error| error.to_string()))
+            .and_then(|compiled| Retained::seal(&compiled.encoded, to).map_err(|error| error.to_string()));
+        let content = match resealed {
+            Ok(content) => content,
+            Err(error) => return tracing::error!("generation {from} cannot be renumbered to {to}: {error}"),
+        };
+        let prepared = self.fleet.prepare(&content, Duration::from_millis(PREPARE_MS_MAX));
+        if let Some((who, why)) = prepared.refused.first() {
+            self.fleet.withdraw(to);
+            return tracing::error!("generation {from} cannot be renumbered to {to}: {who}: {why}");
+        }
+        self.activate(to, content.checksum);
+        self.fleet.keep_only(to);
+        self.state.desired = Checksum(content.checksum);
+        self.state.rolled_back = None;
+        self.remember(&content, &format!("renumbered from {from}: a proxy runs a number of an earlier control process"), &[]);
+        tracing::info!("generation {from} goes on as {to}: a proxy came with a number of an earlier control process");
+    }
+}
+
+fn log_publication(generation: Generation, published: &Published, cause: &str) {
+    let Published { bytes, compile_ms, prepared, .. } = published;
+    let ready = prepared.ready;
+    tracing::info!(
+        "generation {generation} is active ({cause}): {bytes} bytes, compiled in {compile_ms:.1} ms, {ready} proxies have it"
+    );
+    for proxy in &prepared.stale {
+        tracing::warn!("proxy {proxy} has not answered for generation {generation} within {PREPARE_MS_MAX} ms: stale");
+    }
+}
+
+fn read_applied(sources: &[SourceFile]) -> Result<(Vec<Resource>, Vec<Diagnostic>), Refusal> {
+    let reading = source::read_files(sources, &mut Cache::default());
+    if has_errors(&reading.diagnostics) {
+        return Err(Refusal::Invalid(reading.diagnostics));
+    }
+    Ok((reading.resources, reading.diagnostics))
+}
+
+fn duplicates(resources: &[Resource]) -> Vec<Resource> {
+    let mut seen = std::collections::HashSet::new();
+    let mut last_wins: Vec<&Resource> = Vec::new();
+    for resource in resources {
+        if !seen.insert(&resource.key) {
+            last_wins.push(resource);
+        }
+    }
+    // The overlay holds the last of each key; the earlier ones are what `assemble` must see beside it.
+    let earlier = |again: &&Resource| resources.iter().find(|first| first.key == again.key).cloned();
+    last_wins.iter().filter_map(earlier).collect()
+}

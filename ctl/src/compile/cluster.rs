@@ -1,0 +1,192 @@
+//! Clusters: one for each service, port and subset that a route refers to, with its endpoints.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use meshring_core::{
+    id::{ClusterId, EndpointId},
+    table::{
+        build::{ClusterEndpoints, TableBuilder},
+        model::{BalancePolicy, ClusterKind},
+    },
+};
+
+use super::dns::Resolve;
+use crate::spec::{
+    HostPattern, Namespace, World,
+    destination_rule::Subset,
+    registry::MeshService,
+    rules::selects,
+    service_entry::{Address, Resolution},
+    value::LoadBalancer,
+};
+
+/// What tells clusters apart.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum ClusterKey {
+    /// Service, index of its port, subset, DestinationRule.
+    Service { service: usize, port: usize, subset: Option<Arc<str>>, rule: Option<usize> },
+    /// The name of a cluster that leads nowhere.
+    Nowhere(String),
+}
+
+/// The endpoints of a service on one port, and to which of the service's endpoints each belongs (DNS makes several of one).
+#[derive(Debug, Clone)]
+struct Run {
+    first: EndpointId,
+    count: u32,
+    /// Index into the service's endpoints for each; empty where they are all of them in their order.
+    of: Vec<u32>,
+}
+
+/// Makes clusters on demand, each once.
+pub(super) struct Clusters<'w> {
+    world: &'w World,
+    dns: &'w dyn Resolve,
+    known: HashMap<ClusterKey, ClusterId>,
+    runs: HashMap<(usize, usize), Run>,
+}
+
+impl<'w> Clusters<'w> {
+    pub(super) fn new(world: &'w World, dns: &'w dyn Resolve) -> Self {
+        let services = world.registry().services().len();
+        Self { world, dns, known: HashMap::with_capacity(services), runs: HashMap::with_capacity(services) }
+    }
+
+    /// The cluster of a destination as clients in `client` mean it. Without `port`, it is the port that was asked for where the
+    /// service has it, else its only one.
+    pub(super) fn of_host(
+        &mut self,
+        builder: &mut TableBuilder,
+        host: &HostPattern,
+        subset: Option<&Arc<str>>,
+        port: Option<u16>,
+        asked: u16,
+        client: Option<&Namespace>,
+    ) -> ClusterId {
+        let number = port.unwrap_or(asked);
+        let Some(index) = self.world.registry().index_of(host, client) else {
+            return self.nowhere(builder, host, subset, number, ClusterKind::NoSuchService);
+        };
+        let service = &self.world.registry().services()[index];
+        let only = (port.is_none() && service.ports.len() == 1).then_some(0);
+        let Some(port) = service.port_index(number).or(only) else {
+            return self.nowhere(builder, host, subset, number, ClusterKind::NoSuchPort);
+        };
+        let rules = self.world.destination_rules();
+        let rule = rules.index_for(&service.host, &service.namespace, client);
+        let key = ClusterKey::Service { service: index, port, subset: subset.cloned(), rule };
+        if let Some(id) = self.known.get(&key) {
+            return *id;
+        }
+        let merged = rule.map(|rule| &rules.list()[rule]);
+        let found = subset.map(|name| merged.and_then(|rule| rule.subset(name)));
+        let number = service.ports[port].port.number();
+        let id = match found {
+            Some(None) => self.nowhere(builder, host, subset, number, ClusterKind::NoSuchSubset),
+            None | Some(Some(_)) => {
+                let found = found.flatten();
+                let balancer = merged.map_or_else(LoadBalancer::default, |rule| rule.load_balancer(number, found));
+                self.cluster(builder, index, service, port, found, balancer)
+            }
+        };
+        self.known.insert(key, id);
+        id
+    }
+
+    fn nowhere(
+        &mut self,
+        builder: &mut TableBuilder,
+        host: &HostPattern,
+        subset: Option<&Arc<str>>,
+        port: u16,
+        kind: ClusterKind,
+    ) -> ClusterId {
+        let name = cluster_name(port, subset.map_or("", |name| name), host);
+        // The kind is part of the key: from one namespace the service may be missing, from another its subset.
+        let key = ClusterKey::Nowhere(format!("{kind:?} {name}"));
+        *self.known.entry(key).or_insert_with(|| builder.cluster(&name, BalancePolicy::default(), kind, ClusterEndpoints::None))
+    }
+
+    fn cluster(
+        &mut self,
+        builder: &mut TableBuilder,
+        index: usize,
+        service: &MeshService,
+        port: usize,
+        subset: Option<&Subset>,
+        balancer: LoadBalancer,
+    ) -> ClusterId {
+        let number = service.ports[port].port.number();
+        let name = cluster_name(number, subset.map_or("", |subset| &subset.name), &service.host);
+        if balancer == LoadBalancer::Passthrough || service.resolution == Resolution::None {
+            let kind = ClusterKind::OriginalDestination;
+            return builder.cluster(&name, BalancePolicy::default(), kind, ClusterEndpoints::None);
+        }
+        let policy = match balancer {
+            LoadBalancer::RoundRobin => BalancePolicy::RoundRobin,
+            LoadBalancer::Random => BalancePolicy::Random,
+            LoadBalancer::LeastRequest | LoadBalancer::Passthrough => BalancePolicy::LeastRequest,
+        };
+        let dns = self.dns;
+        let run = self.runs.entry((index, port)).or_insert_with(|| run(builder, dns, service, port));
+        let all = ClusterEndpoints::Range { first: run.first, count: run.count };
+        let Some(subset) = subset.filter(|subset| !subset.labels.is_empty()) else {
+            return builder.cluster(&name, policy, ClusterKind::Static, all);
+        };
+        let selected: Vec<EndpointId> = (0..run.count)
+            .filter(|position| {
+                let of = run.of.get(*position as usize).copied().unwrap_or(*position);
+                selects(subset, &service.endpoints[of as usize].labels)
+            })
+            .map(|position| EndpointId(run.first.0 + position))
+            .collect();
+        let endpoints = match selected.first() {
+            // A run of its own needs no list of members: endpoints of one EndpointSlice lie side by side.
+            Some(first) if selected.last().is_some_and(|last| (last.0 - first.0) as usize + 1 == selected.len()) => {
+                ClusterEndpoints::Range { first: *first, count: selected.len() as u32 }
+            }
+            _ => ClusterEndpoints::Selection(&selected),
+        };
+        builder.cluster(&name, policy, ClusterKind::Static, endpoints)
+    }
+}
+
+/// Adds the endpoints of a service on one port.
+fn run(builder: &mut TableBuilder, dns: &dyn Resolve, service: &MeshService, port: usize) -> Run {
+    let target = |position: usize| service.endpoints[position].targets.get(port).copied().unwrap_or(0);
+    let plain = service.endpoints.iter().enumerate().all(|(position, endpoint)| {
+        matches!(endpoint.address, Address::Ip(_)) && target(position) != 0
+    });
+    if plain {
+        let (first, count) = builder.endpoints(service.endpoints.iter().enumerate().filter_map(|(position, endpoint)| {
+            let Address::Ip(address) = endpoint.address else { return None };
+            Some((SocketAddr::new(address, target(position)), endpoint.weight))
+        }));
+        return Run { first, count, of: Vec::new() };
+    }
+    let mut of = Vec::new();
+    let mut list: Vec<(SocketAddr, u16)> = Vec::new();
+    for (position, endpoint) in service.endpoints.iter().enumerate() {
+        let addresses: Vec<IpAddr> = match &endpoint.address {
+            _ if target(position) == 0 => Vec::new(),
+            Address::Ip(address) => vec![*address],
+            Address::Name(name) => dns.addresses(name),
+            Address::Unix(_) => Vec::new(),
+        };
+        for address in addresses {
+            of.push(position as u32);
+            list.push((SocketAddr::new(address, target(position)), endpoint.weight));
+        }
+    }
+    let (first, count) = builder.endpoints(list);
+    Run { first, count, of }
+}
+
+/// As Istio names it.
+fn cluster_name(port: u16, subset: &str, host: &HostPattern) -> String {
+    format!("outbound|{port}|{subset}|{host}")
+}

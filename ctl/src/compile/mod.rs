@@ -1,0 +1,183 @@
+//! From the [`World`] to the data plane's [`Table`]: all that Istio resolves by namespace, host, port and subset is resolved here, so
+//! that a proxy only looks things up.
+//!
+//! Nearly everything looks the same from every namespace. Each host is compiled as a namespace sees it of which no resource says
+//! anything; a namespace to which some resource is exported, or that has rules of its own, gets a virtual host of its own only where
+//! the two views differ.
+//!
+//! The output is a function of the world and the addresses alone: the same input gives the same bytes.
+
+mod cluster;
+mod dns;
+mod route;
+mod view;
+
+use meshring_core::{
+    id::{NamespaceId, OriginId},
+    table::{
+        build::{BuildError, TableBuilder, VirtualHostInput},
+        model::{PORT_ANY, Route, Table},
+    },
+};
+
+pub use self::dns::{DnsTable, NoDns, Resolve};
+use self::{
+    cluster::Clusters,
+    view::{View, Views},
+};
+use crate::spec::{
+    HostPattern, Namespace, Resource, World,
+    registry::{MeshService, workloads},
+    rules::MeshVirtualService,
+    value::CLUSTER_DOMAIN,
+};
+
+/// Compiles a world. `dns` gives the addresses of [`Registry::dns_names`](crate::spec::Registry::dns_names).
+///
+/// # Errors
+/// Only where the table's own bounds are exceeded, such as 2^31 endpoints.
+pub fn compile(world: &World, dns: &dyn Resolve) -> Result<Table, BuildError> {
+    let mut compiler = Compiler {
+        world,
+        builder: TableBuilder::new(CLUSTER_DOMAIN),
+        clusters: Clusters::new(world, dns),
+        origins: vec![None; world.resources().len()],
+    };
+    compiler.workloads();
+    let views = Views::new(world);
+    for host in views.hosts() {
+        compiler.host(&views, host)?;
+    }
+    compiler.builder.finish()
+}
+
+struct Compiler<'w> {
+    world: &'w World,
+    builder: TableBuilder,
+    clusters: Clusters<'w>,
+    /// By the resource's position.
+    origins: Vec<Option<OriginId>>,
+}
+
+impl<'w> Compiler<'w> {
+    fn workloads(&mut self) {
+        for (namespace, name, labels) in workloads(self.world.resources()) {
+            let namespace = self.builder.namespace(namespace.as_str());
+            let labels = labels.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+            self.builder.workload(namespace, name.as_str(), labels);
+        }
+    }
+
+    /// One host, as every namespace sees it.
+    fn host(&mut self, views: &Views<'w>, host: &HostPattern) -> Result<(), BuildError> {
+        let common = views.view(host, None);
+        self.virtual_hosts(host, &common, None)?;
+        for namespace in views.special(host) {
+            let own = views.view(host, Some(&namespace));
+            if own != common {
+                self.virtual_hosts(host, &own, Some(&namespace))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The virtual hosts of one view of a host: one for each HTTP port of its service, or one for any port where only a
+    /// VirtualService names it.
+    fn virtual_hosts(&mut self, host: &HostPattern, view: &View, client: Option<&Namespace>) -> Result<(), BuildError> {
+        let service = view.service.map(|index| &self.world.registry().services()[index]);
+        let rules = view.virtual_service.map(|index| &self.world.virtual_services().list()[index]);
+        match (service, rules) {
+            (None, None) => Ok(()),
+            (None, Some(rules)) => self.virtual_host(host, PORT_ANY, None, Some(rules), client),
+            (Some(service), rules) => {
+                for port in service.ports.iter().filter(|port| port.protocol.is_http()) {
+                    self.virtual_host(host, port.port.number(), Some(service), rules, client)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn virtual_host(
+        &mut self,
+        host: &HostPattern,
+        port: u16,
+        service: Option<&MeshService>,
+        rules: Option<&MeshVirtualService>,
+        client: Option<&Namespace>,
+    ) -> Result<(), BuildError> {
+        let scope = client.map(|namespace| self.namespace(namespace));
+        let (origin, routes) = match (rules, service) {
+            (Some(rules), _) => self.rules(rules, port, client)?,
+            (None, Some(service)) => self.default_route(service, port, client)?,
+            (None, None) => return Ok(()),
+        };
+        let domain = host.to_string();
+        self.builder.virtual_host(VirtualHostInput { domain, scope, port, origin, routes });
+        Ok(())
+    }
+
+    /// Without a VirtualService all requests go to the service itself.
+    fn default_route(
+        &mut self,
+        service: &MeshService,
+        port: u16,
+        client: Option<&Namespace>,
+    ) -> Result<(OriginId, Vec<Route>), BuildError> {
+        let position = self.position(&service.key);
+        let origin = self.origin(position);
+        let cluster = self.clusters.of_host(&mut self.builder, &service.host, None, Some(port), port, client);
+        let action = self.builder.forward([(cluster, 1, None)])?;
+        let route = Route {
+            name: String::new(),
+            origin,
+            rule: 0,
+            line: 0,
+            matches: Vec::new(),
+            action,
+            timeout_ms: 0,
+            options: None,
+        };
+        Ok((origin, vec![route]))
+    }
+
+    fn rules(
+        &mut self,
+        rules: &MeshVirtualService,
+        port: u16,
+        client: Option<&Namespace>,
+    ) -> Result<(OriginId, Vec<Route>), BuildError> {
+        let origin = self.origin(rules.resource);
+        let mut routes = Vec::with_capacity(rules.body.http.len());
+        for rule in &rules.body.http {
+            let action = route::action(&mut self.builder, &mut self.clusters, rule, port, client)?;
+            routes.push(route::route(&mut self.builder, rule, origin, action));
+        }
+        Ok((origin, routes))
+    }
+
+    fn namespace(&mut self, namespace: &Namespace) -> NamespaceId {
+        self.builder.namespace(namespace.as_str())
+    }
+
+    fn position(&self, key: &crate::spec::Key) -> usize {
+        self.world.resources().partition_point(|resource| resource.key < *key)
+    }
+
+    fn origin(&mut self, position: usize) -> OriginId {
+        if let Some(origin) = self.origins[position] {
+            return origin;
+        }
+        let origin = self.builder.origin(&description(&self.world.resources()[position]));
+        self.origins[position] = Some(origin);
+        origin
+    }
+}
+
+/// How the table names a resource: `VirtualService default/reviews (reviews.yaml:4)`.
+pub fn description(resource: &Resource) -> String {
+    format!("{} ({}:{})", resource.key, resource.place.file, resource.place.at.line)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,141 @@
+//! Who sees what: which service, VirtualService and DestinationRules stand behind a host for the clients of a namespace.
+
+use std::collections::BTreeSet;
+
+use crate::spec::{
+    HostPattern, Hostname, Namespace, World,
+    rules::MeshVirtualService,
+    value::{ExportTo, ROOT_NAMESPACE},
+    virtual_service::Action,
+};
+
+/// What decides a host's virtual hosts. Two equal views give equal virtual hosts.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct View {
+    /// The service with that very host.
+    pub(super) service: Option<usize>,
+    /// The VirtualService with the most specific host for it.
+    pub(super) virtual_service: Option<usize>,
+    /// For the host and each destination: service and DestinationRule.
+    targets: Vec<(Option<usize>, Option<usize>)>,
+}
+
+/// All hosts of a world.
+pub(super) struct Views<'w> {
+    world: &'w World,
+    hosts: Vec<HostPattern>,
+    /// Whether any resource is exported to some namespaces only, or could be found from some namespaces only.
+    uniform: bool,
+}
+
+impl<'w> Views<'w> {
+    pub(super) fn new(world: &'w World) -> Self {
+        let services = world.registry().services();
+        let virtual_services = world.virtual_services().list();
+        let mut hosts: Vec<HostPattern> = services.iter().map(|service| service.host.clone()).collect();
+        for service in virtual_services {
+            hosts.extend(service.body.hosts.iter().map(|host| host.host.clone()));
+        }
+        hosts.sort_unstable();
+        let distinct = hosts.len();
+        hosts.dedup();
+        let all = |export_to: &ExportTo| !matches!(export_to, ExportTo::Namespaces(_));
+        let uniform = services.iter().all(|service| all(&service.export_to))
+            && virtual_services.iter().all(|service| all(&service.body.export_to))
+            && world.destination_rules().list().is_empty()
+            && (distinct == hosts.len() || services_are_distinct(world));
+        Self { world, hosts, uniform }
+    }
+
+    /// Every host and wildcard that a Service, ServiceEntry or VirtualService has, sorted.
+    pub(super) fn hosts(&self) -> &[HostPattern] {
+        &self.hosts
+    }
+
+    /// What clients in a namespace see; `None` is a namespace that no resource names.
+    pub(super) fn view(&self, host: &HostPattern, client: Option<&Namespace>) -> View {
+        let service = self.world.registry().index_of(host, client);
+        let rules = self.world.virtual_services();
+        // A host without service is there because a VirtualService names it: only that very name counts.
+        let virtual_service = match host {
+            _ if service.is_some() => rules.index_for(host, client),
+            _ => rules.index_of(host, client),
+        };
+        let mut view = View { service, virtual_service, targets: Vec::new() };
+        if !self.uniform {
+            view.targets.push(self.target(host, client));
+            for name in virtual_service.into_iter().flat_map(|index| destinations(&rules.list()[index])) {
+                view.targets.push(self.target(&HostPattern::Exact(name.clone()), client));
+            }
+        }
+        view
+    }
+
+    fn target(&self, host: &HostPattern, client: Option<&Namespace>) -> (Option<usize>, Option<usize>) {
+        let registry = self.world.registry();
+        let service = registry.index_of(host, client);
+        let rule = service.and_then(|index| {
+            let service = &registry.services()[index];
+            self.world.destination_rules().index_for(&service.host, &service.namespace, client)
+        });
+        (service, rule)
+    }
+
+    /// Namespaces that may see a host differently from others, sorted.
+    pub(super) fn special(&self, host: &HostPattern) -> BTreeSet<Namespace> {
+        let mut special = BTreeSet::new();
+        if self.uniform {
+            return special;
+        }
+        self.special_target(host, &mut special);
+        for (_, service) in self.world.virtual_services().covering(host) {
+            named(&service.body.export_to, &mut special);
+            for name in destinations(service) {
+                self.special_target(&HostPattern::Exact(name.clone()), &mut special);
+            }
+        }
+        special
+    }
+
+    fn special_target(&self, host: &HostPattern, special: &mut BTreeSet<Namespace>) {
+        let candidates = self.world.registry().candidates(host);
+        let several = self.world.registry().candidates(host).nth(1).is_some();
+        let mut home = None;
+        for service in candidates {
+            named(&service.export_to, special);
+            if several {
+                special.insert(service.namespace.clone());
+            }
+            home = Some(&service.namespace);
+        }
+        for rule in self.world.destination_rules().covering(host) {
+            named(&rule.export_to, special);
+            // What is in the service's own namespace, or in the root's, and for all, is the same for all.
+            let common = Some(&rule.namespace) == home && !several || rule.namespace.as_str() == ROOT_NAMESPACE;
+            if !common || rule.export_to != ExportTo::All {
+                special.insert(rule.namespace.clone());
+            }
+            // Rules of the service's namespace hide those of the root only for some.
+            special.extend(home.filter(|_| rule.namespace.as_str() == ROOT_NAMESPACE).cloned());
+        }
+    }
+}
+
+/// Whether no two services have the same host.
+fn services_are_distinct(world: &World) -> bool {
+    world.registry().services().iter().all(|service| world.registry().candidates(&service.host).nth(1).is_none())
+}
+
+fn named(export_to: &ExportTo, special: &mut BTreeSet<Namespace>) {
+    if let ExportTo::Namespaces(list) = export_to {
+        special.extend(list.iter().cloned());
+    }
+}
+
+/// The hosts that the rules of a VirtualService forward to.
+fn destinations(service: &MeshVirtualService) -> impl Iterator<Item = &Hostname> {
+    service.body.http.iter().flat_map(|rule| match &rule.action {
+        Action::Route(destinations) => destinations.as_slice(),
+        _ => &[],
+    }).map(|destination| &destination.host)
+}

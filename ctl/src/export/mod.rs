@@ -1,0 +1,84 @@
+//! Statistics for others: a JSON picture for `meshring top`, and the Prometheus text format.
+
+pub mod prometheus;
+
+use meshring_core::{
+    id::Generation,
+    stats::{ClusterCounter, Counter, StatsPage},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::control::fleet::Fleet;
+
+/// All proxies' counters at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// When they were read, in nanoseconds of the monotonic clock: rates are differences.
+    pub at_ns: u64,
+    /// The active generation.
+    pub generation: Generation,
+    /// One per connected proxy.
+    pub proxies: Vec<ProxyStats>,
+}
+
+/// One proxy's counters, summed over its workers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxyStats {
+    /// `NAMESPACE/NAME`.
+    pub proxy: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Requests whose head was understood.
+    pub requests: u64,
+    /// Responses with status 500 to 599.
+    pub responses_5xx: u64,
+    /// Downstream connections that are open.
+    pub connections_active: u64,
+    /// Request durations: counts per bucket of the core's histogram.
+    pub durations: Vec<u64>,
+    /// One per cluster that has had traffic.
+    pub clusters: Vec<ClusterStats>,
+}
+
+/// One cluster's counters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterStats {
+    /// `outbound|9080|v1|reviews.default.svc.cluster.local`.
+    pub cluster: String,
+    /// Requests sent to it.
+    pub requests: u64,
+    /// Responses with status 500 to 599 and requests without any response.
+    pub failures: u64,
+    /// Sum of response times, in microseconds.
+    pub latency_sum_us: u64,
+}
+
+impl Stats {
+    /// Reads every page.
+    #[must_use]
+    pub fn read(fleet: &Fleet) -> Self {
+        let proxies = fleet.proxies();
+        let proxies = proxies.iter().map(|proxy| ProxyStats {
+            proxy: format!("{}/{}", proxy.hello.namespace, proxy.hello.workload),
+            pid: proxy.hello.pid,
+            requests: proxy.stats.total(Counter::Requests),
+            responses_5xx: proxy.stats.total(Counter::Responses5xx),
+            connections_active: proxy.stats.total(Counter::ConnectionsActive),
+            durations: proxy.stats.durations(),
+            clusters: clusters(&proxy.stats),
+        });
+        Self { at_ns: meshring_core::clock::monotonic_ns(), generation: fleet.active(), proxies: proxies.collect() }
+    }
+}
+
+fn clusters(page: &StatsPage) -> Vec<ClusterStats> {
+    let names = page.clusters().into_iter().enumerate();
+    let stats = names.filter(|(_, name)| !name.is_empty()).map(|(slot, cluster)| ClusterStats {
+        cluster,
+        requests: page.cluster_total(slot, ClusterCounter::Requests),
+        failures: page.cluster_total(slot, ClusterCounter::Responses5xx)
+            + page.cluster_total(slot, ClusterCounter::Failures),
+        latency_sum_us: page.cluster_total(slot, ClusterCounter::LatencySumUs),
+    });
+    stats.collect()
+}

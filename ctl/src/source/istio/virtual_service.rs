@@ -1,0 +1,151 @@
+//! Istio's VirtualService.
+
+use super::{export_to, route};
+use crate::{
+    diagnostic::Code,
+    source::{
+        decode::{Fields, Object, Path, Reader},
+        resource::Metadata,
+    },
+    spec::{
+        value::{HostPattern, Hostname, InvalidValue, Namespace},
+        virtual_service::{Host, HttpMatch, HttpRoute, VirtualService},
+    },
+};
+
+const SPEC: Fields =
+    Fields { honoured: &["hosts", "gateways", "http", "exportTo"], not_yet: &["tcp", "tls"], silent: &[] };
+
+pub(crate) fn read(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, metadata: &Metadata) -> Option<VirtualService> {
+    let path = root.path.field("spec");
+    let Some(node) = root.field("spec") else {
+        r.missing(root.at, &path, "write `spec:` with `hosts:` and `http:`");
+        return None;
+    };
+    let mut spec = r.object(node, &path)?;
+    let mesh = gateways(r, &mut spec);
+    let hosts = hosts(r, &mut spec, &metadata.namespace, mesh);
+    let export_to = export_to::field(r, &mut spec, &metadata.namespace);
+    let http_path = path.field("http");
+    let items = spec.list(r, "http");
+    let mut http = Vec::with_capacity(items.len());
+    for (index, node) in items.iter().enumerate() {
+        http.extend(route::read(r, node, &http_path.index(index), index, &metadata.namespace));
+    }
+    let elsewhere = ["tcp", "tls"].into_iter().any(|name| node.value_of(name).is_some_and(|node| !node.is_null()));
+    if items.is_empty() && !elsewhere && !r.failed {
+        r.missing(spec.at, &http_path, "write `http:` with at least one rule");
+    }
+    spec.finish(r, &SPEC);
+    unreachable_rules(r, &http, &http_path);
+    (!r.failed).then_some(VirtualService { hosts, mesh, export_to, http })
+}
+
+/// Whether it applies to sidecars.
+fn gateways(r: &mut Reader<'_>, spec: &mut Object<'_, '_, '_>) -> bool {
+    let path = spec.path.field("gateways");
+    let items = spec.list(r, "gateways");
+    let mut mesh = items.is_empty();
+    for (index, node) in items.iter().enumerate() {
+        mesh |= r.string(node, &path.index(index)) == Some("mesh");
+    }
+    for (index, node) in items.iter().enumerate() {
+        if node.text().is_some_and(|name| name != "mesh") {
+            let message = if mesh {
+                "gateways other than `mesh` are not yet honoured"
+            } else {
+                "gateways other than `mesh` are not yet honoured: the whole resource has no effect here"
+            };
+            r.warning(Code::VALUE_NOT_HONOURED, node.at, &path.index(index), message, "");
+        }
+    }
+    mesh
+}
+
+fn hosts(r: &mut Reader<'_>, spec: &mut Object<'_, '_, '_>, namespace: &Namespace, mesh: bool) -> Vec<Host> {
+    let path = spec.path.field("hosts");
+    let items = spec.list(r, "hosts");
+    if items.is_empty() && !r.failed {
+        let message = "is missing or empty";
+        let hint = "write `hosts:` with the names that clients ask for (a VirtualService to delegate to is not yet honoured)";
+        r.error(Code::MISSING_FIELD, spec.at, &path, message, hint);
+    }
+    let mut hosts: Vec<Host> = Vec::with_capacity(items.len());
+    for (index, node) in items.iter().enumerate() {
+        let path = path.index(index);
+        let Some(host) = r.parsed(node, &path, |text| virtual_host(text, namespace)) else { continue };
+        if host == HostPattern::Any && mesh {
+            let message = "`*` is not allowed for sidecars: it would catch every host";
+            r.error(Code::INVALID_VALUE, node.at, &path, message, "write the names of services, or `*.example.com`");
+        }
+        if let Some(other) = hosts.iter().find(|other| other.host.covers(&host) || host.covers(&other.host)) {
+            let message = format!("`{host}` overlaps with `{}` at {}", other.host, other.at);
+            r.error(Code::CONFLICT, node.at, &path, message, "remove one of them");
+        }
+        hosts.push(Host { at: node.at, host });
+    }
+    hosts
+}
+
+fn virtual_host(text: &str, namespace: &Namespace) -> Result<HostPattern, InvalidValue> {
+    if text.contains('/') {
+        return Err(InvalidValue::with_hint(
+            format!("`{text}` is not a host: it contains '/'"),
+            "leave the namespace out, or write the full name",
+        ));
+    }
+    // IPv6 has colons, which no name has.
+    if let Ok(address) = text.parse::<std::net::Ipv6Addr>() {
+        return Err(InvalidValue::with_hint(
+            format!("{address} is an IPv6 address, which is not yet honoured as a host"),
+            "write a name",
+        ));
+    }
+    if let Some((host, port)) = text.rsplit_once(':')
+        && port.bytes().all(|byte| byte.is_ascii_digit())
+    {
+        return Err(InvalidValue::with_hint(
+            format!("`{text}` is not a host: it has a port"),
+            format!("write `{host}`, and `match.port` in the rules"),
+        ));
+    }
+    match HostPattern::resolve(text, namespace)? {
+        HostPattern::Exact(host) => Ok(HostPattern::Exact(Hostname::parse(host.as_str())?)),
+        pattern => Ok(pattern),
+    }
+}
+
+/// As Istio's analysis: a rule after one that matches everything, or of which each match stands in an earlier rule, is dead.
+fn unreachable_rules(r: &mut Reader<'_>, http: &[HttpRoute], path: &Path<'_>) {
+    let Some(last) = http.iter().find(|route| route.is_match_all()) else {
+        return duplicate_matches(r, http, path);
+    };
+    for route in http.iter().filter(|route| route.index > last.index) {
+        let message = format!("the rule is never reached: rule {} at {} matches everything", last.index, last.at);
+        let hint = "move it before that rule";
+        r.warning(Code::UNREACHABLE_RULE, route.at, &path.index(route.index as usize), message, hint);
+    }
+}
+
+fn duplicate_matches(r: &mut Reader<'_>, http: &[HttpRoute], path: &Path<'_>) {
+    // Quadratic; beyond a few hundred rules nobody wrote them by hand.
+    if http.len() > 512 {
+        return;
+    }
+    for (index, route) in http.iter().enumerate() {
+        for candidate in &route.matches {
+            let earlier = http[..index].iter().find(|earlier| earlier.matches.iter().any(|other| same(other, candidate)));
+            if let Some(earlier) = earlier {
+                let message = format!("the match stands in rule {} at {} already and is never reached", earlier.index, earlier.at);
+                let path = path.index(route.index as usize);
+                r.warning(Code::UNREACHABLE_RULE, candidate.at, &path, message, "remove it");
+            }
+        }
+    }
+}
+
+/// Whether two matches differ in nothing but name and place.
+fn same(a: &HttpMatch, b: &HttpMatch) -> bool {
+    let bare = |rule: &HttpMatch| HttpMatch { at: Default::default(), name: None, ..rule.clone() };
+    bare(a) == bare(b)
+}

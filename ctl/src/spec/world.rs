@@ -1,0 +1,94 @@
+//! All resources together.
+
+use std::ops::Range;
+
+use super::{
+    Kind, Registry, Resource, analyze,
+    rules::{DestinationRules, VirtualServices},
+};
+use crate::diagnostic::{self, Code, Diagnostic};
+
+/// All resources of one generation, sorted and indexed.
+#[derive(Debug, Default)]
+pub struct World {
+    /// Sorted by key, each key once.
+    resources: Vec<Resource>,
+    /// Where each kind lies in `resources`, in the order of [`Kind::ALL`].
+    kinds: [Range<usize>; Kind::ALL.len()],
+    registry: Registry,
+    virtual_services: VirtualServices,
+    destination_rules: DestinationRules,
+}
+
+impl World {
+    /// Puts resources together. The result does not depend on their order, except that of two with the same key the first is
+    /// kept; the second is an error that names both places.
+    pub fn assemble(mut resources: Vec<Resource>) -> (Self, Vec<Diagnostic>) {
+        resources.sort_by(|a, b| a.key.cmp(&b.key));
+        let mut diagnostics = Vec::new();
+        resources.dedup_by(|second, first| {
+            let same = second.key == first.key;
+            if same {
+                let message = format!("is here for the second time; the first is at {}", first.place);
+                diagnostics.push(
+                    Diagnostic::error(Code::DUPLICATE_RESOURCE, second.place.clone(), message)
+                        .of(&second.key)
+                        .hint("remove or rename one of them"),
+                );
+            }
+            same
+        });
+        let kinds = Kind::ALL.map(|kind| {
+            let start = resources.partition_point(|resource| resource.key.kind < kind);
+            start..resources.partition_point(|resource| resource.key.kind <= kind)
+        });
+        let (registry, more) = Registry::build(&resources);
+        diagnostics.extend(more);
+        let (destination_rules, more) = DestinationRules::build(&resources);
+        diagnostics.extend(more);
+        let virtual_services = VirtualServices::build(&resources);
+        diagnostic::sort(&mut diagnostics);
+        (Self { resources, kinds, registry, virtual_services, destination_rules }, diagnostic::limit(diagnostics))
+    }
+
+    /// All resources, by kind, namespace and name.
+    pub fn resources(&self) -> &[Resource] {
+        &self.resources
+    }
+
+    /// Those of one kind, by namespace and name.
+    pub fn of_kind(&self, kind: Kind) -> &[Resource] {
+        let position = Kind::ALL.iter().position(|other| *other == kind);
+        position.map_or(&[], |position| &self.resources[self.kinds[position].clone()])
+    }
+
+    /// One resource.
+    pub fn resource(&self, kind: Kind, namespace: &str, name: &str) -> Option<&Resource> {
+        let list = self.of_kind(kind);
+        let key = |resource: &Resource| (resource.key.namespace.as_str(), resource.key.name.as_str()).cmp(&(namespace, name));
+        list.binary_search_by(key).ok().map(|index| &list[index])
+    }
+
+    /// Hosts with their ports and endpoints.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// VirtualServices that apply to sidecars.
+    pub fn virtual_services(&self) -> &VirtualServices {
+        &self.virtual_services
+    }
+
+    /// DestinationRules.
+    pub fn destination_rules(&self) -> &DestinationRules {
+        &self.destination_rules
+    }
+
+    /// What the references between resources tell: hosts, subsets and ports that do not exist, rules that contradict each other.
+    /// All of it is accepted; traffic to what does not exist is answered with 503.
+    pub fn analyze(&self) -> Vec<Diagnostic> {
+        let mut diagnostics = analyze::analyze(self);
+        diagnostic::sort(&mut diagnostics);
+        diagnostic::limit(diagnostics)
+    }
+}

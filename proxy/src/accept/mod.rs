@@ -1,0 +1,172 @@
+//! Listeners, and which worker serves a connection.
+//!
+//! Each worker has its own SO_REUSEPORT socket, so accepting needs no lock. The kernel spreads by a hash of the
+//! addresses, which is uneven for few connections; long-lived ones would stay so. A worker that accepts a connection
+//! while another has clearly fewer hands the socket over.
+
+use std::{
+    cell::OnceCell,
+    net::{SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream},
+    os::fd::{AsFd as _, OwnedFd},
+    rc::Rc,
+};
+
+use meshring_core::{
+    limits::{CONNECTIONS_PER_WORKER_MAX, DOWNSTREAM_IDLE_MS_MAX, HANDOVER_DIFFERENCE_MIN},
+    stats::Counter,
+};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen as listen_on, socket_with, sockopt};
+
+use crate::{
+    request::{self, End},
+    upstream::Endpoint,
+    worker::{
+        Worker, accept_loop,
+        conn::Conn,
+        generation::ClusterShared,
+        guarded,
+        mailbox::Message,
+    },
+};
+
+/// Connections that the kernel keeps for us while we are busy; it takes the lesser of this and net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+
+/// Which way a listener's requests go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// From the application into the mesh: routed by the table.
+    Outbound,
+    /// From the mesh to the application.
+    Inbound {
+        /// Where the application listens.
+        application: SocketAddr,
+    },
+}
+
+/// One listening address of a worker.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    pub(crate) index: usize,
+    pub(crate) address: SocketAddr,
+    pub(crate) direction: Direction,
+    application: OnceCell<(Rc<Endpoint>, Rc<ClusterShared>)>,
+}
+
+/// A connection that is on its way to its worker.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    stream: StdTcpStream,
+    listener: usize,
+}
+
+impl Accepted {
+    /// From the runtime's stream.
+    pub(crate) fn from_stream(stream: monoio::net::TcpStream, listener: usize) -> Self {
+        Self { stream: crate::worker::conn::into_std(stream), listener }
+    }
+}
+
+impl Listener {
+    pub(crate) fn new(index: usize, address: SocketAddr, direction: Direction) -> Self {
+        Self { index, address, direction, application: OnceCell::new() }
+    }
+
+    fn target(&self, worker: &Worker) -> &(Rc<Endpoint>, Rc<ClusterShared>) {
+        self.application.get_or_init(|| {
+            let address = match self.direction {
+                Direction::Inbound { application } => application,
+                Direction::Outbound => self.address,
+            };
+            let name = format!("inbound|{}||{address}", self.address.port());
+            (worker.endpoints.of(address), worker.clusters.of(&name))
+        })
+    }
+
+    /// The application behind an inbound listener.
+    pub(crate) fn application(&self, worker: &Worker) -> Rc<Endpoint> {
+        Rc::clone(&self.target(worker).0)
+    }
+
+    /// Its statistics.
+    pub(crate) fn cluster(&self, worker: &Worker) -> Rc<ClusterShared> {
+        Rc::clone(&self.target(worker).1)
+    }
+}
+
+/// Binds an address that other workers can bind, too. Nobody is let in before [`listening`].
+pub(crate) fn bind_address(address: SocketAddr) -> std::io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let fd: OwnedFd = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_reuseaddr(fd.as_fd(), true)?;
+    sockopt::set_socket_reuseport(fd.as_fd(), true)?;
+    bind(fd.as_fd(), &address)?;
+    Ok(fd)
+}
+
+/// Opens the door.
+pub(crate) fn listening(bound: OwnedFd) -> std::io::Result<StdTcpListener> {
+    listen_on(bound.as_fd(), BACKLOG)?;
+    Ok(StdTcpListener::from(bound))
+}
+
+/// Accepts on one socket until the worker drains.
+pub(crate) async fn listen(worker: Rc<Worker>, socket: StdTcpListener, listener: Rc<Listener>) {
+    accept_loop(&worker, socket, &listener).await;
+}
+
+/// Serves a fresh connection here, or hands it over.
+pub(crate) fn place(worker: &Rc<Worker>, listener: &Rc<Listener>, accepted: Accepted) {
+    let own = worker.mailboxes.connections(worker.index);
+    let (least, count) = worker.mailboxes.least_loaded();
+    if least != worker.index && own + 1 >= count + HANDOVER_DIFFERENCE_MIN {
+        worker.stats.add(Counter::ConnectionsHandedOver, 1);
+        // Counted at once: the next decision, of any worker, must know.
+        worker.mailboxes.add_connection(least);
+        worker.mailboxes.send(least, Message::Connection(accepted));
+        return;
+    }
+    worker.mailboxes.add_connection(worker.index);
+    start(worker, Rc::clone(listener), accepted);
+}
+
+/// Serves a connection that another worker has accepted and counted.
+pub(crate) fn take_over(worker: &Rc<Worker>, accepted: Accepted) {
+    let listener = Rc::clone(&worker.listeners[accepted.listener]);
+    start(worker, listener, accepted);
+}
+
+fn start(worker: &Rc<Worker>, listener: Rc<Listener>, accepted: Accepted) {
+    if worker.mailboxes.connections(worker.index) as usize > CONNECTIONS_PER_WORKER_MAX {
+        worker.stats.add(Counter::ConnectionsRefused, 1);
+        worker.mailboxes.remove_connection(worker.index);
+        return;
+    }
+    match Conn::from_std(accepted.stream, &worker.deadlines) {
+        Ok(conn) => {
+            worker.stats.add(Counter::ConnectionsAccepted, 1);
+            worker.stats.add(Counter::ConnectionsActive, 1);
+            guarded(worker, conn, listener);
+        }
+        Err(error) => {
+            tracing::warn!(%error, "cannot register a connection");
+            worker.mailboxes.remove_connection(worker.index);
+        }
+    }
+}
+
+/// The life of a connection. While it is idle this small future is all that it costs; the large one of a request exists
+/// only between the first byte of a request and the next idle time.
+pub(crate) async fn serve(worker: &Rc<Worker>, mut conn: Conn, listener: &Listener) {
+    loop {
+        match Box::pin(request::serve(worker, &mut conn, listener)).await {
+            End::Closed => return,
+            End::Idle if worker.draining() => return,
+            End::Idle => {
+                if !conn.readable(DOWNSTREAM_IDLE_MS_MAX).await {
+                    return;
+                }
+            }
+        }
+    }
+}

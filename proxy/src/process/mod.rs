@@ -1,0 +1,352 @@
+//! The main thread: it talks to control, keeps the generations, supervises the workers and answers signals. No request
+//! ever waits for it.
+
+mod link;
+mod state;
+mod supervisor;
+mod watcher;
+
+use std::{
+    io::Read as _,
+    os::unix::net::UnixStream,
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use meshring_core::{
+    id::Generation,
+    limits::{DRAIN_MS_MAX, LINK_RECONNECT_MS},
+    link::{Hello, PROTOCOL},
+    snapshot::{layout::LAYOUT, page::PageWriter, page::PageReader},
+    stats::StatsPage,
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    low_level::pipe,
+};
+
+use self::{
+    link::{Link, Outcome},
+    state::StateDir,
+    supervisor::Supervisor,
+    watcher::Watcher,
+};
+use crate::{
+    config::{Config, describe},
+    worker::{driver, generation::Generations, mailbox::Message},
+};
+
+/// How long a start waits for a control that is there before the last good snapshot is used.
+const FIRST_GENERATION_WAIT: Duration = Duration::from_millis(500);
+/// Between two writes of the last good snapshot: a hundred changes a second must not become a hundred files.
+const STORE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What other threads tell the main thread.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// Another generation may be active.
+    Committed,
+    /// A worker's thread has ended.
+    WorkerEnded(usize, Result<(), String>),
+}
+
+/// Events with a byte on a socket pair, so that one `poll` sees everything.
+#[derive(Debug, Clone)]
+pub(crate) struct Events {
+    sender: mpsc::Sender<Event>,
+    bell: Arc<UnixStream>,
+}
+
+impl Events {
+    /// Tells the main thread.
+    pub(crate) fn send(&self, event: Event) {
+        use std::io::Write as _;
+        // Both fail only when the main thread is gone, and then nobody is left to tell.
+        let _ = self.sender.send(event);
+        let _ = (&*self.bell).write(&[1]);
+    }
+}
+
+/// Runs the proxy until it is told to end.
+pub(crate) fn run(config: Config) -> anyhow::Result<()> {
+    if config.listeners().is_empty() {
+        bail!("nothing to listen on: give --outbound ADDR, --inbound ADDR=APP_ADDR, or both");
+    }
+    let driver = driver::probe(config.driver)?;
+    let workers = worker_count(&config)?;
+    tracing::info!(workers, "I/O driver: {driver}");
+    let sockets = supervisor::bind_all(&config, workers)?;
+    let (bell_in, bell) = UnixStream::pair()?;
+    bell_in.set_nonblocking(true)?;
+    bell.set_nonblocking(true)?;
+    let (sender, receiver) = mpsc::channel();
+    let events = Events { sender, bell: Arc::new(bell) };
+    let mut main = Main::new(config, driver, workers, events)?;
+    main.find_first_generation()?;
+    let mut supervisor = main.start_workers(sockets)?;
+    main.serve(&mut supervisor, &bell_in, &receiver)
+}
+
+fn worker_count(config: &Config) -> anyhow::Result<usize> {
+    match config.workers {
+        Some(count) => Ok(count as usize),
+        None => Ok(std::thread::available_parallelism().context("cannot tell how many CPUs may be used")?.get()),
+    }
+}
+
+struct Main {
+    config: Config,
+    driver: driver::Driver,
+    stats: Arc<StatsPage>,
+    generations: Arc<Generations>,
+    events: Events,
+    link: Link,
+    /// The page that workers follow: control's, or our own while there is none.
+    page: Option<Arc<PageReader>>,
+    /// Keeps our own page writable; dropped with the process.
+    own_page: Option<PageWriter>,
+    watcher: Option<Watcher>,
+    state: StateDir,
+    stored: (Generation, Instant),
+    store_due: bool,
+    announced: Generation,
+    signals: UnixStream,
+}
+
+impl Main {
+    fn new(config: Config, driver: driver::Driver, workers: usize, events: Events) -> anyhow::Result<Self> {
+        let (stats_fd, stats) = StatsPage::create(workers).context("cannot create the statistics page")?;
+        let (signals, signal_writer) = UnixStream::pair()?;
+        signals.set_nonblocking(true)?;
+        signal_writer.set_nonblocking(true)?;
+        for signal in [SIGTERM, SIGINT] {
+            pipe::register(signal, signal_writer.try_clone()?).context("cannot register a signal handler")?;
+        }
+        let hello = Hello {
+            protocol: PROTOCOL,
+            layout: LAYOUT,
+            pid: std::process::id(),
+            namespace: config.workload.namespace.clone(),
+            workload: config.workload.name.clone(),
+            workers: workers as u32,
+            driver: driver.to_string(),
+            listeners: config.listeners().into_iter().map(|(address, direction)| describe(address, direction)).collect(),
+            generation: Generation(0),
+            checksum: 0,
+        };
+        let generations = Arc::<Generations>::default();
+        let link = Link::new(&config.run_dir, hello, stats_fd, Arc::clone(&generations));
+        let state = StateDir::new(config.state_dir());
+        Ok(Self {
+            config,
+            driver,
+            stats,
+            generations,
+            events,
+            link,
+            page: None,
+            own_page: None,
+            watcher: None,
+            state,
+            stored: (Generation(0), Instant::now()),
+            store_due: false,
+            announced: Generation(0),
+            signals,
+        })
+    }
+
+    /// The generation that is active and prepared here.
+    fn active(&self) -> Option<Generation> {
+        let active = self.page.as_ref()?.active().load();
+        self.generations.find(active).map(|_| active)
+    }
+
+    /// From control if it is there, else from the state directory; waits for control when there is neither.
+    fn find_first_generation(&mut self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + FIRST_GENERATION_WAIT;
+        while self.link.connect() && self.active().is_none() && Instant::now() < deadline {
+            self.wait_for_link(deadline.saturating_duration_since(Instant::now()));
+        }
+        if self.active().is_some() {
+            return Ok(());
+        }
+        if let Some(snapshot) = self.state.load() {
+            let generation = snapshot.generation();
+            tracing::info!(%generation, "starting from the last good snapshot: control has not given another one yet");
+            self.link.adopt(snapshot);
+            let own = PageWriter::create(generation).context("cannot create a page")?;
+            self.page = Some(Arc::new(PageReader::open(own.fd()).context("cannot map our own page")?));
+            self.own_page = Some(own);
+            return Ok(());
+        }
+        tracing::warn!(
+            run_dir = %self.config.run_dir.display(),
+            "no configuration yet: waiting for `meshring control --run-dir {}` before opening any listener",
+            self.config.run_dir.display()
+        );
+        while self.active().is_none() {
+            self.link.connect();
+            self.wait_for_link(Duration::from_millis(LINK_RECONNECT_MS));
+            if self.stop_requested() {
+                bail!("told to end before there was any configuration");
+            }
+        }
+        Ok(())
+    }
+
+    fn stop_requested(&self) -> bool {
+        let mut byte = [0; 16];
+        matches!((&self.signals).read(&mut byte), Ok(count) if count > 0)
+    }
+
+    fn wait_for_link(&mut self, timeout: Duration) {
+        let timeout = timespec(timeout.min(Duration::from_millis(LINK_RECONNECT_MS)));
+        let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
+        if let Some(socket) = self.link.socket() {
+            fds.push(PollFd::from_borrowed_fd(socket, PollFlags::IN));
+        }
+        let _ = poll(&mut fds, Some(&timeout));
+        self.read_link();
+    }
+
+    fn start_workers(&mut self, sockets: supervisor::Sockets) -> anyhow::Result<Supervisor> {
+        let page = self.page.clone().context("no page")?;
+        let supervisor = Supervisor::start(
+            &self.config,
+            self.driver.clone(),
+            &self.stats,
+            &self.generations,
+            self.events.clone(),
+            &page,
+            sockets,
+        )?;
+        self.watch(&supervisor, page);
+        let listeners: Vec<_> = self.config.listeners().into_iter().map(|(a, d)| describe(a, d)).collect();
+        tracing::info!(
+            workload = %format_args!("{}/{}", self.config.workload.namespace, self.config.workload.name),
+            "ready: {}",
+            listeners.join(", ")
+        );
+        Ok(supervisor)
+    }
+
+    fn watch(&mut self, supervisor: &Supervisor, page: Arc<PageReader>) {
+        self.watcher = Some(Watcher::start(page, Arc::clone(supervisor.mailboxes()), self.events.clone()));
+    }
+
+    fn serve(
+        &mut self,
+        supervisor: &mut Supervisor,
+        bell: &UnixStream,
+        receiver: &mpsc::Receiver<Event>,
+    ) -> anyhow::Result<()> {
+        loop {
+            self.link.connect();
+            let timeout = if self.link.socket().is_some() && !self.store_due {
+                Duration::from_secs(10)
+            } else {
+                Duration::from_millis(LINK_RECONNECT_MS)
+            };
+            let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN), PollFd::new(bell, PollFlags::IN)];
+            if let Some(socket) = self.link.socket() {
+                fds.push(PollFd::from_borrowed_fd(socket, PollFlags::IN));
+            }
+            let _ = poll(&mut fds, Some(&timespec(timeout)));
+            drop(fds);
+            if self.stop_requested() {
+                return self.drain(supervisor, receiver);
+            }
+            let mut sink = [0; 256];
+            let _ = (&*bell).read(&mut sink);
+            while let Ok(event) = receiver.try_recv() {
+                match event {
+                    Event::Committed => self.committed(),
+                    Event::WorkerEnded(worker, result) => self.replace(supervisor, worker, result)?,
+                }
+            }
+            if self.read_link()
+                && let Some(page) = self.page.clone()
+            {
+                supervisor.mailboxes().send_all(|| Message::Page(Arc::clone(&page)));
+                self.watch(supervisor, page);
+            }
+            self.store_if_due();
+        }
+    }
+
+    /// Handles what control has sent. True: there is a new page.
+    fn read_link(&mut self) -> bool {
+        let mut followed = false;
+        for outcome in self.link.read() {
+            match outcome {
+                Outcome::Page(page) => {
+                    self.page = Some(page);
+                    followed = true;
+                }
+                Outcome::Prepared => self.events.send(Event::Committed),
+            }
+        }
+        followed
+    }
+
+    /// Another generation may be active: say so, tell workers which missed it, remember it.
+    fn committed(&mut self) {
+        if let Some(watcher) = &self.watcher {
+            watcher.refresh_workers();
+        }
+        let Some(active) = self.active() else { return };
+        if active != self.announced {
+            self.announced = active;
+            if let Some(prepared) = self.generations.find(active) {
+                self.link.running(active, prepared.snapshot.checksum());
+            }
+            tracing::debug!(generation = %active, "generation is active");
+        }
+        self.store_due = active != self.stored.0;
+    }
+
+    fn store_if_due(&mut self) {
+        let (stored, at) = self.stored;
+        if !self.store_due || (stored.0 != 0 && at.elapsed() < STORE_INTERVAL) {
+            return;
+        }
+        self.store_due = false;
+        let Some(prepared) = self.active().and_then(|active| self.generations.find(active)) else { return };
+        self.stored = (prepared.snapshot.generation(), Instant::now());
+        self.state.store(&prepared.snapshot);
+    }
+
+    fn replace(&mut self, supervisor: &mut Supervisor, worker: usize, result: Result<(), String>) -> anyhow::Result<()> {
+        let reason = result.err().unwrap_or_else(|| "it returned".into());
+        tracing::error!(worker, reason, "a worker has ended: its connections are lost; starting another one");
+        let page = self.page.clone().context("no page")?;
+        supervisor.replace(worker, &page).context("cannot replace a worker")
+    }
+
+    fn drain(&mut self, supervisor: &mut Supervisor, receiver: &mpsc::Receiver<Event>) -> anyhow::Result<()> {
+        tracing::info!("draining: no new connections; requests in flight have {DRAIN_MS_MAX} ms");
+        supervisor.mailboxes().send_all(|| Message::Drain);
+        let deadline = Instant::now() + Duration::from_millis(DRAIN_MS_MAX);
+        let mut left = supervisor.workers();
+        while left > 0 && Instant::now() < deadline {
+            match receiver.recv_timeout(Duration::from_millis(50)) {
+                Ok(Event::WorkerEnded(..)) => left -= 1,
+                Ok(Event::Committed) | Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            }
+            if self.stop_requested() {
+                tracing::warn!("told to end a second time: not waiting any longer");
+                break;
+            }
+        }
+        tracing::info!(workers_left = left, "ended");
+        Ok(())
+    }
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec { tv_sec: duration.as_secs() as i64, tv_nsec: i64::from(duration.subsec_nanos()) }
+}
+

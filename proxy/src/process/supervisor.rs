@@ -1,0 +1,153 @@
+//! Starts the workers, and another one in the place of one that died.
+
+use std::{
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use anyhow::Context as _;
+use meshring_core::{
+    snapshot::page::PageReader,
+    stats::{Counter, StatsPage},
+};
+
+use super::{Event, Events};
+use crate::{
+    accept,
+    config::{Config, describe},
+    worker::{
+        self, Start,
+        driver::Driver,
+        generation::Generations,
+        mailbox::Mailboxes,
+    },
+};
+
+/// Bound sockets, per worker and listener.
+pub(crate) type Sockets = Vec<Vec<OwnedFd>>;
+
+/// Binds every address once per worker, so that a mistake ends the start and not a worker.
+pub(crate) fn bind_all(config: &Config, workers: usize) -> anyhow::Result<Sockets> {
+    (0..workers).map(|_| bind_one(config)).collect()
+}
+
+fn bind_one(config: &Config) -> anyhow::Result<Vec<OwnedFd>> {
+    config
+        .listeners()
+        .into_iter()
+        .map(|(address, direction)| {
+            accept::bind_address(address).with_context(|| format!("cannot listen: {}", describe(address, direction)))
+        })
+        .collect()
+}
+
+/// The workers of this process.
+pub(crate) struct Supervisor {
+    config: Config,
+    driver: Driver,
+    stats: Arc<StatsPage>,
+    generations: Arc<Generations>,
+    events: Events,
+    mailboxes: Arc<Mailboxes>,
+    cpus: Vec<usize>,
+    workers: usize,
+}
+
+impl Supervisor {
+    /// Starts one worker per set of sockets.
+    pub(crate) fn start(
+        config: &Config,
+        driver: Driver,
+        stats: &Arc<StatsPage>,
+        generations: &Arc<Generations>,
+        events: Events,
+        page: &Arc<PageReader>,
+        sockets: Sockets,
+    ) -> anyhow::Result<Self> {
+        let (mailboxes, wakeups) = Mailboxes::new(sockets.len()).context("cannot create mailboxes")?;
+        let supervisor = Self {
+            config: config.clone(),
+            driver,
+            stats: Arc::clone(stats),
+            generations: Arc::clone(generations),
+            events,
+            mailboxes: Arc::new(mailboxes),
+            cpus: allowed_cpus(),
+            workers: sockets.len(),
+        };
+        for (index, (bound, wakeups)) in sockets.into_iter().zip(wakeups).enumerate() {
+            supervisor.spawn(index, bound, wakeups, page)?;
+        }
+        Ok(supervisor)
+    }
+
+    /// Number of workers.
+    pub(crate) fn workers(&self) -> usize {
+        self.workers
+    }
+
+    /// How to reach them.
+    pub(crate) fn mailboxes(&self) -> &Arc<Mailboxes> {
+        &self.mailboxes
+    }
+
+    /// Starts another worker in the place of a dead one.
+    pub(crate) fn replace(&self, index: usize, page: &Arc<PageReader>) -> anyhow::Result<()> {
+        let slots = self.stats.worker(index);
+        // Its connections are gone, and nobody else counts them down.
+        slots.subtract(Counter::ConnectionsActive, self.stats.counter(index, Counter::ConnectionsActive));
+        let wakeups = self.mailboxes.renew(index)?;
+        self.spawn(index, bind_one(&self.config)?, wakeups, page)
+    }
+
+    fn spawn(
+        &self,
+        index: usize,
+        bound: Vec<OwnedFd>,
+        wakeups: UnixStream,
+        page: &Arc<PageReader>,
+    ) -> anyhow::Result<()> {
+        let active = page.active().load();
+        let first = self.generations.find(active).or_else(|| self.generations.newest()).context("no generation")?;
+        let listeners = bound
+            .into_iter()
+            .zip(self.config.listeners())
+            .map(|(bound, (address, direction))| {
+                let socket = accept::listening(bound).with_context(|| format!("cannot listen: {}", describe(address, direction)))?;
+                Ok((socket, address, direction))
+            })
+            .collect::<anyhow::Result<_>>()?;
+        let start = Start {
+            index,
+            cpu: (self.cpus.len() > 1 || self.workers == 1).then(|| self.cpus.get(index % self.cpus.len().max(1)).copied()).flatten(),
+            driver: self.driver.clone(),
+            stats: self.stats.worker(index),
+            mailboxes: Arc::clone(&self.mailboxes),
+            wakeups,
+            page: Arc::clone(page),
+            generations: Arc::clone(&self.generations),
+            first,
+            listeners,
+        };
+        let events = self.events.clone();
+        let body = move || {
+            let result = catch_unwind(AssertUnwindSafe(|| worker::run(start)));
+            let result = match result {
+                Ok(result) => result.map_err(|error| error.to_string()),
+                Err(_) => Err("it panicked".to_owned()),
+            };
+            events.send(Event::WorkerEnded(index, result));
+        };
+        std::thread::Builder::new().name(format!("worker-{index}")).spawn(body).context("cannot start a worker")?;
+        Ok(())
+    }
+}
+
+/// The CPUs that this process may use, in order.
+fn allowed_cpus() -> Vec<usize> {
+    match rustix::thread::sched_getaffinity(None) {
+        Ok(set) => (0..rustix::thread::CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect(),
+        Err(_) => Vec::new(),
+    }
+}

@@ -1,0 +1,119 @@
+//! Responses that the proxy makes itself. Each says in its body what happened, in words for the person who reads it in
+//! a terminal, behind a stable short code.
+
+use meshring_core::{
+    http::{
+        body::BodyDecoder,
+        chunked::Event,
+        head::Method,
+        request::RequestHead,
+        serialize::HeaderEdits,
+        status::{Local, write_response},
+    },
+    limits::LINGER_BYTES_MAX,
+};
+
+use crate::worker::{
+    Worker,
+    buffers::Input,
+    conn::{Conn, write_all},
+    deadlines::{Expiry, now_ms},
+};
+
+/// A response to be made.
+pub(crate) struct Response<'a> {
+    pub(crate) status: u16,
+    pub(crate) content_type: &'a str,
+    pub(crate) body: &'a [u8],
+    /// Ready `name: value` lines.
+    pub(crate) extra: &'a [u8],
+}
+
+/// Whether the connection can go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum After {
+    /// With the next request.
+    KeepAlive,
+    /// It is to be closed.
+    Close,
+}
+
+/// How long a client may take to read a last response before the connection goes, in milliseconds.
+const LINGER_MS_MAX: u64 = 1_000;
+
+/// Answers a request whose head is still in the input. A body that is not there in full ends the connection: reading
+/// an unknown amount of what nobody wants is no service.
+pub(crate) async fn answer(
+    worker: &Worker,
+    conn: &mut Conn,
+    input: &mut Input,
+    head: &RequestHead,
+    response: &Response<'_>,
+    edits: &impl HeaderEdits,
+) -> After {
+    input.consume(head.len);
+    let keep = head.keep_alive && skip_body(input, head) && !worker.draining();
+    let mut out = worker.buffers.take();
+    let mut extra = response.extra.to_vec();
+    edits.append(&mut extra);
+    let how = Local { close: !keep, head: head.method == Method::Head, date: None, extra: &extra };
+    write_response(&mut out, response.status, response.content_type, response.body, &how);
+    conn.timer.set(now_ms() + meshring_core::limits::BODY_IDLE_MS_MAX, Expiry::ShutdownBoth);
+    let (result, out) = write_all(&mut conn.write, out).await;
+    conn.timer.clear();
+    worker.buffers.give(out);
+    match (result, keep) {
+        (Ok(()), true) => After::KeepAlive,
+        (Ok(()), false) => {
+            linger(conn, input).await;
+            After::Close
+        }
+        (Err(_), _) => After::Close,
+    }
+}
+
+/// Answers what is not even a request, and ends the connection.
+pub(crate) async fn refuse(worker: &Worker, conn: &mut Conn, input: &mut Input, status: u16, body: &str) {
+    let mut out = worker.buffers.take();
+    let how = Local { close: true, ..Local::default() };
+    write_response(&mut out, status, "text/plain", body.as_bytes(), &how);
+    let (result, out) = write_all(&mut conn.write, out).await;
+    worker.buffers.give(out);
+    if result.is_ok() {
+        linger(conn, input).await;
+    }
+}
+
+/// Drops a body that is in the input already. False when more of it would have to be read.
+fn skip_body(input: &mut Input, head: &RequestHead) -> bool {
+    let mut body = BodyDecoder::new(head.framing);
+    while !body.is_done() {
+        let Ok(step) = body.decode(input.unread()) else { return false };
+        input.consume(step.consumed);
+        match step.event {
+            Event::NeedInput => return false,
+            Event::Data(_) | Event::Trailer { .. } | Event::End => {}
+        }
+    }
+    true
+}
+
+/// Lets a client read the last response before the connection goes: closing with unread input would reset it and
+/// take the response away. Bounded in bytes and time.
+pub(crate) async fn linger(conn: &mut Conn, input: &mut Input) {
+    let unread = input.unread().len();
+    input.consume(unread);
+    conn.end_write();
+    conn.timer.set(now_ms() + LINGER_MS_MAX, Expiry::ShutdownRead);
+    let mut drained = 0;
+    while drained < LINGER_BYTES_MAX {
+        match input.fill(&mut conn.read, meshring_core::limits::BUFFER_BYTES).await {
+            Ok(count) if count > 0 => {
+                drained += count;
+                input.consume(count);
+            }
+            _ => break,
+        }
+    }
+    conn.timer.clear();
+}

@@ -1,0 +1,370 @@
+//! Relaying: bodies in either direction, and an upstream's response to the client.
+
+use std::{cell::Cell, io};
+
+use meshring_core::{
+    http::{
+        body::{self, BodyDecoder, CHUNK_END, LAST_CHUNK, LAST_CHUNK_BEFORE_TRAILERS},
+        chunked::Event,
+        error::{BadResponse, ChunkError},
+        fields::Fields,
+        head::{BodyFraming, Method, Version},
+        response::{self, ResponseHead},
+        serialize::{self, ConnectionOption, ResponseOut},
+        status::framing_for,
+    },
+    limits::{BODY_IDLE_MS_MAX, BUFFER_BYTES, HEAD_BYTES_MAX},
+};
+
+use crate::{
+    observe::Record,
+    policy::Edits,
+    worker::{
+        Worker,
+        buffers::Input,
+        conn::{ReadHalf, WriteHalf, write_all},
+        deadlines::{Expiry, Timer, now_ms},
+    },
+};
+
+/// How a body goes out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Coding {
+    /// As it is: by length, or until the connection closes.
+    Identity,
+    /// In chunks of our own.
+    Chunked {
+        /// Whether the trailer section has begun.
+        in_trailers: bool,
+    },
+}
+
+impl Coding {
+    /// For a framing that was announced.
+    pub(crate) fn of(framing: BodyFraming) -> Self {
+        match framing {
+            BodyFraming::Chunked => Self::Chunked { in_trailers: false },
+            _ => Self::Identity,
+        }
+    }
+}
+
+/// Why a body did not get through.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    /// The sender went away or sent a broken framing.
+    #[error("the sender's body is broken: {0}")]
+    Malformed(#[from] ChunkError),
+    /// Reading failed.
+    #[error("reading: {0}")]
+    Read(io::Error),
+    /// The receiver went away.
+    #[error("writing: {0}")]
+    Write(io::Error),
+}
+
+/// A body on its way.
+#[derive(Debug)]
+pub(crate) struct Body {
+    decoder: BodyDecoder,
+    coding: Coding,
+    ended: bool,
+}
+
+/// Bytes that a chunk's header and end may add to its data.
+const CHUNK_OVERHEAD_BYTES: usize = 32;
+/// Less free space than this in the outgoing buffer is not worth another chunk.
+const ROOM_BYTES_MIN: usize = 256;
+
+impl Body {
+    /// Received in one framing, sent in another.
+    pub(crate) fn new(received: BodyFraming, sent: BodyFraming) -> Self {
+        let decoder = BodyDecoder::new(received);
+        // No body at all, or a length of 0: nothing will be written, not even a last chunk.
+        let ended = decoder.is_done();
+        Self { decoder, coding: Coding::of(sent), ended }
+    }
+
+    /// Whether all of it has been encoded.
+    pub(crate) fn ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Moves what is in `input` to `out`, as far as `out` has room without growing. Returns whether more input is
+    /// needed (true), or the body has ended or `out` is full (false).
+    pub(crate) fn encode(&mut self, input: &mut Input, out: &mut Vec<u8>) -> Result<bool, ChunkError> {
+        while !self.ended {
+            let room = out.capacity().saturating_sub(out.len());
+            if room < ROOM_BYTES_MIN {
+                return Ok(false);
+            }
+            let unread = input.unread();
+            if unread.is_empty() {
+                return Ok(true);
+            }
+            let window = &unread[..unread.len().min(room - CHUNK_OVERHEAD_BYTES)];
+            let clipped = window.len() < unread.len();
+            let step = self.decoder.decode(window)?;
+            match step.event {
+                Event::Data(range) => self.data(&window[range], out),
+                Event::Trailer { name, value } => self.trailer(&window[name], &window[value], out),
+                // What is clipped may hold the rest of a trailer line: once `out` is flushed the window is wider.
+                Event::NeedInput if step.consumed == 0 => return Ok(!clipped),
+                Event::NeedInput | Event::End => {}
+            }
+            input.consume(step.consumed);
+            if self.decoder.is_done() {
+                self.finish(out);
+            }
+        }
+        Ok(false)
+    }
+
+    fn data(&self, data: &[u8], out: &mut Vec<u8>) {
+        match self.coding {
+            Coding::Identity => out.extend_from_slice(data),
+            Coding::Chunked { .. } => body::encode_chunk(out, data),
+        }
+    }
+
+    fn trailer(&mut self, name: &[u8], value: &[u8], out: &mut Vec<u8>) {
+        if let Coding::Chunked { in_trailers } = &mut self.coding {
+            if !std::mem::replace(in_trailers, true) {
+                out.extend_from_slice(LAST_CHUNK_BEFORE_TRAILERS);
+            }
+            serialize::field(out, name, value);
+        }
+    }
+
+    fn finish(&mut self, out: &mut Vec<u8>) {
+        self.ended = true;
+        match self.coding {
+            Coding::Identity => {}
+            Coding::Chunked { in_trailers: false } => out.extend_from_slice(LAST_CHUNK),
+            Coding::Chunked { in_trailers: true } => out.extend_from_slice(CHUNK_END),
+        }
+    }
+
+    /// The sender has closed: the end of a body until close, an error for every other.
+    fn end_of_stream(&mut self, out: &mut Vec<u8>) -> Result<(), ChunkError> {
+        self.decoder.end_of_stream()?;
+        if !self.ended {
+            self.finish(out);
+        }
+        Ok(())
+    }
+}
+
+/// One side of a relay with its deadline.
+pub(crate) struct Side<'a, H> {
+    pub(crate) half: &'a mut H,
+    pub(crate) timer: &'a Timer,
+}
+
+/// Silence that is accepted from a peer, and an end to it all where the rule has a timeout. Milliseconds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    pub(crate) total_at_ms: Option<u64>,
+}
+
+impl Patience {
+    fn next(self) -> u64 {
+        let idle_at = now_ms() + BODY_IDLE_MS_MAX;
+        self.total_at_ms.map_or(idle_at, |total| total.min(idle_at))
+    }
+}
+
+/// Moves a body from one side to the other, one buffer at a time: the slower side sets the pace. `out` may hold a head
+/// that goes first. Gives `out` back.
+pub(crate) async fn relay_body(
+    body: &mut Body,
+    input: &mut Input,
+    from: Side<'_, ReadHalf>,
+    to: Side<'_, WriteHalf>,
+    mut out: Vec<u8>,
+    patience: Patience,
+) -> (Result<(), BodyError>, Vec<u8>) {
+    loop {
+        let needs_input = match body.encode(input, &mut out) {
+            Ok(needs_input) => needs_input,
+            Err(error) => return (Err(error.into()), out),
+        };
+        if !out.is_empty() {
+            to.timer.set(patience.next(), Expiry::ShutdownBoth);
+            let (result, written) = write_all(to.half, out).await;
+            out = written;
+            out.clear();
+            if let Err(error) = result {
+                return (Err(BodyError::Write(error)), out);
+            }
+        }
+        if body.ended() {
+            to.timer.clear();
+            return (Ok(()), out);
+        }
+        if needs_input {
+            from.timer.set(patience.next(), Expiry::ShutdownRead);
+            let result = match input.fill(from.half, BUFFER_BYTES).await {
+                Ok(0) => body.end_of_stream(&mut out).map_err(BodyError::Malformed),
+                Ok(_) => Ok(()),
+                Err(error) => Err(BodyError::Read(error)),
+            };
+            if let Err(error) = result {
+                return (Err(error), out);
+            }
+        }
+    }
+}
+
+/// Why there is no (whole) response.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// The upstream closed or reset before the first byte of its response.
+    #[error("the upstream closed the connection before it sent a response")]
+    NoResponse,
+    /// The upstream closed or reset within the response head.
+    #[error("the upstream closed the connection in the middle of the response head")]
+    CutHead,
+    /// The deadline passed before the response head was complete.
+    #[error("the upstream did not respond in time")]
+    Timeout,
+    /// The response head violates HTTP.
+    #[error("the upstream's response is malformed: {0} ({code})", code = .0.code())]
+    Malformed(#[from] BadResponse),
+    /// 101 without a request for it (RFC 9110 section 15.2.2).
+    #[error("the upstream switched protocols without being asked to")]
+    UnsolicitedUpgrade,
+    /// After the head had been sent on: nothing can be said to the client any more but an abrupt end.
+    #[error("in mid-response: {0}")]
+    Broken(BodyError),
+    /// The client went away.
+    #[error("the client closed the connection: {0}")]
+    Client(io::Error),
+}
+
+/// A response that went through.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Relayed {
+    /// The upstream connection can carry another request.
+    pub(crate) upstream_reusable: bool,
+    /// The client's connection can carry another request.
+    pub(crate) downstream_keep: bool,
+}
+
+/// What the relay of a response has to know of the request.
+pub(crate) struct Exchange<'a> {
+    pub(crate) worker: &'a Worker,
+    pub(crate) record: &'a Record<'a>,
+    pub(crate) method: Method,
+    pub(crate) version: Version,
+    pub(crate) keep_alive: bool,
+    pub(crate) edits: Edits<'a>,
+    /// Ready lines to add.
+    pub(crate) extra: &'a [u8],
+    pub(crate) patience: Patience,
+    /// Whether the request body is still on its way.
+    pub(crate) uploading: &'a Cell<bool>,
+}
+
+/// Relays interim responses, then the final one. `input` may hold its first bytes.
+pub(crate) async fn relay_response(
+    exchange: &Exchange<'_>,
+    fields: &mut Fields,
+    input: &mut Input,
+    mut from: Side<'_, ReadHalf>,
+    to: Side<'_, WriteHalf>,
+    mut out: Vec<u8>,
+) -> (Result<Relayed, Failure>, Vec<u8>) {
+    loop {
+        let head = match response_head(exchange, fields, input, &mut from).await {
+            Ok(head) => head,
+            Err(failure) => return (Err(failure), out),
+        };
+        out.clear();
+        if head.is_switching() {
+            return (Err(Failure::UnsolicitedUpgrade), out);
+        }
+        if !head.is_interim() {
+            return relay_final(exchange, fields, &head, input, from, to, out).await;
+        }
+        if exchange.version == Version::Http11 {
+            serialize::response_head(&mut out, input.unread(), &head, fields, &ResponseOut::new(&head, &exchange.edits));
+            let (result, written) = write_all(to.half, out).await;
+            out = written;
+            if let Err(error) = result {
+                return (Err(Failure::Client(error)), out);
+            }
+        }
+        input.consume(head.len);
+    }
+}
+
+async fn response_head(
+    exchange: &Exchange<'_>,
+    fields: &mut Fields,
+    input: &mut Input,
+    from: &mut Side<'_, ReadHalf>,
+) -> Result<ResponseHead, Failure> {
+    loop {
+        if !input.is_empty()
+            && let Some(head) = response::parse(input.unread(), fields, exchange.method)?
+        {
+            return Ok(head);
+        }
+        let closed = if input.is_empty() { Failure::NoResponse } else { Failure::CutHead };
+        match input.fill(from.half, HEAD_BYTES_MAX + 1).await {
+            Ok(count) if count > 0 => {}
+            Err(error) if error.kind() == io::ErrorKind::OutOfMemory => return Err(BadResponse::HeadTooLarge.into()),
+            _ if from.timer.take_expired() => return Err(Failure::Timeout),
+            _ => return Err(closed),
+        }
+    }
+}
+
+async fn relay_final(
+    exchange: &Exchange<'_>,
+    fields: &Fields,
+    head: &ResponseHead,
+    input: &mut Input,
+    from: Side<'_, ReadHalf>,
+    to: Side<'_, WriteHalf>,
+    mut out: Vec<u8>,
+) -> (Result<Relayed, Failure>, Vec<u8>) {
+    exchange.record.status(head.status);
+    let framing = framing_for(exchange.version, head.framing);
+    // A response that comes while the request's body is still on its way ends the connection: whether the rest of the
+    // body would ever come is not ours to know.
+    let keep = exchange.keep_alive
+        && framing != BodyFraming::UntilClose
+        && !exchange.uploading.get()
+        && !exchange.worker.draining();
+    let how = ResponseOut {
+        framing,
+        connection: connection_option(exchange, keep),
+        extra: exchange.extra,
+        ..ResponseOut::new(head, &exchange.edits)
+    };
+    serialize::response_head(&mut out, input.unread(), head, fields, &how);
+    input.consume(head.len);
+    let mut body = Body::new(head.framing, framing);
+    let (result, out) = relay_body(&mut body, input, from, to, out, exchange.patience).await;
+    let result = match result {
+        Ok(()) => {
+            exchange.record.complete();
+            // Bytes behind the end of a response belong to nobody (RFC 9112 section 9.5): that connection is done.
+            let upstream_reusable = head.keep_alive && input.is_empty() && head.framing != BodyFraming::UntilClose;
+            Ok(Relayed { upstream_reusable, downstream_keep: keep })
+        }
+        Err(BodyError::Write(error)) => Err(Failure::Client(error)),
+        Err(error) => Err(Failure::Broken(error)),
+    };
+    (result, out)
+}
+
+fn connection_option(exchange: &Exchange<'_>, keep: bool) -> ConnectionOption {
+    match (keep, exchange.version) {
+        (true, Version::Http11) => ConnectionOption::Implied,
+        (true, Version::Http10) => ConnectionOption::KeepAlive,
+        (false, _) => ConnectionOption::Close,
+    }
+}

@@ -1,0 +1,125 @@
+//! Which virtual host, rule and destination serve a request. The lookup itself is core's; here is what it looks at.
+
+use meshring_core::{
+    http::{fields::Fields, head::Span, request::RequestHead},
+    id::{ClusterId, OriginId},
+    table::{
+        lookup::{NoRoute, RequestView, Selected, Silent, UriMatch},
+        model::{ArchivedAction, ArchivedDestination, ArchivedDirectResponse, ArchivedRedirect, ArchivedRoute},
+    },
+};
+
+use crate::{balance::Random, worker::generation::Pinned};
+
+/// A parsed request head with the buffer that it lies in.
+#[derive(Clone, Copy)]
+pub(crate) struct Request<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) head: &'a RequestHead,
+    pub(crate) fields: &'a Fields,
+}
+
+impl Request<'_> {
+    /// The text of a span.
+    pub(crate) fn text(&self, span: Span) -> &[u8] {
+        span.of(self.bytes)
+    }
+}
+
+impl RequestView for Request<'_> {
+    fn method(&self) -> &[u8] {
+        self.text(self.head.method_name)
+    }
+
+    fn scheme(&self) -> &[u8] {
+        if self.head.https { b"https" } else { b"http" }
+    }
+
+    fn authority(&self) -> &[u8] {
+        self.text(self.head.authority_full)
+    }
+
+    fn path(&self) -> &[u8] {
+        self.head.path_of(self.bytes)
+    }
+
+    fn query(&self) -> Option<&[u8]> {
+        self.head.query.map(|span| self.text(span))
+    }
+
+    fn any_header(&self, name: &str, predicate: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        // Several lines are one list: a rule that saw only the first could be passed by sending two.
+        let mut scratch = Vec::new();
+        self.fields.joined(self.bytes, name.as_bytes(), &mut scratch).is_some_and(predicate)
+    }
+}
+
+/// What to do with a request, borrowed from the generation that it runs on.
+pub(crate) enum Decision<'g> {
+    /// Forward.
+    Forward(Forward<'g>),
+    /// Answer with a redirect.
+    Redirect(&'g ArchivedRoute, &'g ArchivedRedirect),
+    /// Answer with a fixed response.
+    Direct(&'g ArchivedRoute, &'g ArchivedDirectResponse),
+}
+
+/// A rule that forwards, with the destination that the dice chose.
+#[derive(Clone, Copy)]
+pub(crate) struct Forward<'g> {
+    pub(crate) rule: &'g ArchivedRoute,
+    pub(crate) destination: &'g ArchivedDestination,
+    pub(crate) uri: UriMatch,
+}
+
+impl Forward<'_> {
+    /// The chosen cluster.
+    pub(crate) fn cluster(&self) -> ClusterId {
+        ClusterId::from(&self.destination.cluster)
+    }
+}
+
+/// Decides on the pinned generation.
+pub(crate) fn decide<'g>(pinned: &'g Pinned, request: &Request<'_>, random: &Random) -> Result<Decision<'g>, NoRoute> {
+    let table = pinned.table();
+    let viewpoint = pinned.viewpoint();
+    let host = request.text(request.head.authority);
+    let port = request.head.port;
+    let virtual_host = table.virtual_host(viewpoint, host, port, &mut Silent)?;
+    let Selected { rule, uri, .. } =
+        table.route(pinned.regexes(), viewpoint, virtual_host, request, port, &mut Silent)?;
+    Ok(match &rule.action {
+        ArchivedAction::Forward { first, count, weight_sum } => {
+            let first = first.to_native() as usize;
+            let destinations = &table.destinations[first..first + count.to_native() as usize];
+            let destination = by_weight(destinations, weight_sum.to_native(), random);
+            Decision::Forward(Forward { rule, destination, uri })
+        }
+        ArchivedAction::Redirect(redirect) => Decision::Redirect(rule, redirect),
+        ArchivedAction::DirectResponse(direct) => Decision::Direct(rule, direct),
+    })
+}
+
+fn by_weight<'g>(destinations: &'g [ArchivedDestination], sum: u32, random: &Random) -> &'g ArchivedDestination {
+    if let [only] = destinations {
+        return only;
+    }
+    let mut ticket = random.below(sum);
+    for destination in destinations {
+        match ticket.checked_sub(destination.weight.to_native()) {
+            Some(rest) => ticket = rest,
+            None => return destination,
+        }
+    }
+    // Validation has proved that the weights add up to the sum, so a ticket below it has ended the loop.
+    unreachable!("a ticket below the sum of the weights belongs to a destination")
+}
+
+/// For people: `VirtualService default/reviews (reviews.yaml:4), rule 1 at line 9`.
+pub(crate) fn describe_rule(pinned: &Pinned, rule: &ArchivedRoute) -> String {
+    let origin = pinned.table().origin(OriginId::from(&rule.origin));
+    match rule.line.to_native() {
+        0 => origin.to_owned(),
+        line => format!("{origin}, http[{}] at line {line}", rule.rule.to_native()),
+    }
+}

@@ -1,0 +1,192 @@
+//! Deadlines of connections without a timer per request: each connection owns a slot with the time at which something
+//! must have happened, and one task per worker looks at all of them on a coarse tick. Expiry acts on the socket itself
+//! (`shutdown(2)`), so that the pending read or write completes with an ordinary result: no future is ever dropped in
+//! mid-flight, which on io_uring would lose bytes.
+
+#![allow(unsafe_code, reason = "borrows a raw descriptor; the invariant stands at the block")]
+
+use std::{
+    cell::RefCell,
+    os::fd::{BorrowedFd, RawFd},
+    rc::Rc,
+};
+
+use meshring_core::clock::monotonic_ns;
+use monoio::io::{CancelHandle, Canceller};
+use rustix::net::Shutdown;
+
+const NEVER: u64 = u64::MAX;
+
+/// What happens at the deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Expiry {
+    /// End the read side: a pending read returns 0, and a response can still be written.
+    ShutdownRead,
+    /// End the write side: the peer sees FIN.
+    ShutdownWrite,
+    /// End both sides.
+    ShutdownBoth,
+    /// Cancel the pending idle read, so that the connection can give its buffer back.
+    CancelRead,
+}
+
+struct Slot {
+    fd: RawFd,
+    expiry: Expiry,
+    expired: bool,
+    idle: bool,
+    canceller: Option<Canceller>,
+}
+
+impl std::fmt::Debug for Deadlines {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Deadlines").finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
+struct Slots {
+    /// Apart from the rest: the tick scans this array alone.
+    at_ms: Vec<u64>,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+}
+
+/// All deadlines of a worker.
+#[derive(Default)]
+pub(crate) struct Deadlines(RefCell<Slots>);
+
+/// One connection's slot, freed on drop.
+#[derive(Debug)]
+pub(crate) struct Timer {
+    deadlines: Rc<Deadlines>,
+    index: u32,
+}
+
+/// Milliseconds of the monotonic clock.
+pub(crate) fn now_ms() -> u64 {
+    monotonic_ns() / 1_000_000
+}
+
+impl Deadlines {
+    /// A slot for a socket. The owner drops the timer before it closes the descriptor.
+    pub(crate) fn timer(self: &Rc<Self>, fd: RawFd) -> Timer {
+        let mut slots = self.0.borrow_mut();
+        let slot = Slot { fd, expiry: Expiry::ShutdownBoth, expired: false, idle: false, canceller: None };
+        let index = match slots.free.pop() {
+            Some(index) => {
+                slots.slots[index as usize] = slot;
+                index
+            }
+            None => {
+                slots.at_ms.push(NEVER);
+                slots.slots.push(slot);
+                slots.slots.len() as u32 - 1
+            }
+        };
+        Timer { deadlines: Rc::clone(self), index }
+    }
+
+    /// Acts on every deadline that has passed.
+    pub(crate) fn tick(&self, now_ms: u64) {
+        let mut slots = self.0.borrow_mut();
+        let slots = &mut *slots;
+        for (at_ms, slot) in slots.at_ms.iter_mut().zip(&mut slots.slots) {
+            if *at_ms <= now_ms {
+                *at_ms = NEVER;
+                slot.expired = true;
+                slot.act();
+            }
+        }
+    }
+
+    /// Ends the connections that wait for a next request; for draining.
+    pub(crate) fn expire_idle(&self) {
+        let mut slots = self.0.borrow_mut();
+        let slots = &mut *slots;
+        for (at_ms, slot) in slots.at_ms.iter_mut().zip(&mut slots.slots) {
+            if slot.idle && *at_ms != NEVER {
+                *at_ms = NEVER;
+                slot.expired = true;
+                slot.expiry = Expiry::ShutdownRead;
+                slot.act();
+            }
+        }
+    }
+}
+
+impl Slot {
+    fn act(&mut self) {
+        let how = match self.expiry {
+            Expiry::CancelRead => {
+                self.canceller = self.canceller.take().map(Canceller::cancel);
+                return;
+            }
+            Expiry::ShutdownRead => Shutdown::Read,
+            Expiry::ShutdownWrite => Shutdown::Write,
+            Expiry::ShutdownBoth => Shutdown::Both,
+        };
+        // SAFETY: a Timer lives beside its socket in a Conn, which drops the timer first (field order) and with it
+        // this slot's deadline: a slot with a deadline always names an open descriptor.
+        let socket = unsafe { BorrowedFd::borrow_raw(self.fd) };
+        // ENOTCONN: the peer was faster; the pending operation completes all the same.
+        let _ = rustix::net::shutdown(socket, how);
+    }
+}
+
+impl Timer {
+    /// Sets the deadline, in milliseconds of [`now_ms`]; replaces the one before.
+    pub(crate) fn set(&self, at_ms: u64, expiry: Expiry) {
+        let mut slots = self.deadlines.0.borrow_mut();
+        let index = self.index as usize;
+        slots.at_ms[index] = at_ms;
+        let slot = &mut slots.slots[index];
+        slot.expiry = expiry;
+        slot.idle = false;
+    }
+
+    /// As [`set`](Self::set), for a connection that waits for a next request.
+    pub(crate) fn set_idle(&self, at_ms: u64, expiry: Expiry) {
+        self.set(at_ms, expiry);
+        self.deadlines.0.borrow_mut().slots[self.index as usize].idle = true;
+    }
+
+    /// No deadline any more.
+    pub(crate) fn clear(&self) {
+        self.deadlines.0.borrow_mut().at_ms[self.index as usize] = NEVER;
+    }
+
+    /// Whether a deadline has passed since the last call.
+    pub(crate) fn take_expired(&self) -> bool {
+        std::mem::take(&mut self.deadlines.0.borrow_mut().slots[self.index as usize].expired)
+    }
+
+    /// A handle that makes a read cancelable by [`Expiry::CancelRead`].
+    pub(crate) fn cancel_handle(&self) -> CancelHandle {
+        let mut slots = self.deadlines.0.borrow_mut();
+        slots.slots[self.index as usize].canceller.get_or_insert_with(Canceller::new).handle()
+    }
+
+    /// Frees what a cancelable read needs; an idle connection does without.
+    pub(crate) fn drop_canceller(&self) {
+        self.deadlines.0.borrow_mut().slots[self.index as usize].canceller = None;
+    }
+
+    /// Ends the socket now, as a deadline would.
+    pub(crate) fn shutdown(&self, expiry: Expiry) {
+        let mut slots = self.deadlines.0.borrow_mut();
+        let slot = &mut slots.slots[self.index as usize];
+        slot.expiry = expiry;
+        slot.act();
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        let mut slots = self.deadlines.0.borrow_mut();
+        let index = self.index as usize;
+        slots.at_ms[index] = NEVER;
+        slots.slots[index].canceller = None;
+        slots.free.push(self.index);
+    }
+}

@@ -1,0 +1,53 @@
+//! Questions about a socket that the runtime's types do not answer.
+
+#![allow(unsafe_code, reason = "borrows raw descriptors and monoio's shared stream; the invariants stand at the blocks")]
+
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{BorrowedFd, RawFd},
+};
+
+use rustix::{
+    io::Errno,
+    net::{RecvFlags, getsockname, recv, sockopt},
+};
+
+use super::conn::ReadHalf;
+
+/// Waits until a read would not block.
+pub(crate) async fn readable(half: &ReadHalf) -> io::Result<()> {
+    // SAFETY: monoio's split halves share the stream in an Rc<UnsafeCell>, and both halves of ours live in one Conn
+    // that one task owns. `readable` takes `&self`; no `&mut` to the stream is alive, since every read and write
+    // borrows its half for the time of its call.
+    let stream = unsafe { &*half.0.get() };
+    // Relaxed: a false positive on epoll costs one more pass through the idle read.
+    stream.readable(true).await
+}
+
+/// Whether a peek finds neither bytes nor FIN nor an error.
+pub(crate) fn is_quiet(fd: RawFd) -> bool {
+    // SAFETY: the caller is the Conn that owns the open descriptor.
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    let mut byte = [0_u8; 1];
+    matches!(recv(socket, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT), Err(Errno::AGAIN))
+}
+
+/// `SO_ORIGINAL_DST` where it differs from the socket's own address.
+pub(crate) fn original_destination(fd: RawFd) -> Option<SocketAddr> {
+    // SAFETY: the caller is the Conn that owns the open descriptor.
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    let own = SocketAddr::try_from(getsockname(socket).ok()?).ok()?;
+    let original = match own {
+        SocketAddr::V4(_) => SocketAddr::V4(sockopt::ip_original_dst(socket).ok()?),
+        SocketAddr::V6(_) => SocketAddr::V6(sockopt::ipv6_original_dst(socket).ok()?),
+    };
+    (original != own).then_some(original)
+}
+
+/// Takes a socket out of the runtime.
+pub(crate) fn into_std(stream: monoio::net::TcpStream) -> std::net::TcpStream {
+    use std::os::fd::{FromRawFd as _, IntoRawFd as _};
+    // SAFETY: `into_raw_fd` gives up the ownership of an open descriptor, which is taken here.
+    unsafe { std::net::TcpStream::from_raw_fd(stream.into_raw_fd()) }
+}

@@ -1,0 +1,114 @@
+//! The tasks of a worker: accept loops, the mailbox, the clock, and one per connection.
+
+use std::{
+    future::Future,
+    io,
+    net::TcpListener as StdTcpListener,
+    os::unix::net::UnixStream as StdUnixStream,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    rc::Rc,
+    task::Poll,
+    time::Duration,
+};
+
+use meshring_core::{limits::DEADLINE_TICK_MS, stats::Counter};
+use monoio::{
+    io::AsyncReadRent as _,
+    net::{TcpListener, UnixStream},
+};
+
+use super::{Start, Worker, build, conn::Conn, deadlines::now_ms};
+use crate::accept::{self, Accepted, Listener};
+
+/// Sweeps of pools and endpoints, in milliseconds.
+const SWEEP_MS: u64 = 1_000;
+
+/// Everything that a worker does, until it has drained.
+pub(super) async fn main(start: Start) -> io::Result<()> {
+    let (worker, sockets, wakeups) = build(start)?;
+    for (socket, listener) in sockets.into_iter().zip(worker.listeners.clone()) {
+        socket.set_nonblocking(true)?;
+        monoio::spawn(accept::listen(Rc::clone(&worker), socket, listener));
+    }
+    wakeups.set_nonblocking(true)?;
+    monoio::spawn(mail(Rc::clone(&worker), wakeups));
+    let mut swept_ms = now_ms();
+    while !worker.drained() {
+        monoio::time::sleep(Duration::from_millis(DEADLINE_TICK_MS)).await;
+        let now = now_ms();
+        worker.deadlines.tick(now);
+        if now >= swept_ms + SWEEP_MS {
+            swept_ms = now;
+            worker.endpoints.sweep(now);
+            worker.clusters.sweep();
+        }
+    }
+    Ok(())
+}
+
+async fn mail(worker: Rc<Worker>, wakeups: StdUnixStream) {
+    let Ok(mut wakeups) = UnixStream::from_std(wakeups) else { return };
+    let mut buffer = vec![0; 64];
+    loop {
+        let mailboxes = std::sync::Arc::clone(&worker.mailboxes);
+        for message in mailboxes.drain(worker.index) {
+            if let Some(accepted) = worker.handle(message) {
+                accept::take_over(&worker, accepted);
+            }
+        }
+        let (result, returned) = wakeups.read(buffer).await;
+        buffer = returned;
+        if !matches!(result, Ok(count) if count > 0) {
+            return;
+        }
+    }
+}
+
+/// Accepts connections until the worker drains; what to do with each is for `accept` to say.
+pub(crate) async fn accept_loop(worker: &Rc<Worker>, socket: StdTcpListener, listener: &Rc<Listener>) {
+    let socket = match TcpListener::from_std(socket) {
+        Ok(socket) => socket,
+        Err(error) => {
+            tracing::error!(address = %listener.address, %error, "cannot listen");
+            return;
+        }
+    };
+    loop {
+        match socket.accept().await {
+            Ok((stream, _)) if worker.draining() => drop(stream),
+            Ok((stream, _)) => accept::place(worker, listener, Accepted::from_stream(stream, listener.index)),
+            Err(_) if worker.draining() => return,
+            Err(error) => {
+                // EMFILE, ENFILE, ENOBUFS: the backlog keeps the client while descriptors come back. Without the pause this loop
+                // would take a whole CPU.
+                tracing::warn!(address = %listener.address, %error, "cannot accept a connection");
+                monoio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        if worker.draining() {
+            return;
+        }
+    }
+}
+
+/// Serves a connection on a task of its own. A panic ends that connection alone.
+pub(crate) fn guarded(worker: &Rc<Worker>, conn: Conn, listener: Rc<Listener>) {
+    let worker = Rc::clone(worker);
+    monoio::spawn(async move {
+        let mut serving = pin!(accept::serve(&worker, conn, &listener));
+        let panicked = std::future::poll_fn(|cx| {
+            match catch_unwind(AssertUnwindSafe(|| serving.as_mut().poll(cx))) {
+                Ok(Poll::Pending) => Poll::Pending,
+                Ok(Poll::Ready(())) => Poll::Ready(false),
+                Err(_) => Poll::Ready(true),
+            }
+        })
+        .await;
+        if panicked {
+            worker.stats.add(Counter::Panics, 1);
+        }
+        worker.stats.subtract(Counter::ConnectionsActive, 1);
+        worker.mailboxes.remove_connection(worker.index);
+    });
+}
