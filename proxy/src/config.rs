@@ -63,7 +63,10 @@ impl FromStr for Workload {
             Some((namespace, name)) if valid(namespace) && valid(name) => {
                 Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
             }
-            _ => Err("write NAMESPACE/NAME in lower-case letters, digits, '-' and '.', such as default/reviews-v1".into()),
+            _ => {
+                Err("write NAMESPACE/NAME in lower-case letters, digits, '-' and '.', such as default/reviews-v1"
+                    .into())
+            }
         }
     }
 }
@@ -90,8 +93,7 @@ impl Config {
     /// All listening addresses, in the order of the command line.
     pub(crate) fn listeners(&self) -> Vec<(SocketAddr, Direction)> {
         let outbound = self.outbound.iter().map(|&address| (address, Direction::Outbound));
-        let inbound =
-            self.inbound.iter().map(|i| (i.address, Direction::Inbound { application: i.application }));
+        let inbound = self.inbound.iter().map(|i| (i.address, Direction::Inbound { application: i.application }));
         outbound.chain(inbound).collect()
     }
 

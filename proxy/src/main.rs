@@ -11,10 +11,12 @@ mod process;
 mod request;
 mod respond;
 mod route;
+#[cfg(test)]
+mod steady_state;
 mod upstream;
 mod worker;
 
-use std::process::ExitCode;
+use std::{io::IsTerminal as _, process::ExitCode};
 
 use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
@@ -23,7 +25,12 @@ fn main() -> ExitCode {
     // Usage errors end here with status 2.
     let config = config::Config::parse();
     let filter = EnvFilter::try_from_env("MESHRING_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
     match process::run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

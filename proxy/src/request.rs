@@ -194,7 +194,13 @@ impl Target<'_> {
         }
     }
 
-    fn choose(&self, worker: &Worker, pinned: &Pinned, conn: &Conn, tried: Option<&Rc<Endpoint>>) -> Option<Rc<Endpoint>> {
+    fn choose(
+        &self,
+        worker: &Worker,
+        pinned: &Pinned,
+        conn: &Conn,
+        tried: Option<&Rc<Endpoint>>,
+    ) -> Option<Rc<Endpoint>> {
         match self {
             Self::Application { endpoint, .. } => Some(Rc::clone(endpoint)),
             Self::Cluster { chosen, cluster, literal } => {
@@ -300,12 +306,16 @@ async fn forward(
         match result {
             Ok(relayed) => {
                 worker.buffers.give(out);
-                return finish(worker, conn, lease, relayed, &uploading);
+                return finish(worker, conn, input, lease, relayed, &uploading).await;
             }
             // RFC 9110 section 9.2.2 and RFC 9112 section 9.3.1: a reused connection that closes without a byte was
             // most likely closed before the request came; an idempotent request may be sent once more.
             Err(Failure::NoResponse)
-                if lease.reused && !uploading.get() && head.method.is_idempotent() && !fresh && attempt < ATTEMPTS_MAX =>
+                if lease.reused
+                    && !uploading.get()
+                    && head.method.is_idempotent()
+                    && !fresh
+                    && attempt < ATTEMPTS_MAX =>
             {
                 worker.stats.add(Counter::UpstreamRetries, 1);
                 fresh = true;
@@ -390,9 +400,10 @@ async fn streamed(
         let (result, out) = relay::relay_response(exchange, fields, response_input, from, to, out).await;
         worker.buffers.give(out);
         if exchange.uploading.get() {
-            // The response is complete, or there will be none: nobody waits for the rest of the body.
-            client.shutdown(Expiry::ShutdownRead);
+            // The response is complete, or there will be none: nobody waits for the rest of the body. The client may
+            // still be sending; its next bytes meet a closed upstream and end the other direction.
             upstream.shutdown(Expiry::ShutdownBoth);
+            client.set(now_ms() + local::LINGER_MS_MAX, Expiry::ShutdownRead);
         }
         result
     };
@@ -401,12 +412,25 @@ async fn streamed(
 }
 
 /// After a complete response: pool the upstream connection, say whether the client's can go on.
-fn finish(worker: &Worker, conn: &Conn, lease: Lease, relayed: Relayed, uploading: &Cell<bool>) -> After {
+async fn finish(
+    worker: &Worker,
+    conn: &mut Conn,
+    input: &mut Input,
+    lease: Lease,
+    relayed: Relayed,
+    uploading: &Cell<bool>,
+) -> After {
     conn.timer.clear();
     if relayed.upstream_reusable && !uploading.get() && !worker.draining() {
         lease.give_back(now_ms());
     }
-    if relayed.downstream_keep && !uploading.get() { After::KeepAlive } else { After::Close }
+    if relayed.downstream_keep && !uploading.get() {
+        return After::KeepAlive;
+    }
+    if uploading.get() || !input.is_empty() {
+        local::linger(conn, input).await;
+    }
+    After::Close
 }
 
 /// After a failed exchange: an error response where the client has seen nothing yet.
@@ -420,10 +444,14 @@ async fn failed(
     address: SocketAddr,
 ) -> After {
     let (status, counter) = match failure {
-        Failure::Broken(_) | Failure::Client(_) => {
+        Failure::Broken(error) => {
             // Nothing can be said any more: an abrupt end tells the client that the response is not whole.
+            worker.stats.add(Counter::UpstreamResets, 1);
+            tracing::debug!(%address, "response broken off: {error}");
+            conn.abort();
             return After::Close;
         }
+        Failure::Client(_) => return After::Close,
         Failure::Timeout => (504, Counter::UpstreamTimeouts),
         Failure::NoResponse | Failure::CutHead => (502, Counter::UpstreamResets),
         Failure::Malformed(_) | Failure::UnsolicitedUpgrade => (502, Counter::UpstreamBadResponses),
@@ -541,4 +569,3 @@ fn debug_lines(request: &Request<'_>, pinned: &Pinned, chosen: &Forward<'_>) -> 
     }
     lines
 }
-

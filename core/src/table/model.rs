@@ -1,6 +1,8 @@
 //! The types of the table. Flat arrays and indices, so that 100,000 routes with 1,000,000 endpoints stay below 40 MB
 //! and a lookup touches a handful of cache lines.
 
+#![expect(missing_docs, reason = "rkyv's derive writes no docs on the fields of a resolver's struct-like variants")]
+
 use rkyv::{Archive, Deserialize, Serialize};
 
 use crate::id::{ClusterId, NamespaceId, OriginId, RegexId};
@@ -133,17 +135,37 @@ pub enum Condition {
     /// `authority`: the Host value as it was sent, port included.
     Authority(StringMatch),
     /// `headers`: any line of that name matches. Names are lower case.
-    Header { name: String, value: StringMatch },
+    Header {
+        /// Lower case.
+        name: String,
+        /// Compared with each line's value.
+        value: StringMatch,
+    },
     /// `withoutHeaders`: no line of that name matches.
-    WithoutHeader { name: String, value: StringMatch },
+    WithoutHeader {
+        /// Lower case.
+        name: String,
+        /// Compared with each line's value.
+        value: StringMatch,
+    },
     /// `queryParams`: the first parameter of that name matches.
-    Query { name: String, value: StringMatch },
+    Query {
+        /// As sent, undecoded.
+        name: String,
+        /// Compared with the first value, undecoded.
+        value: StringMatch,
+    },
     /// `port`: the port that was asked for.
     Port(u16),
     /// `sourceNamespace`: the namespace of the workload beside the proxy.
     SourceNamespace(NamespaceId),
     /// One of `sourceLabels`.
-    SourceLabel { key: String, value: String },
+    SourceLabel {
+        /// Of the label.
+        key: String,
+        /// Of the label, compared as a whole.
+        value: String,
+    },
 }
 
 /// How a string is compared (Istio `StringMatch`).
@@ -210,11 +232,24 @@ pub struct DestinationHeaders {
 #[rkyv(derive(Debug))]
 pub enum HeaderOp {
     /// Remove every line of that name. Names are lower case.
-    Remove { name: String },
+    Remove {
+        /// Lower case.
+        name: String,
+    },
     /// Replace every line of that name by one. `host` replaces the authority.
-    Set { name: String, value: String },
+    Set {
+        /// Lower case.
+        name: String,
+        /// Of the one line that is left.
+        value: String,
+    },
     /// Add a line.
-    Add { name: String, value: String },
+    Add {
+        /// Lower case.
+        name: String,
+        /// Of the line that is added.
+        value: String,
+    },
 }
 
 /// `rewrite` of a rule.

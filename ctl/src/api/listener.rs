@@ -13,7 +13,7 @@ use crate::control::permission;
 
 /// Accepts the owner's and root's connections only.
 #[derive(Debug)]
-pub struct PeerChecked(pub UnixListener);
+pub(super) struct PeerChecked(pub UnixListener);
 
 impl Listener for PeerChecked {
     type Io = UnixStream;

@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    net::IpAddr,
     path::PathBuf,
     sync::{Arc, RwLock},
     time::{Duration, Instant},
@@ -20,8 +21,9 @@ use super::{
     overlay::Overlay,
 };
 use crate::{
-    compile,
+    compile::{self, DnsTable},
     control::{
+        dns,
         fleet::{Fleet, Prepared, Retained},
         run_dir::RunDir,
         state::{Checksum, HistoryEntry, RolledBack, State},
@@ -29,7 +31,7 @@ use crate::{
     },
     diagnostic::{self, Code, Diagnostic, has_errors},
     source::{self, Cache, SourceFile},
-    spec::{Key, Place, Resource, World},
+    spec::{Hostname, Key, Place, Resource, World},
 };
 
 /// Where a rollback's snapshot is kept over a restart: its content can no longer be compiled from the sources.
@@ -145,6 +147,7 @@ pub struct Publisher {
     paths: Vec<PathBuf>,
     cache: Cache,
     files: Option<FileSet>,
+    dns: DnsTable,
     overlay: Overlay,
     /// What this version refuses of the stored overlay: nothing is published without what the user has applied.
     overlay_errors: Vec<Diagnostic>,
@@ -173,6 +176,7 @@ impl Publisher {
             paths,
             cache: Cache::default(),
             files: None,
+            dns: DnsTable::default(),
             overlay,
             overlay_errors,
             state,
@@ -194,14 +198,10 @@ impl Publisher {
         }
         let (files, mut diagnostics) = source::discover(&self.paths);
         let had = self.files.as_ref().map_or(self.state.file_resources, |files| files.resources.len());
-        if had == 0 {
-            diagnostics.retain(|diagnostic| diagnostic.code != Code::EMPTY);
-        }
         let reading = source::read_files(&files, &mut self.cache);
         diagnostics.extend(reading.diagnostics);
-        if had == 0 {
+        if had > 0 && reading.resources.is_empty() && !has_errors(&diagnostics) {
             diagnostics.retain(|diagnostic| diagnostic.code != Code::EMPTY);
-        } else if reading.resources.is_empty() && !has_errors(&diagnostics) {
             let file = self.paths.first().map(|path| path.display().to_string()).unwrap_or_default();
             diagnostics.push(
                 Diagnostic::error(Code::EMPTY, Place::file(file.as_str().into()), "no resource is left in the configuration")
@@ -215,7 +215,7 @@ impl Publisher {
         Ok(FileSet { resources: reading.resources, notes: diagnostics })
     }
 
-    fn compile(&self, files: &FileSet, overlay: &Overlay, extra: &[Resource]) -> Result<Compiled, Refusal> {
+    fn compile(&mut self, files: &FileSet, overlay: &Overlay, extra: &[Resource]) -> Result<Compiled, Refusal> {
         let begin = Instant::now();
         let mut resources = overlay.over(&files.resources);
         resources.extend_from_slice(extra);
@@ -227,14 +227,15 @@ impl Publisher {
         }
         diagnostics.extend(world.analyze());
         diagnostic::sort(&mut diagnostics);
-        let table = compile::compile(&world).map_err(|error| Refusal::Table(error.to_string()))?;
+        dns::learn(&mut self.dns, world.registry().dns_names());
+        let table = compile::compile(&world, &self.dns).map_err(|error| Refusal::Table(error.to_string()))?;
         let encoded = encode(&table).map_err(|error| Refusal::Table(error.to_string()))?;
         Ok(Compiled { world, encoded, diagnostics, compile_ms: begin.elapsed().as_secs_f64() * 1e3 })
     }
 
     /// The first publication of this process: the same generation where the content is the same.
     fn resume(&mut self, files: FileSet) -> Result<(), Refusal> {
-        let compiled = self.compile(&files, &self.overlay, &[])?;
+        let compiled = self.compile(&files, &self.overlay.clone(), &[])?;
         let checksum = compiled.encoded.checksum();
         if self.state.desired.0 != checksum || self.state.active.0 == 0 {
             return self.publish(compiled, files, self.overlay.clone(), "start").map(drop);
@@ -409,7 +410,7 @@ impl Publisher {
                 self.resume(files)?;
                 return Ok(self.nothing_new());
             }
-            let compiled = self.compile(&files, &self.overlay, &[])?;
+            let compiled = self.compile(&files, &self.overlay.clone(), &[])?;
             self.publish(compiled, files, self.overlay.clone(), "files changed")
         });
         if let Err(refusal) = &result {
@@ -417,6 +418,20 @@ impl Publisher {
         }
         self.show();
         result
+    }
+
+    /// Names have other addresses now: the same sources make another table.
+    pub fn addresses_changed(&mut self, answers: Vec<(Hostname, Vec<IpAddr>)>) {
+        let before = self.dns.clone();
+        self.dns.0.extend(answers);
+        let Some(files) = self.files.clone().filter(|_| self.dns != before) else { return };
+        let overlay = self.overlay.clone();
+        let published = self
+            .compile(&files, &overlay, &[])
+            .and_then(|compiled| self.publish(compiled, files, overlay, "addresses of names changed"));
+        if let Err(refusal) = published {
+            tracing::error!("addresses of names changed: {refusal}");
+        }
     }
 
     fn nothing_new(&self) -> Published {
@@ -574,7 +589,7 @@ impl Publisher {
             .files
             .clone()
             .ok_or_else(|| "the files have errors".to_owned())
-            .and_then(|files| self.compile(&files, &self.overlay, &[]).map_err(|error| error.to_string()))
+            .and_then(|files| self.compile(&files, &self.overlay.clone(), &[]).map_err(|error| error.to_string()))
             .and_then(|compiled| Retained::seal(&compiled.encoded, to).map_err(|error| error.to_string()));
         let content = match resealed {
             Ok(content) => content,

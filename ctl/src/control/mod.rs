@@ -4,6 +4,7 @@
 //! [`Publisher`] is behind a mutex, so publications happen one after the other; readers look at the [`view`], which is
 //! replaced as a whole and never waits for a publication.
 
+pub mod dns;
 pub mod fleet;
 pub mod link;
 pub mod permission;
@@ -17,7 +18,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, RwLock},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use fleet::Fleet;
@@ -122,6 +123,8 @@ pub fn run(options: Options) -> Result<(), StartError> {
             let _ = watching.publisher().rescan();
         });
     })?;
+    let resolving = Arc::clone(&control);
+    spawn("resolve", move || refresh_names(&resolving))?;
     tracing::info!("control serves {} (configuration: {})", options.run_dir.display(), shown(&options.config));
     let outcome = runtime.block_on(api::serve(&control, api_socket, admin)).map_err(system("API"));
     tracing::info!("control ends; proxies go on with generation {}", control.fleet.active());
@@ -129,6 +132,18 @@ pub fn run(options: Options) -> Result<(), StartError> {
     // Handlers that wait for acknowledgements must not hold up the end.
     runtime.shutdown_background();
     outcome
+}
+
+/// Asks for the addresses of names again and again.
+fn refresh_names(control: &Control) {
+    loop {
+        std::thread::sleep(Duration::from_millis(dns::PERIOD_MS));
+        let names = control.view().world.registry().dns_names();
+        if !names.is_empty() {
+            let answers = dns::refresh(&names);
+            control.publisher().addresses_changed(answers);
+        }
+    }
 }
 
 fn shown(paths: &[PathBuf]) -> String {

@@ -131,7 +131,13 @@ impl<'r> Reader<'r> {
         );
     }
 
+    /// A field that must be there is not. What was there but of the wrong type has been reported as that.
     pub(crate) fn missing(&mut self, at: Position, path: &Path<'_>, hint: &str) {
+        let field = path.to_string();
+        let said = |known: &Diagnostic| known.code == Code::WRONG_TYPE && known.field.as_ref() == Some(&field);
+        if self.diagnostics.iter().rev().take(16).any(said) {
+            return;
+        }
         self.error(Code::MISSING_FIELD, at, path, "is missing", hint);
     }
 

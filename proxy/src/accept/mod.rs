@@ -20,13 +20,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen as listen
 use crate::{
     request::{self, End},
     upstream::Endpoint,
-    worker::{
-        Worker, accept_loop,
-        conn::Conn,
-        generation::ClusterShared,
-        guarded,
-        mailbox::Message,
-    },
+    worker::{Worker, accept_loop, conn::Conn, generation::ClusterShared, guarded, mailbox::Message},
 };
 
 /// Connections that the kernel keeps for us while we are busy; it takes the lesser of this and net.core.somaxconn.

@@ -57,7 +57,9 @@ async fn rest_of_head(conn: &mut Conn, input: &mut Input, fields: &mut Fields) -
     let next = loop {
         match input.fill(&mut conn.read, HEAD_BYTES_MAX + 1).await {
             Ok(0) if conn.timer.take_expired() => break Next::TimedOut,
-            Err(error) if error.kind() == std::io::ErrorKind::OutOfMemory => break Next::Refused(Refusal::HeadTooLarge),
+            Err(error) if error.kind() == std::io::ErrorKind::OutOfMemory => {
+                break Next::Refused(Refusal::HeadTooLarge);
+            }
             Ok(0) | Err(_) => break Next::Closed,
             Ok(_) if !scanner.ready(input.unread()) => {}
             Ok(_) => match request::parse(input.unread(), fields) {

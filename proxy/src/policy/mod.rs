@@ -63,9 +63,9 @@ impl<'g> Edits<'g> {
 
 fn name_of(op: &ArchivedHeaderOp) -> &str {
     match op {
-        ArchivedHeaderOp::Remove { name }
-        | ArchivedHeaderOp::Set { name, .. }
-        | ArchivedHeaderOp::Add { name, .. } => name,
+        ArchivedHeaderOp::Remove { name } | ArchivedHeaderOp::Set { name, .. } | ArchivedHeaderOp::Add { name, .. } => {
+            name
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use meshring_core::{
     id::Generation,
     limits::{DRAIN_MS_MAX, LINK_RECONNECT_MS},
     link::{Hello, PROTOCOL},
-    snapshot::{layout::LAYOUT, page::PageWriter, page::PageReader},
+    snapshot::{layout::LAYOUT, page::PageReader, page::PageWriter},
     stats::StatsPage,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -132,7 +132,11 @@ impl Main {
             workload: config.workload.name.clone(),
             workers: workers as u32,
             driver: driver.to_string(),
-            listeners: config.listeners().into_iter().map(|(address, direction)| describe(address, direction)).collect(),
+            listeners: config
+                .listeners()
+                .into_iter()
+                .map(|(address, direction)| describe(address, direction))
+                .collect(),
             generation: Generation(0),
             checksum: 0,
         };
@@ -285,17 +289,20 @@ impl Main {
                     self.page = Some(page);
                     followed = true;
                 }
-                Outcome::Prepared => self.events.send(Event::Committed),
+                Outcome::Prepared => {
+                    // It may be active already: a proxy that connects late, or was too slow.
+                    if let Some(watcher) = &self.watcher {
+                        watcher.refresh_workers();
+                    }
+                    self.committed();
+                }
             }
         }
         followed
     }
 
-    /// Another generation may be active: say so, tell workers which missed it, remember it.
+    /// Another generation may be active: say so, remember it.
     fn committed(&mut self) {
-        if let Some(watcher) = &self.watcher {
-            watcher.refresh_workers();
-        }
         let Some(active) = self.active() else { return };
         if active != self.announced {
             self.announced = active;
@@ -318,7 +325,12 @@ impl Main {
         self.state.store(&prepared.snapshot);
     }
 
-    fn replace(&mut self, supervisor: &mut Supervisor, worker: usize, result: Result<(), String>) -> anyhow::Result<()> {
+    fn replace(
+        &mut self,
+        supervisor: &mut Supervisor,
+        worker: usize,
+        result: Result<(), String>,
+    ) -> anyhow::Result<()> {
         let reason = result.err().unwrap_or_else(|| "it returned".into());
         tracing::error!(worker, reason, "a worker has ended: its connections are lost; starting another one");
         let page = self.page.clone().context("no page")?;
@@ -349,4 +361,3 @@ impl Main {
 fn timespec(duration: Duration) -> Timespec {
     Timespec { tv_sec: duration.as_secs() as i64, tv_nsec: i64::from(duration.subsec_nanos()) }
 }
-

@@ -16,12 +16,7 @@ use super::{Event, Events};
 use crate::{
     accept,
     config::{Config, describe},
-    worker::{
-        self, Start,
-        driver::Driver,
-        generation::Generations,
-        mailbox::Mailboxes,
-    },
+    worker::{self, Start, driver::Driver, generation::Generations, mailbox::Mailboxes},
 };
 
 /// Bound sockets, per worker and listener.
@@ -114,13 +109,16 @@ impl Supervisor {
             .into_iter()
             .zip(self.config.listeners())
             .map(|(bound, (address, direction))| {
-                let socket = accept::listening(bound).with_context(|| format!("cannot listen: {}", describe(address, direction)))?;
+                let socket = accept::listening(bound)
+                    .with_context(|| format!("cannot listen: {}", describe(address, direction)))?;
                 Ok((socket, address, direction))
             })
             .collect::<anyhow::Result<_>>()?;
         let start = Start {
             index,
-            cpu: (self.cpus.len() > 1 || self.workers == 1).then(|| self.cpus.get(index % self.cpus.len().max(1)).copied()).flatten(),
+            cpu: (self.cpus.len() > 1 || self.workers == 1)
+                .then(|| self.cpus.get(index % self.cpus.len().max(1)).copied())
+                .flatten(),
             driver: self.driver.clone(),
             stats: self.stats.worker(index),
             mailboxes: Arc::clone(&self.mailboxes),

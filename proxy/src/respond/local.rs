@@ -39,7 +39,7 @@ pub(crate) enum After {
 }
 
 /// How long a client may take to read a last response before the connection goes, in milliseconds.
-const LINGER_MS_MAX: u64 = 1_000;
+pub(crate) const LINGER_MS_MAX: u64 = 1_000;
 
 /// Answers a request whose head is still in the input. A body that is not there in full ends the connection: reading
 /// an unknown amount of what nobody wants is no service.

@@ -288,7 +288,13 @@ pub(crate) async fn relay_response(
             return relay_final(exchange, fields, &head, input, from, to, out).await;
         }
         if exchange.version == Version::Http11 {
-            serialize::response_head(&mut out, input.unread(), &head, fields, &ResponseOut::new(&head, &exchange.edits));
+            serialize::response_head(
+                &mut out,
+                input.unread(),
+                &head,
+                fields,
+                &ResponseOut::new(&head, &exchange.edits),
+            );
             let (result, written) = write_all(to.half, out).await;
             out = written;
             if let Err(error) = result {

@@ -127,12 +127,7 @@ impl Endpoints {
     /// Found or made.
     pub(crate) fn of(&self, address: SocketAddr) -> Rc<Endpoint> {
         let make = || {
-            Rc::new(Endpoint {
-                address,
-                active: Cell::new(0),
-                avoid_until_ms: Cell::new(0),
-                idle: RefCell::default(),
-            })
+            Rc::new(Endpoint { address, active: Cell::new(0), avoid_until_ms: Cell::new(0), idle: RefCell::default() })
         };
         Rc::clone(self.0.borrow_mut().entry(address).or_insert_with(make))
     }

@@ -105,6 +105,12 @@ impl Conn {
         self.timer.shutdown(Expiry::ShutdownWrite);
     }
 
+    /// Makes the coming close a reset: the peer must not take what it has for all of the message, not even where its end
+    /// is marked by the end of the connection.
+    pub(crate) fn abort(&self) {
+        super::readiness::reset_on_close(self.fd);
+    }
+
     /// Whether an idle connection is still open and silent. Bytes that nobody asked for make it unusable, too
     /// (RFC 9112 section 9.5).
     pub(crate) fn is_quiet(&self) -> bool {

@@ -142,6 +142,7 @@ impl Timer {
         slots.at_ms[index] = at_ms;
         let slot = &mut slots.slots[index];
         slot.expiry = expiry;
+        slot.expired = false;
         slot.idle = false;
     }
 

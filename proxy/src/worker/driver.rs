@@ -95,10 +95,8 @@ pub(crate) fn probe(choice: Choice) -> Result<Driver, NoUring> {
     }
     let mut fallback = None;
     for (entries, cooperative) in LADDER {
-        let built = RuntimeBuilder::<IoUringDriver>::new()
-            .uring_builder(ring(cooperative))
-            .with_entries(entries)
-            .build();
+        let built =
+            RuntimeBuilder::<IoUringDriver>::new().uring_builder(ring(cooperative)).with_entries(entries).build();
         match built {
             Ok(_) => return Ok(Driver::Uring { entries, cooperative, fallback }),
             Err(error) => fallback = fallback.or_else(|| Some(describe(&error, entries))),
@@ -112,14 +110,6 @@ pub(crate) fn probe(choice: Choice) -> Result<Driver, NoUring> {
 }
 
 impl Driver {
-    /// The driver's name alone.
-    pub(crate) fn name(&self) -> &'static str {
-        match self {
-            Self::Uring { .. } => "io_uring",
-            Self::Epoll { .. } => "epoll",
-        }
-    }
-
     /// Runs a future to its end on the calling thread, on this driver.
     pub(crate) fn run<F: Future>(&self, make: impl FnOnce() -> F) -> io::Result<F::Output> {
         match self {

@@ -26,6 +26,7 @@ use meshring_core::{
     stats::{Counter, WorkerSlots},
 };
 
+pub(crate) use self::tasks::{accept_loop, guarded};
 use self::{
     buffers::Buffers,
     deadlines::Deadlines,
@@ -33,7 +34,6 @@ use self::{
     generation::{Current, Generations, KnownClusters, Prepared},
     mailbox::{Mailboxes, Message},
 };
-pub(crate) use self::tasks::{accept_loop, guarded};
 use crate::{
     accept::{self, Direction, Listener},
     balance::Random,
@@ -176,10 +176,12 @@ pub(crate) fn run(start: Start) -> std::io::Result<()> {
 }
 
 fn build(start: Start) -> std::io::Result<(Rc<Worker>, Vec<StdTcpListener>, StdUnixStream)> {
-    let (sockets, listeners): (Vec<_>, Vec<_>) =
-        start.listeners.into_iter().enumerate().map(|(index, (socket, address, direction))| {
-            (socket, Rc::new(Listener::new(index, address, direction)))
-        }).unzip();
+    let (sockets, listeners): (Vec<_>, Vec<_>) = start
+        .listeners
+        .into_iter()
+        .enumerate()
+        .map(|(index, (socket, address, direction))| (socket, Rc::new(Listener::new(index, address, direction))))
+        .unzip();
     let seconds = sockets.iter().map(StdTcpListener::try_clone).collect::<Result<_, _>>()?;
     let worker = Worker {
         index: start.index,

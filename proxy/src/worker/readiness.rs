@@ -1,6 +1,9 @@
 //! Questions about a socket that the runtime's types do not answer.
 
-#![allow(unsafe_code, reason = "borrows raw descriptors and monoio's shared stream; the invariants stand at the blocks")]
+#![allow(
+    unsafe_code,
+    reason = "borrows raw descriptors and monoio's shared stream; the invariants stand at the blocks"
+)]
 
 use std::{
     io,
@@ -31,6 +34,14 @@ pub(crate) fn is_quiet(fd: RawFd) -> bool {
     let socket = unsafe { BorrowedFd::borrow_raw(fd) };
     let mut byte = [0_u8; 1];
     matches!(recv(socket, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT), Err(Errno::AGAIN))
+}
+
+/// SO_LINGER with a time of 0.
+pub(crate) fn reset_on_close(fd: RawFd) {
+    // SAFETY: the caller is the Conn that owns the open descriptor.
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    // An error means that the connection is gone already.
+    let _ = sockopt::set_socket_linger(socket, Some(std::time::Duration::ZERO));
 }
 
 /// `SO_ORIGINAL_DST` where it differs from the socket's own address.

@@ -97,12 +97,10 @@ pub(crate) fn guarded(worker: &Rc<Worker>, conn: Conn, listener: Rc<Listener>) {
     let worker = Rc::clone(worker);
     monoio::spawn(async move {
         let mut serving = pin!(accept::serve(&worker, conn, &listener));
-        let panicked = std::future::poll_fn(|cx| {
-            match catch_unwind(AssertUnwindSafe(|| serving.as_mut().poll(cx))) {
-                Ok(Poll::Pending) => Poll::Pending,
-                Ok(Poll::Ready(())) => Poll::Ready(false),
-                Err(_) => Poll::Ready(true),
-            }
+        let panicked = std::future::poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| serving.as_mut().poll(cx))) {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(())) => Poll::Ready(false),
+            Err(_) => Poll::Ready(true),
         })
         .await;
         if panicked {

@@ -1,13 +1,13 @@
 //! `http[]`: one rule, with what it does to a request that matches.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{duration, headers, rule_match};
 use crate::{
     diagnostic::{Code, Position},
     source::{
         decode::{Fields, Object, Path, Reader},
-        node::{Node, Value},
+        node::{Meaning, Node, Value},
     },
     spec::{
         value::{HeaderValue, Hostname, Namespace, Port},
@@ -48,13 +48,26 @@ pub(crate) fn read(
     let (matches, for_mesh) = matches(r, &mut object);
     let headers = headers::field(r, &mut object);
     let rewrite = rewrite(r, &mut object);
-    let timeout = object.parsed(r, "timeout", duration::parse);
+    let timeout = timeout(r, &mut object);
     let action = action(r, &mut object, namespace, rewrite.is_some());
     let rewrites_authority = rewrite.as_ref().is_some_and(|rewrite| rewrite.authority.is_some());
     headers::check_authority(r, &headers, rewrites_authority, node.at, path);
     object.finish(r, &ROUTE);
     let route = HttpRoute { at: node.at, index: index as u32, name, matches, action: action?, headers, rewrite, timeout };
     for_mesh.then_some(route)
+}
+
+fn timeout(r: &mut Reader<'_>, object: &mut Object<'_, '_, '_>) -> Option<Duration> {
+    let node = object.field("timeout")?;
+    let path = object.path.field("timeout");
+    if let Value::Scalar(scalar) = &node.value
+        && let Meaning::Integer(number) = scalar.meaning()
+    {
+        let message = format!("is the number {number}, but must be a duration");
+        r.error(Code::WRONG_TYPE, node.at, &path, message, &format!("write {number}s for seconds"));
+        return None;
+    }
+    r.parsed(node, &path, duration::parse)
 }
 
 /// The matches for sidecars, and whether the rule is for sidecars at all.
@@ -372,9 +385,7 @@ fn direct_response(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>) -> Opti
             None
         }
         None => {
-            if object.field("status").is_none() {
-                r.missing(node.at, &path.field("status"), "write 200 to 599");
-            }
+            r.missing(node.at, &path.field("status"), "write 200 to 599");
             None
         }
     };

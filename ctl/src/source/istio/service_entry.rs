@@ -319,9 +319,7 @@ fn port(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>) -> Option<EntryPor
     let number = match object.integer(r, "number") {
         Some((number, at)) => r.valid(at, &path.field("number"), Port::parse(number)),
         None => {
-            if object.field("number").is_none() {
-                r.missing(node.at, &path.field("number"), "write the number that clients address");
-            }
+            r.missing(node.at, &path.field("number"), "write the number that clients address");
             None
         }
     };

@@ -150,9 +150,7 @@ fn port(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>) -> Option<(Service
     let number = match object.integer(r, "port") {
         Some((number, at)) => r.valid(at, &path.field("port"), Port::parse(number)),
         None => {
-            if object.field("port").is_none() {
-                r.missing(node.at, &path.field("port"), "write the number that clients address");
-            }
+            r.missing(node.at, &path.field("port"), "write the number that clients address");
             None
         }
     };

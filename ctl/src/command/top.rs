@@ -1,0 +1,212 @@
+//! `meshring top`: rates and latencies between two looks at the proxies' statistics.
+
+use std::{collections::BTreeMap, io::IsTerminal, time::Duration};
+
+use clap::Args;
+use meshring_core::stats::histogram;
+use serde::Serialize;
+
+use super::{
+    DataFormat, Done, duration,
+    output::{self, count},
+};
+use crate::{
+    api::client::Client,
+    export::{ProxyStats, Stats},
+};
+
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// Time between two looks
+    #[arg(long, default_value = "1s", value_parser = duration)]
+    interval: Duration,
+    /// Print one picture and end
+    #[arg(long)]
+    once: bool,
+    /// How to print it
+    #[arg(short, long, default_value = "table", value_name = "FORMAT")]
+    output: DataFormat,
+}
+
+/// What happened between two looks.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Picture {
+    generation: u64,
+    proxies: Vec<ProxyRates>,
+    clusters: Vec<ClusterRates>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct ProxyRates {
+    proxy: String,
+    pid: u32,
+    requests_per_second: f64,
+    errors_per_second: f64,
+    p50_us: u64,
+    p99_us: u64,
+    connections: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct ClusterRates {
+    cluster: String,
+    requests_per_second: f64,
+    /// Of all requests to the same service and port, in percent.
+    share: f64,
+    failures_per_second: f64,
+    mean_us: f64,
+}
+
+pub(super) async fn run(client: &Client, options: &Options) -> Done {
+    let mut before: Stats = client.get("/v1/stats").await?;
+    loop {
+        tokio::time::sleep(options.interval).await;
+        let now: Stats = client.get("/v1/stats").await?;
+        let picture = between(&before, &now);
+        match options.output {
+            DataFormat::Json => output::json(&picture)?,
+            DataFormat::Table => {
+                // Clear the screen and go home: only where there is a screen.
+                let clear = if !options.once && std::io::stdout().is_terminal() { "\x1b[2J\x1b[H" } else { "" };
+                output::print(&format!("{clear}{}", text(&picture)));
+            }
+        }
+        if options.once {
+            return Ok(());
+        }
+        before = now;
+    }
+}
+
+fn between(before: &Stats, now: &Stats) -> Picture {
+    let seconds = (now.at_ns.saturating_sub(before.at_ns)).max(1) as f64 / 1e9;
+    let mut proxies = Vec::new();
+    let mut clusters: BTreeMap<&str, [u64; 3]> = BTreeMap::new();
+    for proxy in &now.proxies {
+        let old = before.proxies.iter().find(|old| (old.pid, &old.proxy) == (proxy.pid, &proxy.proxy));
+        proxies.push(proxy_rates(old, proxy, seconds));
+        for cluster in &proxy.clusters {
+            let old = old.and_then(|old| old.clusters.iter().find(|old| old.cluster == cluster.cluster));
+            let sums = clusters.entry(&cluster.cluster).or_default();
+            sums[0] += cluster.requests.saturating_sub(old.map_or(0, |old| old.requests));
+            sums[1] += cluster.failures.saturating_sub(old.map_or(0, |old| old.failures));
+            sums[2] += cluster.latency_sum_us.saturating_sub(old.map_or(0, |old| old.latency_sum_us));
+        }
+    }
+    let mut services: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    for (name, sums) in &clusters {
+        *services.entry(service(name)).or_default() += sums[0];
+    }
+    let rates = clusters.iter().map(|(name, &[requests, failures, latency_us])| ClusterRates {
+        cluster: (*name).to_owned(),
+        requests_per_second: requests as f64 / seconds,
+        share: 100.0 * requests as f64 / services[&service(name)].max(1) as f64,
+        failures_per_second: failures as f64 / seconds,
+        mean_us: latency_us as f64 / requests.max(1) as f64,
+    });
+    Picture { generation: now.generation.0, proxies, clusters: rates.collect() }
+}
+
+/// `outbound|9080|v1|reviews.default.svc.cluster.local` without its subset.
+fn service(cluster: &str) -> (&str, &str) {
+    let mut parts = cluster.splitn(4, '|').skip(1);
+    let (port, _subset, host) = (parts.next(), parts.next(), parts.next());
+    (host.unwrap_or(cluster), port.unwrap_or_default())
+}
+
+fn proxy_rates(old: Option<&ProxyStats>, new: &ProxyStats, seconds: f64) -> ProxyRates {
+    let old_durations = old.map(|old| old.durations.as_slice()).unwrap_or_default();
+    let durations: Vec<u64> = new
+        .durations
+        .iter()
+        .enumerate()
+        .map(|(bucket, count)| count.saturating_sub(old_durations.get(bucket).copied().unwrap_or(0)))
+        .collect();
+    let rate = |new: u64, old: Option<u64>| new.saturating_sub(old.unwrap_or(0)) as f64 / seconds;
+    ProxyRates {
+        proxy: new.proxy.clone(),
+        pid: new.pid,
+        requests_per_second: rate(new.requests, old.map(|old| old.requests)),
+        errors_per_second: rate(new.responses_5xx, old.map(|old| old.responses_5xx)),
+        p50_us: histogram::quantile_us(&durations, 0.5),
+        p99_us: histogram::quantile_us(&durations, 0.99),
+        connections: new.connections_active,
+    }
+}
+
+fn milliseconds(us: f64) -> String {
+    if us == 0.0 { "-".to_owned() } else { format!("{:.2} ms", us / 1e3) }
+}
+
+fn text(picture: &Picture) -> String {
+    let proxies = count(picture.proxies.len(), "proxy", "proxies");
+    let head = ["PROXY", "PID", "REQ/S", "5XX/S", "P50", "P99", "CONNECTIONS"].map(str::to_owned).to_vec();
+    let rows = picture.proxies.iter().map(|proxy| {
+        vec![
+            proxy.proxy.clone(),
+            proxy.pid.to_string(),
+            format!("{:.0}", proxy.requests_per_second),
+            format!("{:.0}", proxy.errors_per_second),
+            milliseconds(proxy.p50_us as f64),
+            milliseconds(proxy.p99_us as f64),
+            proxy.connections.to_string(),
+        ]
+    });
+    let mut text = format!("generation {}, {proxies}\n\n", picture.generation);
+    text.push_str(&output::table(&std::iter::once(head).chain(rows).collect::<Vec<_>>()));
+    if !picture.clusters.is_empty() {
+        let head = ["CLUSTER", "REQ/S", "SHARE", "FAILURES/S", "MEAN"].map(str::to_owned).to_vec();
+        let rows = picture.clusters.iter().map(|cluster| {
+            vec![
+                cluster.cluster.clone(),
+                format!("{:.0}", cluster.requests_per_second),
+                format!("{:.1} %", cluster.share),
+                format!("{:.0}", cluster.failures_per_second),
+                milliseconds(cluster.mean_us),
+            ]
+        });
+        text.push('\n');
+        text.push_str(&output::table(&std::iter::once(head).chain(rows).collect::<Vec<_>>()));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use meshring_core::id::Generation;
+
+    use super::*;
+    use crate::export::ClusterStats;
+
+    fn stats(at_ns: u64, v1: u64, v2: u64) -> Stats {
+        let cluster = |subset: &str, requests| ClusterStats {
+            cluster: format!("outbound|9080|{subset}|reviews.default.svc.cluster.local"),
+            requests,
+            failures: 0,
+            latency_sum_us: requests * 100,
+        };
+        let mut durations = vec![0; histogram::BUCKETS];
+        durations[histogram::bucket(100)] = v1 + v2;
+        let proxy = ProxyStats {
+            proxy: "default/a".into(),
+            pid: 1,
+            requests: v1 + v2,
+            responses_5xx: 0,
+            connections_active: 3,
+            durations,
+            clusters: vec![cluster("v1", v1), cluster("v2", v2)],
+        };
+        Stats { at_ns, generation: Generation(2), proxies: vec![proxy] }
+    }
+
+    #[test]
+    fn rates_and_shares_are_those_of_the_interval() {
+        let picture = between(&stats(0, 1000, 0), &stats(2_000_000_000, 1200, 800));
+        assert_eq!(picture.proxies[0].requests_per_second, 500.0);
+        let shares: Vec<f64> = picture.clusters.iter().map(|cluster| cluster.share).collect();
+        assert_eq!(shares, [20.0, 80.0]);
+        assert_eq!(picture.clusters[1].mean_us, 100.0);
+        assert!((100..=112).contains(&picture.proxies[0].p50_us), "{}", picture.proxies[0].p50_us);
+        assert!(text(&picture).contains("80.0 %"));
+    }
+}

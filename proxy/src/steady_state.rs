@@ -1,0 +1,180 @@
+//! The promise of no allocation per request in steady state, kept by counting them on a real worker.
+
+#![allow(unsafe_code, reason = "a counting allocator, in tests alone")]
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    cell::Cell,
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+};
+
+use meshring_core::{
+    id::Generation,
+    snapshot::{
+        Snapshot, encode,
+        page::{PageReader, PageWriter},
+    },
+    stats::{Counter, StatsPage},
+    table::{
+        TableBuilder,
+        build::{ClusterEndpoints, VirtualHostInput},
+        lookup::Viewpoint,
+        model::{BalancePolicy, ClusterKind, HeaderOp, Route, RouteOptions},
+    },
+};
+
+use crate::{
+    accept::{self, Direction},
+    worker::{
+        self, Start,
+        driver::{Choice, Driver, probe},
+        generation::{Generations, Prepared},
+        mailbox::{Mailboxes, Message},
+    },
+};
+
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    static COUNTED: Cell<bool> = const { Cell::new(false) };
+}
+
+// SAFETY: every call goes to the system allocator unchanged; counting touches an atomic and a const thread local, and
+// neither allocates.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if COUNTED.try_with(Cell::get).unwrap_or(false) {
+            ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        }
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise is passed on; `pointer` came from `alloc` above.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nserver: test\r\n\r\nhello";
+const REQUEST: &[u8] =
+    b"GET /a/b?c=d HTTP/1.1\r\nhost: echo\r\nuser-agent: test\r\naccept: */*\r\nx-one: 1\r\nx-two: 2\r\n\r\n";
+
+/// Answers every request head on every connection.
+fn upstream() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                while matches!(stream.read(&mut buffer), Ok(count) if count > 0) {
+                    stream.write_all(RESPONSE).unwrap();
+                }
+            });
+        }
+    });
+    address
+}
+
+fn prepared(upstream: SocketAddr) -> Arc<Prepared> {
+    let mut builder = TableBuilder::new("cluster.local");
+    builder.namespace("default");
+    let origin = builder.origin("VirtualService default/echo (test.yaml:1)");
+    let (first, count) = builder.endpoints([(upstream, 1)]);
+    let cluster = builder.cluster(
+        "outbound|80||echo.default.svc.cluster.local",
+        BalancePolicy::LeastRequest,
+        ClusterKind::Static,
+        ClusterEndpoints::Range { first, count },
+    );
+    let action = builder.forward([(cluster, 80, None), (cluster, 20, None)]).unwrap();
+    let set = |name: &str| HeaderOp::Set { name: name.into(), value: "value".into() };
+    let options =
+        RouteOptions { request_headers: vec![set("x-one")], response_headers: vec![set("server")], rewrite: None };
+    let options = Some(Box::new(options));
+    let route = Route { name: String::new(), origin, rule: 0, line: 1, matches: vec![], action, timeout_ms: 5_000, options };
+    let domain = "echo.default.svc.cluster.local".into();
+    builder.virtual_host(VirtualHostInput { domain, scope: None, port: 80, origin, routes: vec![route] });
+    let bytes = encode(&builder.finish().unwrap()).unwrap().to_bytes(Generation(1));
+    let snapshot = Snapshot::from_bytes(&bytes).unwrap();
+    let viewpoint = Viewpoint::resolve(snapshot.table(), "default", "test");
+    Arc::new(Prepared { snapshot, viewpoint })
+}
+
+fn exchange(stream: &mut TcpStream) {
+    stream.write_all(REQUEST).unwrap();
+    let mut buffer = [0; 4096];
+    let mut seen = 0;
+    while !buffer[..seen].ends_with(b"hello") {
+        let count = stream.read(&mut buffer[seen..]).unwrap();
+        assert!(count > 0, "the proxy closed: {}", String::from_utf8_lossy(&buffer[..seen]));
+        seen += count;
+    }
+    assert!(buffer.starts_with(b"HTTP/1.1 200 OK\r\n"));
+}
+
+fn allocations_of_a_thousand_requests(driver: Driver) -> u64 {
+    let page = PageWriter::create(Generation(1)).unwrap();
+    let generations = Arc::<Generations>::default();
+    let first = prepared(upstream());
+    generations.add(Arc::clone(&first));
+    let (_, stats) = StatsPage::create(1).unwrap();
+    let (mailboxes, mut wakeups) = Mailboxes::new(1).unwrap();
+    let mailboxes = Arc::new(mailboxes);
+    let bound = accept::bind_address("127.0.0.1:0".parse().unwrap()).unwrap();
+    let socket = accept::listening(bound).unwrap();
+    let address = socket.local_addr().unwrap();
+    let start = Start {
+        index: 0,
+        cpu: None,
+        driver,
+        stats: stats.worker(0),
+        mailboxes: Arc::clone(&mailboxes),
+        wakeups: wakeups.remove(0),
+        page: Arc::new(PageReader::open(page.fd()).unwrap()),
+        generations,
+        first,
+        listeners: vec![(socket, address, Direction::Outbound)],
+    };
+    let worker = thread::spawn(move || {
+        COUNTED.set(true);
+        worker::run(start)
+    });
+    let mut client = TcpStream::connect(address).unwrap();
+    (0..200).for_each(|_| exchange(&mut client));
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    (0..1_000).for_each(|_| exchange(&mut client));
+    let after = ALLOCATIONS.load(Ordering::Relaxed);
+    drop(client);
+    mailboxes.send(0, Message::Drain);
+    worker.join().unwrap().unwrap();
+    assert_eq!(stats.total(Counter::Responses2xx), 1_200);
+    assert_eq!(stats.total(Counter::ConnectionsActive), 0);
+    after - before
+}
+
+/// The ticks of the clock go on meanwhile and may allocate now and then; a request that did would show a thousand times.
+const ALLOWED: u64 = 50;
+
+#[test]
+fn a_request_in_steady_state_allocates_nothing() {
+    // One after the other: the counter is the process's.
+    for choice in [Choice::Auto, Choice::Epoll] {
+        let driver = probe(choice).unwrap();
+        let count = allocations_of_a_thousand_requests(driver.clone());
+        assert!(count <= ALLOWED, "{count} allocations in 1,000 requests on {driver}");
+    }
+}
