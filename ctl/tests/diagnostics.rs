@@ -40,7 +40,11 @@ fn check(directory: &str) -> HashMap<String, Option<Severity>> {
             let lines: String = actual.iter().map(|line| format!("#> {line}\n")).collect();
             fs::write(&path, input + &lines).unwrap();
         } else if actual != expected {
-            wrong += &format!("{name}:\n  expected\n    {}\n  got\n    {}\n", expected.join("\n    "), actual.join("\n    "));
+            wrong += &format!(
+                "{name}:\n  expected\n    {}\n  got\n    {}\n",
+                expected.join("\n    "),
+                actual.join("\n    ")
+            );
         }
         severities.insert(name.trim_end_matches(".yaml").to_owned(), worst);
     }

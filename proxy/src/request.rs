@@ -59,12 +59,12 @@ impl Default for Scratch {
     }
 }
 
-/// Serves requests on a connection until it is idle or done.
-pub(crate) async fn serve(worker: &Rc<Worker>, conn: &mut Conn, listener: &Listener) -> End {
+/// Serves requests on a connection until it is idle or done. `ready`: the first one has begun to arrive.
+pub(crate) async fn serve(worker: &Rc<Worker>, conn: &mut Conn, listener: &Listener, mut ready: bool) -> End {
     let mut input = Input::new(worker.buffers.take());
     let mut scratch = worker.take_scratch();
     let end = loop {
-        match parse::request_head(worker, conn, &mut input, &mut scratch.request).await {
+        match parse::request_head(worker, conn, &mut input, &mut scratch.request, std::mem::take(&mut ready)).await {
             Next::Request(head) => {
                 if exchange(worker, conn, listener, &mut input, &mut scratch, &head).await == After::Close {
                     break End::Closed;

@@ -105,7 +105,8 @@ fn prepared(upstream: SocketAddr) -> Arc<Prepared> {
     let options =
         RouteOptions { request_headers: vec![set("x-one")], response_headers: vec![set("server")], rewrite: None };
     let options = Some(Box::new(options));
-    let route = Route { name: String::new(), origin, rule: 0, line: 1, matches: vec![], action, timeout_ms: 5_000, options };
+    let route =
+        Route { name: String::new(), origin, rule: 0, line: 1, matches: vec![], action, timeout_ms: 5_000, options };
     let domain = "echo.default.svc.cluster.local".into();
     builder.virtual_host(VirtualHostInput { domain, scope: None, port: 80, origin, routes: vec![route] });
     let bytes = encode(&builder.finish().unwrap()).unwrap().to_bytes(Generation(1));

@@ -87,3 +87,6 @@ pub enum ToProxy {
         below: Generation,
     },
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,3 +14,6 @@ pub mod writer;
 
 pub use reader::{Refused, Snapshot};
 pub use writer::{Encoded, encode};
+
+#[cfg(test)]
+mod tests;

@@ -120,3 +120,6 @@ impl PageReader {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -143,3 +143,6 @@ impl Drop for Region {
         let _ = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,3 +6,6 @@ pub mod page;
 
 pub use declare::Counter;
 pub use page::{ClusterCounter, StatsPage, WorkerSlots};
+
+#[cfg(test)]
+mod tests;

@@ -11,3 +11,6 @@ pub mod validate;
 
 pub use build::TableBuilder;
 pub use model::{ArchivedTable, Table};
+
+#[cfg(test)]
+mod tests;

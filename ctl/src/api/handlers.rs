@@ -47,7 +47,8 @@ async fn blocking<T: Send + 'static>(
 }
 
 fn sources(files: Files) -> Vec<SourceFile> {
-    let source = |file: super::types::File| SourceFile { path: file.path.as_str().into(), text: file.text.as_str().into() };
+    let source =
+        |file: super::types::File| SourceFile { path: file.path.as_str().into(), text: file.text.as_str().into() };
     files.files.into_iter().map(source).collect()
 }
 
@@ -138,10 +139,7 @@ pub(super) async fn explain(State(control): Shared, Json(request): Json<ExplainR
     .await
 }
 
-pub(super) async fn resources(
-    State(control): Shared,
-    Query(query): Query<ResourceQuery>,
-) -> Answer<Vec<ResourceItem>> {
+pub(super) async fn resources(State(control): Shared, Query(query): Query<ResourceQuery>) -> Answer<Vec<ResourceItem>> {
     let kind = match &query.kind {
         None => None,
         Some(text) => Some(Kind::parse(text).ok_or_else(|| {
@@ -212,10 +210,10 @@ pub(super) async fn history(State(control): Shared) -> Json<History> {
 pub(super) async fn status(State(control): Shared) -> Json<Status> {
     let view = control.view();
     let proxies = proxy_items(&control);
-    let problem = view.problem.as_ref().map(|problem| ErrorBody {
-        error: problem.summary.clone(),
-        diagnostics: findings(&problem.diagnostics),
-    });
+    let problem = view
+        .problem
+        .as_ref()
+        .map(|problem| ErrorBody { error: problem.summary.clone(), diagnostics: findings(&problem.diagnostics) });
     let warnings: Vec<_> =
         view.diagnostics.iter().filter(|diagnostic| diagnostic.severity == Severity::Warning).cloned().collect();
     Json(Status {

@@ -184,6 +184,8 @@ pub struct Outcome {
     pub bytes: usize,
     /// From resources to snapshot, in milliseconds.
     pub compile_ms: f64,
+    /// From asking the proxies to their last answer, in milliseconds.
+    pub prepare_ms: f64,
     /// Proxies that have not answered in time.
     pub stale: Vec<String>,
     /// Set while the active generation is older than what the sources say.
@@ -204,6 +206,7 @@ impl Outcome {
             diagnostics: findings(&published.diagnostics),
             bytes: published.bytes,
             compile_ms: published.compile_ms,
+            prepare_ms: published.prepare_ms,
             stale: published.prepared.stale.clone(),
             rolled_back: published.rolled_back,
             applied: None,

@@ -85,10 +85,8 @@ pub fn unified(live: Option<&Resource>, new: &Resource) -> String {
     }
     let before = live.map(|live| live.raw.document()).unwrap_or_default();
     let after = new.raw.document();
-    let from = live.map_or_else(
-        || format!("{} (not there yet)", new.key),
-        |live| format!("{} (live, {})", live.key, live.place),
-    );
+    let from = live
+        .map_or_else(|| format!("{} (not there yet)", new.key), |live| format!("{} (live, {})", live.key, live.place));
     let to = format!("{} ({})", new.key, new.place);
     let diff = similar::TextDiff::from_lines(&before, &after);
     diff.unified_diff().context_radius(3).header(&from, &to).to_string()

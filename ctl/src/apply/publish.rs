@@ -29,13 +29,15 @@ use crate::{
         state::{Checksum, HistoryEntry, RolledBack, State},
         view::{Problem, View},
     },
-    diagnostic::{self, Code, Diagnostic, has_errors},
+    diagnostic::{self, Code, Diagnostic, Severity, has_errors},
     source::{self, Cache, SourceFile},
     spec::{Hostname, Key, Place, Resource, World},
 };
 
 /// Where a rollback's snapshot is kept over a restart: its content can no longer be compiled from the sources.
 const ROLLED_BACK_NAME: &str = "rolled-back.snapshot";
+/// Diagnostics of one publication that are logged; `meshring get status` shows all.
+const LOGGED_MAX: usize = 100;
 /// Changes that an entry of the history lists.
 const HISTORY_CHANGES_MAX: usize = 5;
 
@@ -119,6 +121,8 @@ pub struct Published {
     pub compile_ms: f64,
     /// First phase.
     pub prepared: Prepared,
+    /// From the first `Prepare` to the last answer, in milliseconds.
+    pub prepare_ms: f64,
     /// Set while the active generation is older than what the sources say.
     pub rolled_back: Option<RolledBack>,
 }
@@ -204,8 +208,12 @@ impl Publisher {
             diagnostics.retain(|diagnostic| diagnostic.code != Code::EMPTY);
             let file = self.paths.first().map(|path| path.display().to_string()).unwrap_or_default();
             diagnostics.push(
-                Diagnostic::error(Code::EMPTY, Place::file(file.as_str().into()), "no resource is left in the configuration")
-                    .hint("if that is meant, stop control and remove state.json from its run directory"),
+                Diagnostic::error(
+                    Code::EMPTY,
+                    Place::file(file.as_str().into()),
+                    "no resource is left in the configuration",
+                )
+                .hint("if that is meant, stop control and remove state.json from its run directory"),
             );
         }
         if has_errors(&diagnostics) {
@@ -286,6 +294,15 @@ impl Publisher {
 
     /// Notes what is in effect now.
     fn accept(&mut self, compiled: Compiled, files: FileSet, overlay: Overlay) {
+        // Nothing is dropped in silence; and nothing is said twice.
+        for diagnostic in
+            compiled.diagnostics.iter().filter(|diagnostic| !self.diagnostics.contains(diagnostic)).take(LOGGED_MAX)
+        {
+            match diagnostic.severity {
+                Severity::Info => tracing::info!("{diagnostic}"),
+                _ => tracing::warn!("{diagnostic}"),
+            }
+        }
         self.world = Arc::new(compiled.world);
         self.diagnostics = compiled.diagnostics;
         self.files = Some(files);
@@ -315,7 +332,11 @@ impl Publisher {
             summary: refusal.to_string(),
             diagnostics: refusal.diagnostics().iter().filter(|diagnostic| diagnostic.is_error()).cloned().collect(),
         };
-        if self.problem.as_ref().is_some_and(|known| known.summary == problem.summary && known.diagnostics == problem.diagnostics) {
+        if self
+            .problem
+            .as_ref()
+            .is_some_and(|known| known.summary == problem.summary && known.diagnostics == problem.diagnostics)
+        {
             return;
         }
         problem.diagnostics.iter().for_each(|diagnostic| tracing::error!("{diagnostic}"));
@@ -327,7 +348,13 @@ impl Publisher {
     }
 
     /// Publishes a compiled world under the next number, unless it says what the last one said.
-    fn publish(&mut self, compiled: Compiled, files: FileSet, overlay: Overlay, cause: &str) -> Result<Published, Refusal> {
+    fn publish(
+        &mut self,
+        compiled: Compiled,
+        files: FileSet,
+        overlay: Overlay,
+        cause: &str,
+    ) -> Result<Published, Refusal> {
         let checksum = compiled.encoded.checksum();
         let mut published = Published {
             generation: self.fleet.active(),
@@ -337,6 +364,7 @@ impl Publisher {
             bytes: compiled.encoded.len(),
             compile_ms: compiled.compile_ms,
             prepared: Prepared::default(),
+            prepare_ms: 0.0,
             rolled_back: self.state.rolled_back,
         };
         let store_overlay = |run_dir: &RunDir| {
@@ -358,9 +386,15 @@ impl Publisher {
         let generation = self.next_number();
         let content = Retained::seal(&compiled.encoded, generation)
             .map_err(|source| Refusal::System { action: "memfd for a snapshot", source })?;
+        let begin = Instant::now();
         published.prepared = self.fleet.prepare(&content, Duration::from_millis(PREPARE_MS_MAX));
+        published.prepare_ms = begin.elapsed().as_secs_f64() * 1e3;
         let refused = std::mem::take(&mut published.prepared.refused);
-        let stored = if refused.is_empty() { store_overlay(&self.run_dir) } else { Err(Refusal::Proxies { generation, refused }) };
+        let stored = if refused.is_empty() {
+            store_overlay(&self.run_dir)
+        } else {
+            Err(Refusal::Proxies { generation, refused })
+        };
         if let Err(refusal) = stored {
             self.fleet.withdraw(generation);
             self.show();
@@ -443,13 +477,16 @@ impl Publisher {
             bytes: self.fleet.active_content().map_or(0, |content| content.bytes),
             compile_ms: 0.0,
             prepared: Prepared::default(),
+            prepare_ms: 0.0,
             rolled_back: self.state.rolled_back,
         }
     }
 
     fn current_files(&self) -> Result<FileSet, Refusal> {
         self.files.clone().ok_or_else(|| {
-            Refusal::NoConfiguration(self.problem.as_ref().map(|problem| problem.diagnostics.clone()).unwrap_or_default())
+            Refusal::NoConfiguration(
+                self.problem.as_ref().map(|problem| problem.diagnostics.clone()).unwrap_or_default(),
+            )
         })
     }
 
@@ -529,7 +566,9 @@ impl Publisher {
         let target = match to {
             Some(to) => to,
             None => retained.iter().copied().filter(|generation| *generation < active).max().ok_or_else(|| {
-                Refusal::NoGeneration(format!("no generation before {active} is retained: there is nothing to roll back to"))
+                Refusal::NoGeneration(format!(
+                    "no generation before {active} is retained: there is nothing to roll back to"
+                ))
             })?,
         };
         let content = self.fleet.retained_as(target).ok_or_else(|| {
@@ -548,12 +587,14 @@ impl Publisher {
             if let Err(error) = stored {
                 tracing::warn!("{ROLLED_BACK_NAME}: {error}; the rollback holds until control restarts");
             }
-            tracing::warn!("rolled back from generation {active} to {target}: the next change of the configuration ends this");
+            tracing::warn!(
+                "rolled back from generation {active} to {target}: the next change of the configuration ends this"
+            );
         } else {
             tracing::info!("generation {target} is active: it is what the configuration says");
         }
         self.show();
-        Ok(self.nothing_new())
+        Ok(Published { diagnostics: Vec::new(), ..self.nothing_new() })
     }
 
     /// A proxy has connected that runs `running`. Where its number is beyond ours, or means something else here, our
@@ -604,16 +645,21 @@ impl Publisher {
         self.fleet.keep_only(to);
         self.state.desired = Checksum(content.checksum);
         self.state.rolled_back = None;
-        self.remember(&content, &format!("renumbered from {from}: a proxy runs a number of an earlier control process"), &[]);
+        self.remember(
+            &content,
+            &format!("renumbered from {from}: a proxy runs a number of an earlier control process"),
+            &[],
+        );
         tracing::info!("generation {from} goes on as {to}: a proxy came with a number of an earlier control process");
     }
 }
 
 fn log_publication(generation: Generation, published: &Published, cause: &str) {
-    let Published { bytes, compile_ms, prepared, .. } = published;
+    let Published { bytes, compile_ms, prepared, prepare_ms, .. } = published;
     let ready = prepared.ready;
     tracing::info!(
-        "generation {generation} is active ({cause}): {bytes} bytes, compiled in {compile_ms:.1} ms, {ready} proxies have it"
+        "generation {generation} is active ({cause}): {bytes} bytes, compiled in {compile_ms:.1} ms, \
+         prepared by {ready} proxies in {prepare_ms:.1} ms"
     );
     for proxy in &prepared.stale {
         tracing::warn!("proxy {proxy} has not answered for generation {generation} within {PREPARE_MS_MAX} ms: stale");

@@ -134,18 +134,28 @@ fn text(outcome: &Outcome) -> String {
         .changes
         .iter()
         .map(|change| {
-            let from = if change.change == "restored" { format!(": {}:{} is in effect again", change.file, change.line) } else { String::new() };
+            let from = if change.change == "restored" {
+                format!(": {}:{} is in effect again", change.file, change.line)
+            } else {
+                String::new()
+            };
             format!("{} {}/{} {}{from}", change.kind, change.namespace, change.name, change.change)
         })
         .collect();
     let generation = outcome.generation;
     lines.push(match (&outcome.applied, outcome.new_generation) {
         _ if outcome.dry_run => format!("dry run: valid, {} bytes; nothing was published", outcome.bytes),
+        // A rollback.
+        (Some(applied), false) if outcome.changes.is_empty() => {
+            format!("generation {generation} is active: {}", applied_text(applied))
+        }
         (Some(applied), true) => format!("generation {generation}: {}", applied_text(applied)),
         (Some(applied), false) => format!("generation {generation} stays active: {}", applied_text(applied)),
         (None, _) => format!("generation {generation} is active"),
     });
-    lines.extend(outcome.stale.iter().map(|proxy| format!("stale: {proxy} has not answered; it catches up when it does")));
+    lines.extend(
+        outcome.stale.iter().map(|proxy| format!("stale: {proxy} has not answered; it catches up when it does")),
+    );
     if let Some(rolled_back) = outcome.rolled_back {
         let from = rolled_back.from;
         lines.push(format!(

@@ -25,5 +25,6 @@ pub(super) fn run(options: Options, run_dir: PathBuf) -> Done {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
-    crate::control::run(crate::control::Options { config: options.config, run_dir, admin: options.admin }).map_err(refused)
+    crate::control::run(crate::control::Options { config: options.config, run_dir, admin: options.admin })
+        .map_err(refused)
 }

@@ -108,10 +108,7 @@ fn status_text(status: &Status) -> String {
             "proxies        {} connected, {} run this generation on every worker",
             status.proxies, status.proxies_current
         ),
-        format!(
-            "resources      {}, of which {} from `meshring apply`",
-            status.resources, status.applied_resources
-        ),
+        format!("resources      {}, of which {} from `meshring apply`", status.resources, status.applied_resources),
         format!("configuration  {}", status.config.join(", ")),
         format!("control        version {}, pid {}, up {}", status.version, status.pid, age(status.started_at_ms)),
     ];
@@ -137,7 +134,9 @@ pub(super) async fn proxies(client: &Client, options: &OutputOption) -> Done {
     }
     if proxies.is_empty() {
         let run_dir = client.run_dir().display();
-        output::note(&format!("no proxy is connected; start one with `meshring-proxy --run-dir {run_dir} --workload NAMESPACE/NAME ...`"));
+        output::note(&format!(
+            "no proxy is connected; start one with `meshring-proxy --run-dir {run_dir} --workload NAMESPACE/NAME ...`"
+        ));
         return Ok(());
     }
     let head = ["PROXY", "PID", "STATE", "GENERATIONS", "DRIVER", "LISTENERS", "AGE"].map(str::to_owned).to_vec();

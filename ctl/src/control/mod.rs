@@ -163,9 +163,8 @@ fn start(run_dir: Arc<RunDir>, options: &Options) -> Result<Control, StartError>
     let state = State::load(&run_dir).map_err(system("state.json"))?;
     let fleet = Arc::new(Fleet::new(state.active).map_err(system("memfd for the control page"))?);
     let view = Arc::new(RwLock::new(Arc::new(View::empty())));
-    let publisher =
-        Publisher::start(run_dir, Arc::clone(&fleet), Arc::clone(&view), options.config.clone(), state)
-            .map_err(system("applied.json"))?;
+    let publisher = Publisher::start(run_dir, Arc::clone(&fleet), Arc::clone(&view), options.config.clone(), state)
+        .map_err(system("applied.json"))?;
     Ok(Control {
         fleet,
         publisher: Mutex::new(publisher),

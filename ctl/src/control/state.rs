@@ -86,7 +86,11 @@ impl State {
             Ok(state) => Ok(state),
             Err(error) => {
                 let aside = run_dir.join("state.json.unreadable");
-                tracing::warn!("{}: {error}; kept as {}, starting anew", run_dir.join(FILE_NAME).display(), aside.display());
+                tracing::warn!(
+                    "{}: {error}; kept as {}, starting anew",
+                    run_dir.join(FILE_NAME).display(),
+                    aside.display()
+                );
                 std::fs::rename(run_dir.join(FILE_NAME), aside)?;
                 Ok(Self::default())
             }
@@ -95,7 +99,8 @@ impl State {
 
     /// Writes it. A failure is no reason to stop traffic from changing: it is logged.
     pub fn store(&self, run_dir: &RunDir) {
-        let stored = serde_json::to_vec(self).map_err(io::Error::other).and_then(|json| run_dir.store(FILE_NAME, &json));
+        let stored =
+            serde_json::to_vec(self).map_err(io::Error::other).and_then(|json| run_dir.store(FILE_NAME, &json));
         if let Err(error) = stored {
             tracing::error!(
                 "{}: {error}; after a restart control will publish the configuration under a new number",
@@ -130,7 +135,14 @@ mod tests {
         let mut state = State { active: Generation(7), checksum: Checksum(u64::MAX), ..State::default() };
         for number in 0..150 {
             let (generation, checksum) = (Generation(number), Checksum(number));
-            state.remember(HistoryEntry { generation, at_ms: 1, checksum, bytes: 2, cause: "apply".into(), changes: vec![] });
+            state.remember(HistoryEntry {
+                generation,
+                at_ms: 1,
+                checksum,
+                bytes: 2,
+                cause: "apply".into(),
+                changes: vec![],
+            });
         }
         assert_eq!((state.history.len(), state.history[0].generation), (HISTORY_MAX, Generation(50)));
         state.store(&run_dir);

@@ -41,7 +41,8 @@ impl Fingerprint {
     }
 
     fn is_young(&self) -> bool {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i128);
+        let now =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i128);
         now - self.newest_ns < i128::from(YOUNG_MS) * 1_000_000
     }
 }

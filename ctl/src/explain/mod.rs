@@ -183,9 +183,8 @@ pub fn explain(snapshot: &Snapshot, question: &Question) -> Explanation {
     let mut recorder = Recorder::default();
     let mut listening = Listening { recorder: &mut recorder, table, question, viewpoint: &viewpoint };
     let host = table.virtual_host(&viewpoint, question.host.as_bytes(), question.port, &mut listening);
-    let route = host.and_then(|host| {
-        table.route(snapshot.regexes(), &viewpoint, host, question, question.port, &mut listening)
-    });
+    let route = host
+        .and_then(|host| table.route(snapshot.regexes(), &viewpoint, host, question, question.port, &mut listening));
     let mut explanation = Explanation {
         generation: snapshot.generation(),
         request: question.to_string(),
@@ -244,7 +243,11 @@ fn chosen(table: &ArchivedTable, question: &Question, selected: &Selected<'_>, e
             chosen.rewrite = rewrites(table, rewrite, selected.uri, &question.path);
         }
     }
-    let place = if rule.line.to_native() == 0 { origin.to_owned() } else { format!("rule {} at {}", chosen.rule, chosen.place) };
+    let place = if rule.line.to_native() == 0 {
+        origin.to_owned()
+    } else {
+        format!("rule {} at {}", chosen.rule, chosen.place)
+    };
     match &rule.action {
         ArchivedAction::Forward { first, count, weight_sum } => {
             let range = first.to_native() as usize..(first.to_native() + count.to_native()) as usize;
@@ -272,7 +275,9 @@ fn chosen(table: &ArchivedTable, question: &Question, selected: &Selected<'_>, e
 fn forward_summary(destinations: &[FoundDestination], place: &str) -> String {
     let share = |d: &FoundDestination| match (&d.problem, d.endpoint_count) {
         (None, _) => format!("{:.4} % to {}", d.percent, d.cluster).replace(".0000 %", " %"),
-        (Some(problem), _) => format!("{:.4} % answered with 503, since {problem}", d.percent).replace(".0000 %", " %"),
+        (Some(problem), _) => {
+            format!("{:.4} % to {}, which means 503: {problem}", d.percent, d.cluster).replace(".0000 %", " %")
+        }
     };
     format!("{} ({place})", destinations.iter().map(share).collect::<Vec<_>>().join(", "))
 }
@@ -306,7 +311,7 @@ fn destination(
         policy: policy.to_owned(),
         endpoint_count,
         endpoints: listed.map(|at| table.address(table.endpoint_of(cluster, at)).to_string()).collect(),
-        problem: problem.map(|problem| format!("{}: {problem}", cluster.name)),
+        problem: problem.map(str::to_owned),
         request_headers: headers.map(|headers| header_ops(&headers.request)).unwrap_or_default(),
         response_headers: headers.map(|headers| header_ops(&headers.response)).unwrap_or_default(),
     }
@@ -419,7 +424,9 @@ fn because(origin: &str, rule: &ArchivedRoute, alternative: usize) -> String {
             let name = if found.name.is_empty() { String::new() } else { format!(" ({})", found.name) };
             format!("match[{alternative}]{name} at {} holds", rule_place(origin, found.line.to_native()))
         }
-        None if rule.line.to_native() == 0 => "no VirtualService has this host: requests go to the service itself".to_owned(),
+        None if rule.line.to_native() == 0 => {
+            "no VirtualService has this host: requests go to the service itself".to_owned()
+        }
         None => "it has no match: it takes every request".to_owned(),
     }
 }
@@ -469,7 +476,9 @@ fn expected(table: &ArchivedTable, condition: &ArchivedCondition) -> String {
         ArchivedCondition::SourceNamespace(id) => {
             format!("sourceNamespace {}", table.namespaces[NamespaceId::from(id).index()])
         }
-        ArchivedCondition::SourceLabel { key, value } => format!("sourceLabels[{key}] {value:?}", value = value.as_str()),
+        ArchivedCondition::SourceLabel { key, value } => {
+            format!("sourceLabels[{key}] {value:?}", value = value.as_str())
+        }
     }
 }
 
@@ -482,7 +491,11 @@ fn actual(condition: &ArchivedCondition, question: &Question, viewpoint: &Viewpo
         ArchivedCondition::Authority(_) => format!("the authority is {}", quoted(question.authority())),
         ArchivedCondition::Header { name, .. } | ArchivedCondition::WithoutHeader { name, .. } => {
             let values: Vec<String> = question.header_values(name).map(|value| format!("{value:?}")).collect();
-            if values.is_empty() { "the request has no such header".to_owned() } else { format!("its value is {}", values.join(", ")) }
+            if values.is_empty() {
+                "the request has no such header".to_owned()
+            } else {
+                format!("its value is {}", values.join(", "))
+            }
         }
         ArchivedCondition::Query { .. } => match question.query() {
             None => "the request has no query".to_owned(),
@@ -497,7 +510,10 @@ fn actual(condition: &ArchivedCondition, question: &Question, viewpoint: &Viewpo
             match viewpoint.labels.iter().find(|(name, _)| name == key.as_str()) {
                 Some((_, value)) => format!("the caller's label is {value:?}"),
                 None if viewpoint.labels.is_empty() => {
-                    format!("no Pod or WorkloadEntry says which labels {}/{} has", question.namespace, question.workload)
+                    format!(
+                        "no Pod or WorkloadEntry says which labels {}/{} has",
+                        question.namespace, question.workload
+                    )
                 }
                 None => "the caller has no such label".to_owned(),
             }

@@ -21,7 +21,8 @@ impl Display for Explanation {
             writeln!(f, "{:<14}{name}", if index == 0 { "did you mean" } else { "" })?;
         }
         if let Some(host) = &self.virtual_host {
-            let scope = host.scope.as_ref().map(|scope| format!(", seen by namespace {scope} only")).unwrap_or_default();
+            let scope =
+                host.scope.as_ref().map(|scope| format!(", seen by namespace {scope} only")).unwrap_or_default();
             writeln!(f, "virtual host  {}, {}{scope}", host.domain, shown_port(host.port))?;
             writeln!(f, "{:<14}from {}", "", host.origin)?;
         }

@@ -45,8 +45,18 @@ fn gauge(text: &mut String, name: &str, help: &str, value: u64) {
 
 fn control_metrics(text: &mut String, fleet: &Fleet, view: &View, proxies: &[Proxy]) {
     gauge(text, "generation_active", "Generation that control has made active.", fleet.active().0);
-    gauge(text, "config_valid", "1 while the configuration files on disk are in effect.", view.problem.is_none().into());
-    gauge(text, "rolled_back", "1 while the active generation is older than what the files say.", view.state.rolled_back.is_some().into());
+    gauge(
+        text,
+        "config_valid",
+        "1 while the configuration files on disk are in effect.",
+        view.problem.is_none().into(),
+    );
+    gauge(
+        text,
+        "rolled_back",
+        "1 while the active generation is older than what the files say.",
+        view.state.rolled_back.is_some().into(),
+    );
     gauge(text, "resources", "Resources in effect.", view.world.resources().len() as u64);
     gauge(text, "proxies", "Connected proxies.", proxies.len() as u64);
     head(text, "proxy_stale", "gauge", "1 while a proxy has not answered for a generation in time.");
@@ -86,7 +96,12 @@ fn worker_counter(text: &mut String, counter: Counter, proxies: &[Proxy]) {
 
 fn durations(text: &mut String, proxies: &[Proxy]) {
     let name = "request_duration_seconds";
-    head(text, name, "histogram", "Time from the end of a request's head to the end of its response; the sum is within 12.5 %.");
+    head(
+        text,
+        name,
+        "histogram",
+        "Time from the end of a request's head to the end of its response; the sum is within 12.5 %.",
+    );
     for proxy in proxies {
         let counts = proxy.stats.durations();
         let (mut total, mut sum_us) = (0_u64, 0.0);
@@ -108,27 +123,47 @@ fn durations(text: &mut String, proxies: &[Proxy]) {
 
 fn clusters(text: &mut String, proxies: &[Proxy]) {
     let names: Vec<Vec<String>> = proxies.iter().map(|proxy| proxy.stats.clusters()).collect();
-    let mut each = |name: &str, kind: &str, help: &str, class: Option<&str>, value: &dyn Fn(&StatsPage, usize) -> String| {
-        if class.is_none_or(|class| class == CLUSTER_RESPONSES[0].0) {
-            head(text, name, kind, help);
-        }
-        let class = class.map(|class| format!(",class=\"{class}\"")).unwrap_or_default();
-        for (proxy, names) in proxies.iter().zip(&names) {
-            for (slot, cluster) in names.iter().enumerate().filter(|(_, cluster)| !cluster.is_empty()) {
-                let (labels, cluster) = (labels(proxy), escape(cluster));
-                let value = value(&proxy.stats, slot);
-                let _ = writeln!(text, "meshring_{name}{{{labels},cluster=\"{cluster}\"{class}}} {value}");
+    let mut each =
+        |name: &str, kind: &str, help: &str, class: Option<&str>, value: &dyn Fn(&StatsPage, usize) -> String| {
+            if class.is_none_or(|class| class == CLUSTER_RESPONSES[0].0) {
+                head(text, name, kind, help);
             }
-        }
-    };
+            let class = class.map(|class| format!(",class=\"{class}\"")).unwrap_or_default();
+            for (proxy, names) in proxies.iter().zip(&names) {
+                for (slot, cluster) in names.iter().enumerate().filter(|(_, cluster)| !cluster.is_empty()) {
+                    let (labels, cluster) = (labels(proxy), escape(cluster));
+                    let value = value(&proxy.stats, slot);
+                    let _ = writeln!(text, "meshring_{name}{{{labels},cluster=\"{cluster}\"{class}}} {value}");
+                }
+            }
+        };
     let plain = |counter| move |page: &StatsPage, slot| page.cluster_total(slot, counter).to_string();
-    each("cluster_requests_total", "counter", "Requests sent to a cluster, further attempts included.", None, &plain(ClusterCounter::Requests));
+    each(
+        "cluster_requests_total",
+        "counter",
+        "Requests sent to a cluster, further attempts included.",
+        None,
+        &plain(ClusterCounter::Requests),
+    );
     for (class, counter) in CLUSTER_RESPONSES {
-        each("cluster_responses_total", "counter", "Responses of a cluster by class of status.", Some(class), &plain(counter));
+        each(
+            "cluster_responses_total",
+            "counter",
+            "Responses of a cluster by class of status.",
+            Some(class),
+            &plain(counter),
+        );
     }
-    each("cluster_failures_total", "counter", "Requests without any response: connect failure, reset, deadline.", None, &plain(ClusterCounter::Failures));
+    each(
+        "cluster_failures_total",
+        "counter",
+        "Requests without any response: connect failure, reset, deadline.",
+        None,
+        &plain(ClusterCounter::Failures),
+    );
     let gauge = |page: &StatsPage, slot| page.cluster_total(slot, ClusterCounter::Active).cast_signed().to_string();
     each("cluster_requests_active", "gauge", "Requests in flight to a cluster.", None, &gauge);
-    let seconds = |page: &StatsPage, slot| (page.cluster_total(slot, ClusterCounter::LatencySumUs) as f64 / 1e6).to_string();
+    let seconds =
+        |page: &StatsPage, slot| (page.cluster_total(slot, ClusterCounter::LatencySumUs) as f64 / 1e6).to_string();
     each("cluster_latency_seconds_total", "counter", "Sum of the response times of a cluster.", None, &seconds);
 }

@@ -11,7 +11,7 @@ use std::{
 use super::{FILE_BYTES_MAX, SourceFile};
 use crate::diagnostic::{Code, Diagnostic, Place};
 
-/// Deepest directory below a given one; a loop of symbolic links ends before.
+/// Deepest directory below a given one.
 const DEPTH_MAX: usize = 32;
 
 /// Reads files, and directories with all below them: `*.yaml`, `*.yml` and `*.json`, symbolic links followed (a Git checkout or a
@@ -40,6 +40,8 @@ pub(super) fn too_large(path: Arc<str>, bytes: u64) -> Diagnostic {
 struct Found {
     files: Vec<SourceFile>,
     seen: HashSet<PathBuf>,
+    /// The directories that are being read, without symbolic links: one that is in here already is a loop.
+    ancestors: Vec<PathBuf>,
     diagnostics: Vec<Diagnostic>,
 }
 
@@ -65,14 +67,22 @@ impl Found {
 
     fn directory(&mut self, path: &Path, depth: usize) {
         if depth > DEPTH_MAX {
-            return self.error(path, format!("is more than {DEPTH_MAX} directories deep: is there a loop of symbolic links?"));
+            return self.error(path, format!("is more than {DEPTH_MAX} directories deep"));
         }
+        let canonical = match fs::canonicalize(path) {
+            Ok(canonical) if self.ancestors.contains(&canonical) => {
+                return self.error(path, "is a symbolic link to a directory that it lies in".to_owned());
+            }
+            Ok(canonical) => canonical,
+            Err(error) => return self.error(path, format!("cannot be read: {error}")),
+        };
         let entries = match fs::read_dir(path).and_then(Iterator::collect::<Result<Vec<_>, _>>) {
             Ok(entries) => entries,
             Err(error) => return self.error(path, format!("cannot be read: {error}")),
         };
         let mut names: Vec<_> = entries.into_iter().map(|entry| entry.file_name()).collect();
         names.sort();
+        self.ancestors.push(canonical);
         for name in names {
             let hidden = name.as_encoded_bytes().starts_with(b".");
             let below = path.join(&name);
@@ -80,6 +90,7 @@ impl Found {
                 self.path(&below, false, depth + 1);
             }
         }
+        self.ancestors.pop();
     }
 
     fn file(&mut self, path: &Path) {

@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn errors_have_positions() {
-        let error = one("{\n  \"a\": tru\n}").unwrap_err();
+        let error = one("{\n  \"a\": trx\n}").unwrap_err();
         assert_eq!((error.at.line, &*error.message), (2, "not well-formed JSON: expected ident"));
         let error = one("{\"a\": 1,\n \"a\": 2}").unwrap_err();
         assert_eq!(error.at, Position::new(2, 2));

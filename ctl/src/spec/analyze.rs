@@ -163,10 +163,10 @@ impl VirtualServiceCheck<'_, '_> {
         let listed = service.resolution != Resolution::None;
         if listed && !service.endpoints.iter().any(|endpoint| selects(subset, &endpoint.labels)) {
             let message = format!(
-                "the subset `{name}` ({}) selects none of the {} endpoints of {}: such requests are answered with 503",
+                "the subset `{name}` ({}) selects no endpoint of {}, which has {}: such requests are answered with 503",
                 subset.labels,
-                service.endpoints.len(),
-                service.key
+                service.key,
+                service.endpoints.len()
             );
             let hint = match service.key.kind {
                 Kind::Service => "give its EndpointSlice or its Pods these labels",

@@ -8,6 +8,7 @@ use std::{
     cell::OnceCell,
     net::{SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream},
     os::fd::{AsFd as _, OwnedFd},
+    pin::Pin,
     rc::Rc,
 };
 
@@ -149,17 +150,30 @@ fn start(worker: &Rc<Worker>, listener: Rc<Listener>, accepted: Accepted) {
     }
 }
 
+/// A run of requests, on the heap. Not an `async fn`: the large future must never be part of the small one's frame, not
+/// even on its way into the box.
+fn requests<'a>(
+    worker: &'a Rc<Worker>,
+    conn: &'a mut Conn,
+    listener: &'a Listener,
+    ready: bool,
+) -> Pin<Box<dyn Future<Output = End> + 'a>> {
+    Box::pin(request::serve(worker, conn, listener, ready))
+}
+
 /// The life of a connection. While it is idle this small future is all that it costs; the large one of a request exists
 /// only between the first byte of a request and the next idle time.
 pub(crate) async fn serve(worker: &Rc<Worker>, mut conn: Conn, listener: &Listener) {
+    let mut ready = false;
     loop {
-        match Box::pin(request::serve(worker, &mut conn, listener)).await {
+        match requests(worker, &mut conn, listener, ready).await {
             End::Closed => return,
             End::Idle if worker.draining() => return,
             End::Idle => {
                 if !conn.readable(DOWNSTREAM_IDLE_MS_MAX).await {
                     return;
                 }
+                ready = true;
             }
         }
     }

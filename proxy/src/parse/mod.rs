@@ -32,10 +32,20 @@ pub(crate) enum Next {
     TimedOut,
 }
 
-/// Reads the next request head into `input`; its fields go into `fields`.
-pub(crate) async fn request_head(worker: &Worker, conn: &mut Conn, input: &mut Input, fields: &mut Fields) -> Next {
+/// Reads the next request head into `input`; its fields go into `fields`. `ready`: something is there to be read, so the
+/// bound on connections that wait with a buffer in hand does not apply.
+pub(crate) async fn request_head(
+    worker: &Worker,
+    conn: &mut Conn,
+    input: &mut Input,
+    fields: &mut Fields,
+    ready: bool,
+) -> Next {
     if input.is_empty() {
-        let Some(_hot) = worker.hot_idle.enter(HOT_IDLE_CONNECTIONS_MAX) else { return Next::Idle };
+        let hot = worker.hot_idle.enter(HOT_IDLE_CONNECTIONS_MAX);
+        if hot.is_none() && !ready {
+            return Next::Idle;
+        }
         match conn.read_idle(input, HEAD_BYTES_MAX).await {
             IdleRead::Bytes => {}
             IdleRead::StillIdle => return Next::Idle,

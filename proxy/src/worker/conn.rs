@@ -105,10 +105,10 @@ impl Conn {
         self.timer.shutdown(Expiry::ShutdownWrite);
     }
 
-    /// Makes the coming close a reset: the peer must not take what it has for all of the message, not even where its end
+    /// Ends the connection with a reset: the peer must not take what it has for all of the message, not even where its end
     /// is marked by the end of the connection.
     pub(crate) fn abort(&self) {
-        super::readiness::reset_on_close(self.fd);
+        super::readiness::reset(self.fd);
     }
 
     /// Whether an idle connection is still open and silent. Bytes that nobody asked for make it unusable, too

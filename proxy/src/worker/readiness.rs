@@ -13,7 +13,7 @@ use std::{
 
 use rustix::{
     io::Errno,
-    net::{RecvFlags, getsockname, recv, sockopt},
+    net::{RecvFlags, connect_unspec, getsockname, recv, sockopt},
 };
 
 use super::conn::ReadHalf;
@@ -24,8 +24,8 @@ pub(crate) async fn readable(half: &ReadHalf) -> io::Result<()> {
     // that one task owns. `readable` takes `&self`; no `&mut` to the stream is alive, since every read and write
     // borrows its half for the time of its call.
     let stream = unsafe { &*half.0.get() };
-    // Relaxed: a false positive on epoll costs one more pass through the idle read.
-    stream.readable(true).await
+    // Not relaxed: a false positive on epoll would cost an idle connection a buffer.
+    stream.readable(false).await
 }
 
 /// Whether a peek finds neither bytes nor FIN nor an error.
@@ -36,12 +36,13 @@ pub(crate) fn is_quiet(fd: RawFd) -> bool {
     matches!(recv(socket, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT), Err(Errno::AGAIN))
 }
 
-/// SO_LINGER with a time of 0.
-pub(crate) fn reset_on_close(fd: RawFd) {
+/// Resets a connection now. SO_LINGER with a time of 0 would come too late: the runtime's write half sends a FIN when it
+/// is dropped, before the descriptor is closed.
+pub(crate) fn reset(fd: RawFd) {
     // SAFETY: the caller is the Conn that owns the open descriptor.
     let socket = unsafe { BorrowedFd::borrow_raw(fd) };
-    // An error means that the connection is gone already.
-    let _ = sockopt::set_socket_linger(socket, Some(std::time::Duration::ZERO));
+    // `connect` to no address dissolves the connection with a RST. An error means that it is gone already.
+    let _ = connect_unspec(socket);
 }
 
 /// `SO_ORIGINAL_DST` where it differs from the socket's own address.

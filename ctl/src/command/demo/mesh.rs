@@ -47,12 +47,16 @@ pub(super) struct Mesh {
     client: Client,
 }
 
+/// The two versions of `reviews` are on addresses of their own, as Pods in a cluster are; all of 127/8 is loopback.
+const REVIEWS_V1: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+const REVIEWS_V2: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
+
 /// Ports that are free now. All are held until all are chosen, so that they differ.
-fn free_addresses<const N: usize>() -> std::io::Result<[SocketAddr; N]> {
+fn free_addresses<const N: usize>(hosts: [Ipv4Addr; N]) -> std::io::Result<[SocketAddr; N]> {
     let mut listeners = Vec::with_capacity(N);
-    let mut addresses = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)); N];
+    let mut addresses = hosts.map(|host| SocketAddr::from((host, 0)));
     for address in &mut addresses {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let listener = TcpListener::bind(*address)?;
         *address = listener.local_addr()?;
         listeners.push(listener);
     }
@@ -71,7 +75,15 @@ impl Mesh {
             )));
         }
         let dir = tempfile::Builder::new().prefix("meshring-demo-").tempdir().map_err(refused)?;
-        let [productpage, outbound, inbound_v1, inbound_v2, v1, v2] = free_addresses().map_err(refused)?;
+        let [productpage, outbound, inbound_v1, inbound_v2, v1, v2] = free_addresses([
+            Ipv4Addr::LOCALHOST,
+            Ipv4Addr::LOCALHOST,
+            REVIEWS_V1,
+            REVIEWS_V2,
+            REVIEWS_V1,
+            REVIEWS_V2,
+        ])
+        .map_err(refused)?;
         let addresses = Addresses { productpage, outbound, inbound: [inbound_v1, inbound_v2], reviews: [v1, v2] };
         let client = Client::new(&dir.path().join("run"));
         Ok(Self { dir, meshring, proxy, addresses, processes: Vec::new(), client })
@@ -102,7 +114,8 @@ impl Mesh {
 
     /// How to call this program again: by its name where that is enough.
     pub(super) fn own_name(&self) -> String {
-        let short = std::env::current_dir().ok().and_then(|dir| self.meshring.strip_prefix(dir).ok().map(Path::to_owned));
+        let short =
+            std::env::current_dir().ok().and_then(|dir| self.meshring.strip_prefix(dir).ok().map(Path::to_owned));
         match short {
             Some(path) if path.components().count() > 1 => path.display().to_string(),
             Some(path) => format!("./{}", path.display()),
@@ -192,7 +205,10 @@ impl Mesh {
             }
             if Instant::now() > deadline {
                 let status = self.client.get::<Status>("/v1/status").await;
-                let status = status.map_or_else(|error| error.to_string(), |status| format!("control has generation {}", status.generation));
+                let status = status.map_or_else(
+                    |error| error.to_string(),
+                    |status| format!("control has generation {}", status.generation),
+                );
                 return Err(refused(format!(
                     "not up after {} s: {current} of 2 sidecars are ready, {listening} of 5 addresses answer, {status}",
                     START_MAX.as_secs()
@@ -272,8 +288,9 @@ impl Mesh {
 
     /// The shop as Kubernetes and Istio know it, with the ports of this run.
     fn shop(&self) -> String {
-        let [v1, v2] = self.addresses.inbound.map(|address| address.port());
-        let slice = |version: &str, port: u16| {
+        let [v1, v2] = self.addresses.inbound;
+        let slice = |version: &str, inbound: SocketAddr| {
+            let (address, port) = (inbound.ip(), inbound.port());
             format!(
                 "---\n\
                  apiVersion: discovery.k8s.io/v1\n\
@@ -289,7 +306,7 @@ impl Mesh {
                  \u{20} port: {port}\n\
                  endpoints:\n\
                  - addresses:\n\
-                 \u{20} - 127.0.0.1\n"
+                 \u{20} - {address}\n"
             )
         };
         format!(

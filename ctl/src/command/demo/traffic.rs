@@ -219,7 +219,9 @@ async fn client(page: SocketAddr, limit: Option<usize>, shared: Rc<RefCell<Share
         };
         let answer = answer.await;
         let version = match &answer {
-            Ok((StatusCode::OK, body)) => serde_json::from_slice(body).map(|page: Page| page.reviews).map_err(|e| e.to_string()),
+            Ok((StatusCode::OK, body)) => {
+                serde_json::from_slice(body).map(|page: Page| page.reviews).map_err(|e| e.to_string())
+            }
             Ok((status, body)) => Err(format!("status {status}: {}", String::from_utf8_lossy(body).trim_end())),
             Err(error) => Err(error.to_string()),
         };

@@ -11,6 +11,3 @@ pub(crate) mod route;
 pub(crate) mod rule_match;
 pub(crate) mod service_entry;
 pub(crate) mod virtual_service;
-
-#[cfg(test)]
-mod tests;

@@ -1,0 +1,36 @@
+//! Ports that nobody else takes.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    os::fd::{AsFd as _, OwnedFd},
+};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with, sockopt};
+
+/// A port on 127.0.0.1 that is bound but does not listen: connecting to it is refused, nobody is given it, and a program
+/// that binds with SO_REUSEPORT, as the proxy does, can listen on it beside the reservation.
+#[derive(Debug)]
+pub struct Reserved {
+    address: SocketAddr,
+    _socket: OwnedFd,
+}
+
+impl Reserved {
+    /// A free port, ours until dropped.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "two of them are never equal")]
+    pub fn new() -> Self {
+        let socket =
+            socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).expect("a TCP socket");
+        sockopt::set_socket_reuseport(socket.as_fd(), true).expect("SO_REUSEPORT");
+        bind(socket.as_fd(), &SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("a free port");
+        let address = getsockname(socket.as_fd()).expect("the bound address");
+        Self { address: address.try_into().expect("an IPv4 address"), _socket: socket }
+    }
+
+    /// Address and port.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}

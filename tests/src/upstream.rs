@@ -1,0 +1,252 @@
+//! Servers whose every byte a test decides.
+
+use std::{
+    io::Write as _,
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use rustix::net::sockopt;
+
+use crate::{
+    wait,
+    wire::{FieldLines, Framing, Head, Wire},
+};
+
+/// A request as it arrived.
+#[derive(Debug, Clone)]
+pub struct Received {
+    /// `GET /path HTTP/1.1`.
+    pub line: String,
+    /// In order.
+    pub fields: FieldLines,
+    /// Decoded.
+    pub body: Vec<u8>,
+    /// How its end was marked.
+    pub framing: Framing,
+    /// Of a chunked body.
+    pub trailers: FieldLines,
+    /// Which connection it came on, from 0.
+    pub connection: usize,
+}
+
+impl Received {
+    /// The target of the request line.
+    #[must_use]
+    pub fn target(&self) -> &str {
+        self.line.split(' ').nth(1).unwrap_or_default()
+    }
+
+    /// The method of the request line.
+    #[must_use]
+    pub fn method(&self) -> &str {
+        self.line.split(' ').next().unwrap_or_default()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    stop: AtomicBool,
+    connections: AtomicUsize,
+    received: Mutex<Vec<Received>>,
+    streams: Mutex<Vec<TcpStream>>,
+}
+
+/// A server on a port of its own; its connections end with it.
+#[derive(Debug)]
+pub struct Upstream {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+/// One accepted connection.
+#[derive(Debug)]
+pub struct Peer {
+    wire: Wire<TcpStream>,
+    shared: Arc<Shared>,
+    /// Which connection, from 0.
+    pub connection: usize,
+}
+
+impl Upstream {
+    /// A server that runs `serve` for each connection on a thread of its own; the connection closes when it returns.
+    #[must_use]
+    pub fn scripted(serve: impl Fn(&mut Peer) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("the bound address");
+        let shared = Arc::<Shared>::default();
+        let upstream = Self { address, shared: Arc::clone(&shared) };
+        let serve = Arc::new(serve);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                if shared.stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                let Ok(stream) = stream else { continue };
+                // Answers go out at once, as those of any real server do.
+                let _ = stream.set_nodelay(true);
+                if let Ok(second) = stream.try_clone() {
+                    shared.streams.lock().unwrap_or_else(PoisonError::into_inner).push(second);
+                }
+                let connection = shared.connections.fetch_add(1, Ordering::SeqCst);
+                let mut peer = Peer { wire: Wire::new(stream), shared: Arc::clone(&shared), connection };
+                let serve = Arc::clone(&serve);
+                thread::spawn(move || {
+                    serve(&mut peer);
+                    // The registry of streams holds a second descriptor, so that dropping ours would not close.
+                    let _ = peer.wire.stream.shutdown(Shutdown::Both);
+                });
+            }
+        });
+        upstream
+    }
+
+    /// A keep-alive server that answers each request with the bytes that `respond` makes of it.
+    #[must_use]
+    pub fn answering<B: Into<Vec<u8>>>(respond: impl Fn(&Received) -> B + Send + Sync + 'static) -> Self {
+        Self::scripted(move |peer| {
+            while let Some(request) = peer.request() {
+                let response: Vec<u8> = respond(&request).into();
+                if !peer.send(response) {
+                    return;
+                }
+            }
+        })
+    }
+
+    /// Answers 200 with the given body.
+    #[must_use]
+    pub fn saying(text: &'static str) -> Self {
+        Self::answering(move |_| ok(text))
+    }
+
+    /// Answers 200 with the request that it received: request line and fields, one per line.
+    #[must_use]
+    pub fn echoing() -> Self {
+        Self::answering(|request| {
+            let mut text = format!("{}\n", request.line);
+            for (name, value) in &request.fields.0 {
+                text += &format!("{name}: {value}\n");
+            }
+            ok(&text)
+        })
+    }
+
+    /// Its address.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Connections accepted so far.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::SeqCst)
+    }
+
+    /// Requests received so far, each to the end of its body.
+    #[must_use]
+    pub fn received(&self) -> Vec<Received> {
+        self.shared.received.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits for `count` requests.
+    #[must_use]
+    pub fn wait_for(&self, count: usize) -> Vec<Received> {
+        wait::until(&format!("{count} requests at the upstream"), || {
+            let received = self.received();
+            (received.len() >= count).then_some(received)
+        })
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        // Wakes the accepting thread.
+        let _ = TcpStream::connect(self.address);
+        for stream in self.shared.streams.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Peer {
+    /// The next request to the end of its body; `None` when the connection has ended or broke.
+    pub fn request(&mut self) -> Option<Received> {
+        let head = self.head()?;
+        let (framing, body, trailers) = self.wire.body(&head.fields, Framing::None).ok()?;
+        let received =
+            Received { line: head.line, fields: head.fields, body, framing, trailers, connection: self.connection };
+        self.shared.received.lock().unwrap_or_else(PoisonError::into_inner).push(received.clone());
+        Some(received)
+    }
+
+    /// The next request head, its body unread.
+    pub fn head(&mut self) -> Option<Head> {
+        self.wire.head().ok().flatten()
+    }
+
+    /// The body that belongs to a head; an error where the client gave up in the middle.
+    pub fn body(&mut self, head: &Head) -> anyhow::Result<Vec<u8>> {
+        self.wire.body(&head.fields, Framing::None).map(|(_, body, _)| body)
+    }
+
+    /// The next bytes, whatever they are; none when the connection has ended or broke.
+    pub fn some(&mut self) -> Vec<u8> {
+        self.wire.some().unwrap_or_default()
+    }
+
+    /// Sends bytes; false when the connection is gone.
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        self.wire.stream.write_all(bytes.as_ref()).is_ok()
+    }
+
+    /// The socket.
+    #[must_use]
+    pub fn stream(&self) -> &TcpStream {
+        &self.wire.stream
+    }
+
+    /// Ends the connection with RST instead of FIN.
+    pub fn reset(&mut self) {
+        let _ = sockopt::set_socket_linger(&self.wire.stream, Some(Duration::ZERO));
+        // The second descriptor would keep the connection open.
+        let address = self.wire.stream.peer_addr().ok();
+        let mut streams = self.shared.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        streams.retain(|stream| stream.peer_addr().ok() != address);
+        drop(streams);
+        let placeholder = TcpListener::bind("127.0.0.1:0").and_then(|l| TcpStream::connect(l.local_addr()?));
+        if let Ok(placeholder) = placeholder {
+            self.wire.stream = placeholder;
+        }
+    }
+
+    /// Everything until the client closes; false where it broke instead.
+    pub fn wait_for_end(&mut self) -> bool {
+        self.wire.rest().is_ok()
+    }
+}
+
+/// A 200 with content-length.
+#[must_use]
+pub fn ok(text: &str) -> Vec<u8> {
+    response(200, &[], text.as_bytes())
+}
+
+/// Any final response with content-length.
+#[must_use]
+pub fn response(status: u16, fields: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+    let mut bytes = format!("HTTP/1.1 {status} Some Reason\r\n").into_bytes();
+    for (name, value) in fields {
+        bytes.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
+    }
+    bytes.extend_from_slice(format!("content-length: {}\r\n\r\n", body.len()).as_bytes());
+    bytes.extend_from_slice(body);
+    bytes
+}
