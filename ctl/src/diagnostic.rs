@@ -292,13 +292,15 @@ const LISTED_MIN: usize = 50;
 /// Diagnostics of one kind about one field in one file that are listed where there are many.
 const SAME_MAX: usize = 10;
 
-/// Cuts repetitions: one missing field in a hundred thousand documents is told [`SAME_MAX`] times and counted. What is left
-/// out is of the same severity, code, file, kind and field as what is listed.
+/// Cuts repetitions: one missing field in a hundred thousand documents is told [`SAME_MAX`] times and counted. What is
+/// left out is of the same severity, code, file, kind and field as what is listed.
 pub fn limit(diagnostics: Vec<Diagnostic>) -> Vec<Diagnostic> {
     if diagnostics.len() <= LISTED_MIN {
         return diagnostics;
     }
-    let mut counts: HashMap<(Severity, Code, Arc<str>, String, String), (usize, Place)> = HashMap::new();
+    /// Severity, code, file, kind and field.
+    type Sort = (Severity, Code, Arc<str>, String, String);
+    let mut counts: HashMap<Sort, (usize, Place)> = HashMap::new();
     let mut listed = Vec::new();
     for diagnostic in diagnostics {
         let kind = diagnostic.resource.as_deref().and_then(|resource| resource.split(' ').next()).unwrap_or_default();

@@ -1,7 +1,8 @@
 //! Every kind of bad input is answered with a place, a field and what to write instead.
 //!
-//! Each file in `data/bad` and `data/analyze` ends with the diagnostics that it must give, after `#> `. With `MESHRING_BLESS=1` in the
-//! environment the expectations are written anew, to be read before they are committed.
+//! Each file in `data/bad` and `data/analyze` ends with the diagnostics that it must give, after `#> `. With
+//! `MESHRING_BLESS=1` in the environment the expectations are written anew, to be read before they are committed.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 use std::{collections::HashMap, fs, path::Path};
 

@@ -238,3 +238,37 @@ fn a_proxy_that_hangs_up_is_not_waited_for() {
     assert!(said.contains("applied to 2 workers of 1 proxy"), "{said}");
     assert_eq!(stays.runs(), [2, 2]);
 }
+
+#[test]
+fn control_killed_at_any_moment_leaves_no_number_with_two_contents() {
+    let mut node = Node::new(&[("shop.yaml", SHOP)]);
+    let mut contents = std::collections::BTreeMap::<u64, u64>::new();
+    let mut running = (0, 0);
+    for round in 0..12_u32 {
+        node.start();
+        let proxy = FakeProxy::with(&node, "p", Manner::Accept, |hello| {
+            hello.generation = Generation(running.0);
+            hello.checksum = running.1;
+        });
+        node.file("split.yaml", &split(round + 1));
+        let mut apply = node.command(&["apply", "-f", "split.yaml"]);
+        let mut apply = apply.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+        // The moments between the call and its answer, one after the other.
+        std::thread::sleep(std::time::Duration::from_micros(u64::from(round) * 700));
+        node.kill();
+        apply.wait().unwrap();
+        for (generation, checksum) in proxy.prepared() {
+            let known = *contents.entry(generation).or_insert(checksum);
+            assert_eq!(known, checksum, "generation {generation} has two contents");
+        }
+        let runs = proxy.runs()[0];
+        running = (runs, contents.get(&runs).copied().unwrap_or(0));
+    }
+    node.start();
+    let proxy = FakeProxy::with(&node, "p", Manner::Accept, |hello| {
+        hello.generation = Generation(running.0);
+        hello.checksum = running.1;
+    });
+    node.ok(&["apply", "-f", "split.yaml"]);
+    assert_eq!(proxy.runs()[0], node.generation());
+}

@@ -1,4 +1,6 @@
-//! How long a large mesh takes from the model to the snapshot: `cargo test --release -p meshring-ctl --test scale -- --ignored --nocapture`.
+//! How long a large mesh takes from the model to the snapshot: `cargo test --release -p meshring-ctl --test scale --
+//! --ignored --nocapture`.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 use std::{fmt::Write, time::Instant};
 

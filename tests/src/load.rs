@@ -1,1 +1,130 @@
-//! Placeholder.
+//! Requests without pause over keep-alive connections while something else happens. Every response is judged.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+};
+
+use crate::{
+    client::{Client, Response},
+    wait,
+};
+
+/// Failures that are kept with their words; the others are only counted.
+const FAILURES_KEPT: usize = 20;
+
+#[derive(Debug, Default)]
+struct Counts {
+    stop: AtomicBool,
+    responses: AtomicU64,
+    failed: AtomicU64,
+    failures: Mutex<Vec<String>>,
+}
+
+impl Counts {
+    fn fail(&self, what: String) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        if failures.len() < FAILURES_KEPT {
+            failures.push(what);
+        }
+    }
+}
+
+/// A running load.
+#[derive(Debug)]
+pub struct Load {
+    counts: Arc<Counts>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    /// Sends `request` over so many connections until it is finished. `judge` says what is wrong with a response.
+    #[must_use]
+    pub fn start(
+        address: SocketAddr,
+        connections: usize,
+        request: Vec<u8>,
+        judge: impl Fn(&Response) -> Result<(), String> + Send + Sync + 'static,
+    ) -> Self {
+        let counts = Arc::<Counts>::default();
+        let (request, judge) = (Arc::new(request), Arc::new(judge));
+        let threads = (0..connections).map(|_| {
+            let (counts, request, judge) = (Arc::clone(&counts), Arc::clone(&request), Arc::clone(&judge));
+            thread::spawn(move || {
+                while !counts.stop.load(Ordering::Relaxed) {
+                    match Client::try_connect(address) {
+                        Ok(mut client) => run(&counts, &mut client, &request, &*judge),
+                        Err(error) => counts.fail(format!("cannot connect: {error}")),
+                    }
+                }
+            })
+        });
+        let threads = threads.collect();
+        Self { counts, threads }
+    }
+
+    /// Responses so far.
+    #[must_use]
+    pub fn responses(&self) -> u64 {
+        self.counts.responses.load(Ordering::Relaxed)
+    }
+
+    /// Waits for `count` further responses.
+    pub fn pass(&self, count: u64) {
+        let goal = self.responses() + count;
+        wait::until(&format!("{count} responses under load"), || (self.responses() >= goal).then_some(()));
+    }
+
+    /// Ends the load after the requests that are in flight, and asserts that none has failed. Returns the number of responses.
+    ///
+    /// # Panics
+    /// With what went wrong first, if anything did.
+    #[track_caller]
+    pub fn finish(mut self) -> u64 {
+        self.counts.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            thread.join().expect("a thread of the load");
+        }
+        let failed = self.counts.failed.load(Ordering::Relaxed);
+        let failures = self.counts.failures.lock().unwrap_or_else(PoisonError::into_inner).join("\n");
+        assert_eq!(failed, 0, "of {} requests:\n{failures}", self.responses() + failed);
+        self.responses()
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.counts.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn run(counts: &Counts, client: &mut Client, request: &[u8], judge: &dyn Fn(&Response) -> Result<(), String>) {
+    while !counts.stop.load(Ordering::Relaxed) {
+        let answered = client.try_send(request).map_err(Into::into).and_then(|()| client.try_response("GET"));
+        match answered {
+            Ok(response) => {
+                if let Err(what) = judge(&response) {
+                    counts.fail(what);
+                }
+                counts.responses.fetch_add(1, Ordering::Relaxed);
+                if response.fields.value("connection") == Some("close") {
+                    return;
+                }
+            }
+            Err(error) => {
+                counts.fail(format!("{error:#}"));
+                return;
+            }
+        }
+    }
+}
+
+/// Passes a 200 and shows the body of everything else.
+pub fn is_ok(response: &Response) -> Result<(), String> {
+    if response.status == 200 { Ok(()) } else { Err(format!("{}: {}", response.status, response.text())) }
+}

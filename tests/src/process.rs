@@ -79,7 +79,9 @@ impl Process {
             if let Some(status) = self.try_exit() {
                 // The collecting threads may still be at its last lines.
                 let last = wait::until_still(std::time::Duration::from_millis(50), &what, || self.line(text));
-                return Some(last.unwrap_or_else(|| panic!("{} ended ({status}) without printing {text:?}", self.name)));
+                return Some(
+                    last.unwrap_or_else(|| panic!("{} ended ({status}) without printing {text:?}", self.name)),
+                );
             }
             None
         })

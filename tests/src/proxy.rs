@@ -64,7 +64,7 @@ pub struct ProxyBuilder {
     driver: Driver,
     workers: usize,
     outbound: Reserved,
-    inbound: Option<(Reserved, SocketAddr)>,
+    inbound: Vec<(Reserved, SocketAddr)>,
     wrapper: Vec<OsString>,
 }
 
@@ -79,7 +79,7 @@ impl ProxyBuilder {
             driver: Driver::Auto,
             workers: 1,
             outbound: Reserved::new(),
-            inbound: None,
+            inbound: Vec::new(),
             wrapper: Vec::new(),
         }
     }
@@ -108,10 +108,11 @@ impl ProxyBuilder {
         Self { state_dir: Some(dir.to_owned()), ..self }
     }
 
-    /// An inbound listener before an application.
+    /// One more inbound listener before an application.
     #[must_use]
-    pub fn inbound(self, application: SocketAddr) -> Self {
-        Self { inbound: Some((Reserved::new(), application)), ..self }
+    pub fn inbound(mut self, application: SocketAddr) -> Self {
+        self.inbound.push((Reserved::new(), application));
+        self
     }
 
     /// A command that changes the circumstances and then executes the rest of its arguments.
@@ -128,7 +129,7 @@ impl ProxyBuilder {
         command.args(["--workload", &self.workload, "--driver", self.driver.argument()]);
         command.args(["--workers", &self.workers.to_string()]);
         command.args(["--outbound", &self.outbound.address().to_string()]);
-        if let Some((reserved, application)) = &self.inbound {
+        for (reserved, application) in &self.inbound {
             command.arg("--inbound").arg(format!("{}={application}", reserved.address()));
         }
         if let Some(dir) = &self.state_dir {
@@ -184,13 +185,10 @@ impl Proxy {
         self.builder.outbound.address()
     }
 
-    /// Where the mesh reaches the application.
-    ///
-    /// # Panics
-    /// When it has no inbound listener.
+    /// Where the mesh reaches the applications, in the order of [`ProxyBuilder::inbound`].
     #[must_use]
-    pub fn inbound(&self) -> SocketAddr {
-        self.builder.inbound.as_ref().expect("an inbound listener").0.address()
+    pub fn inbound(&self) -> Vec<SocketAddr> {
+        self.builder.inbound.iter().map(|(reserved, _)| reserved.address()).collect()
     }
 
     /// A new connection to the outbound listener.

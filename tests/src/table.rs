@@ -98,7 +98,8 @@ impl World {
             if domain.contains('.') { domain.to_owned() } else { format!("{domain}.default.svc.cluster.local") };
         let origin = self.origin;
         let routes = routes.into_iter().enumerate();
-        let routes = routes.map(|(at, route)| Route { origin, rule: at as u16, line: 10 + at as u32, ..route }).collect();
+        let routes =
+            routes.map(|(at, route)| Route { origin, rule: at as u16, line: 10 + at as u32, ..route }).collect();
         self.builder.virtual_host(VirtualHostInput { domain, scope: None, port: PORT_ANY, origin, routes });
     }
 

@@ -162,7 +162,8 @@ impl<S: Read + Write> Wire<S> {
             if line.is_empty() {
                 return Ok(FieldLines(fields));
             }
-            let (name, value) = line.split_once(':').with_context(|| format!("a field line without colon: {line:?}"))?;
+            let (name, value) =
+                line.split_once(':').with_context(|| format!("a field line without colon: {line:?}"))?;
             ensure!(!name.is_empty() && !name.contains([' ', '\t']), "a bad field name: {line:?}");
             fields.push((name.to_ascii_lowercase(), value.trim().to_owned()));
         }

@@ -51,7 +51,8 @@ fn bodies_of_all_sizes_go_up_byte_exact(driver: Driver) {
     let mut sent = Vec::new();
     for (seed, size) in SIZES.into_iter().enumerate() {
         let data = body(seed as u64, size);
-        let by_length = [format!("POST /l HTTP/1.1\r\nhost: echo\r\ncontent-length: {size}\r\n\r\n").as_bytes(), &data].concat();
+        let by_length =
+            [format!("POST /l HTTP/1.1\r\nhost: echo\r\ncontent-length: {size}\r\n\r\n").as_bytes(), &data].concat();
         let in_chunks = [
             &b"POST /c HTTP/1.1\r\nhost: echo\r\ntransfer-encoding: chunked\r\n\r\n"[..],
             &chunked(&mut random, &data, size.div_ceil(50).max(3)),
@@ -110,7 +111,8 @@ fn bodies_of_all_sizes_come_down_byte_exact(driver: Driver) {
 fn trailers_are_relayed(driver: Driver) {
     let upstream = Upstream::answering(|request| {
         assert_eq!(request.trailers.value("x-up"), Some("1"));
-        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx-down: 2\r\ncontent-length: 9\r\n\r\n".to_vec()
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx-down: 2\r\ncontent-length: 9\r\n\r\n"
+            .to_vec()
     });
     let proxy = Proxy::alone(&World::with_echo(upstream.address()), driver);
     let mut client = proxy.connect();

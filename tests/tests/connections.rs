@@ -44,8 +44,7 @@ fn pipelined_requests_are_answered_in_order(driver: Driver) {
     let proxy = Proxy::alone(&World::with_echo(upstream.address()), driver);
     let mut client = proxy.connect();
     let post = b"POST /second HTTP/1.1\r\nhost: echo\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
-    let pipeline =
-        [&request("GET", "echo", "/first", &[])[..], post, &request("GET", "echo", "/third", &[])].concat();
+    let pipeline = [&request("GET", "echo", "/first", &[])[..], post, &request("GET", "echo", "/third", &[])].concat();
     client.send(pipeline);
     for expected in ["/first", "/second", "/third"] {
         assert_eq!(client.response().expect(200).text(), expected);
@@ -177,7 +176,7 @@ fn an_inbound_listener_forwards_everything_to_its_application(driver: Driver) {
     let other = Upstream::saying("other");
     let snapshot = World::with_echo(other.address());
     let proxy = Proxy::alone_with(&snapshot, |builder| builder.driver(driver).inbound(application.address()));
-    let mut client = Client::connect(proxy.inbound());
+    let mut client = Client::connect(proxy.inbound()[0]);
     let text = client.get("whatever.example.com", "/path?q=1").expect(200).text();
     assert!(text.starts_with("GET /path?q=1 HTTP/1.1\n"), "{text}");
     assert!(text.contains("\nhost: whatever.example.com\n"), "{text}");

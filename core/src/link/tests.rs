@@ -1,7 +1,6 @@
 //! One message per packet with its descriptors, or an error that closes the link.
 
 use std::{
-    fs::File,
     io::{IoSlice, Read},
     mem::MaybeUninit,
     os::fd::{AsFd, OwnedFd},

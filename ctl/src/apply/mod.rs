@@ -1,9 +1,12 @@
 //! From sources to the active generation: what was applied over the files, what changes, and the publication.
 
 pub mod change;
+mod number;
 pub mod overlay;
 pub mod publish;
+mod refusal;
 
 pub use change::{Change, Verb};
 pub use overlay::Overlay;
-pub use publish::{Published, Publisher, Refusal};
+pub use publish::{Published, Publisher};
+pub use refusal::Refusal;

@@ -19,6 +19,7 @@ use meshring_core::{
 use super::{
     change::{self, Change, Verb},
     overlay::Overlay,
+    refusal::Refusal,
 };
 use crate::{
     compile::{self, DnsTable},
@@ -35,74 +36,11 @@ use crate::{
 };
 
 /// Where a rollback's snapshot is kept over a restart: its content can no longer be compiled from the sources.
-const ROLLED_BACK_NAME: &str = "rolled-back.snapshot";
+pub(super) const ROLLED_BACK_NAME: &str = "rolled-back.snapshot";
 /// Diagnostics of one publication that are logged; `meshring get status` shows all.
 const LOGGED_MAX: usize = 100;
 /// Changes that an entry of the history lists.
 const HISTORY_CHANGES_MAX: usize = 5;
-
-/// Why nothing was changed.
-#[derive(Debug, thiserror::Error)]
-pub enum Refusal {
-    /// The input has errors.
-    #[error("the configuration has errors: nothing was changed")]
-    Invalid(Vec<Diagnostic>),
-    /// The files had errors at the start and have not been repaired: there is nothing to apply over.
-    #[error("the configuration files have errors: repair them first, then apply")]
-    NoConfiguration(Vec<Diagnostic>),
-    /// The input is valid, but beyond the bounds of a table.
-    #[error("the configuration does not fit a routing table: {0}")]
-    Table(String),
-    /// Live proxies cannot run it.
-    #[error("{}", refused_text(*generation, refused))]
-    Proxies {
-        /// The number that it had.
-        generation: Generation,
-        /// Who, and why.
-        refused: Vec<(String, String)>,
-    },
-    /// To be deleted, but it is not from `apply`.
-    #[error("{key} is not from `meshring apply`: it stands in {place}; remove it there")]
-    FromFile {
-        /// Which.
-        key: Key,
-        /// Where it stands.
-        place: Place,
-    },
-    /// To be deleted, but there is no such resource.
-    #[error("{key} does not exist: there is nothing to delete")]
-    NotFound {
-        /// Which.
-        key: Key,
-    },
-    /// No such generation to roll back to.
-    #[error("{0}")]
-    NoGeneration(String),
-    /// The system refuses.
-    #[error("{action}: {source}")]
-    System {
-        /// What was tried.
-        action: &'static str,
-        /// The error.
-        source: io::Error,
-    },
-}
-
-fn refused_text(generation: Generation, refused: &[(String, String)]) -> String {
-    let list: Vec<_> = refused.iter().map(|(who, why)| format!("{who}: {why}")).collect();
-    format!("generation {generation} is refused by {}: nothing was changed", list.join("; "))
-}
-
-impl Refusal {
-    /// What is wrong with the input, if that is the reason.
-    #[must_use]
-    pub fn diagnostics(&self) -> &[Diagnostic] {
-        match self {
-            Self::Invalid(diagnostics) | Self::NoConfiguration(diagnostics) => diagnostics,
-            _ => &[],
-        }
-    }
-}
 
 /// What a publication did.
 #[derive(Debug, Clone)]
@@ -129,15 +67,15 @@ pub struct Published {
 
 /// The files' resources, last read without errors.
 #[derive(Debug, Clone, Default)]
-struct FileSet {
+pub(super) struct FileSet {
     resources: Vec<Resource>,
     notes: Vec<Diagnostic>,
 }
 
 /// A world with its table, not yet published.
-struct Compiled {
+pub(super) struct Compiled {
     world: World,
-    encoded: Encoded,
+    pub(super) encoded: Encoded,
     diagnostics: Vec<Diagnostic>,
     compile_ms: f64,
 }
@@ -145,17 +83,17 @@ struct Compiled {
 /// Holds the sources and gives numbers. One per control process, behind a mutex.
 #[derive(Debug)]
 pub struct Publisher {
-    run_dir: Arc<RunDir>,
-    fleet: Arc<Fleet>,
+    pub(super) run_dir: Arc<RunDir>,
+    pub(super) fleet: Arc<Fleet>,
     view: Arc<RwLock<Arc<View>>>,
     paths: Vec<PathBuf>,
     cache: Cache,
-    files: Option<FileSet>,
+    pub(super) files: Option<FileSet>,
     dns: DnsTable,
-    overlay: Overlay,
+    pub(super) overlay: Overlay,
     /// What this version refuses of the stored overlay: nothing is published without what the user has applied.
     overlay_errors: Vec<Diagnostic>,
-    state: State,
+    pub(super) state: State,
     world: Arc<World>,
     diagnostics: Vec<Diagnostic>,
     problem: Option<Problem>,
@@ -223,7 +161,12 @@ impl Publisher {
         Ok(FileSet { resources: reading.resources, notes: diagnostics })
     }
 
-    fn compile(&mut self, files: &FileSet, overlay: &Overlay, extra: &[Resource]) -> Result<Compiled, Refusal> {
+    pub(super) fn compile(
+        &mut self,
+        files: &FileSet,
+        overlay: &Overlay,
+        extra: &[Resource],
+    ) -> Result<Compiled, Refusal> {
         let begin = Instant::now();
         let mut resources = overlay.over(&files.resources);
         resources.extend_from_slice(extra);
@@ -266,7 +209,8 @@ impl Publisher {
                 Err(error) => {
                     tracing::warn!("the rollback to generation {} is lost: {error}", self.state.active);
                     self.state.rolled_back = None;
-                    self.activate(from, compiled.encoded.checksum());
+                    (self.state.active, self.state.checksum) = (from, Checksum(compiled.encoded.checksum()));
+                    self.activate();
                 }
             }
         } else {
@@ -286,10 +230,12 @@ impl Publisher {
         Ok(content)
     }
 
-    fn activate(&mut self, generation: Generation, checksum: u64) {
-        self.fleet.commit(generation);
-        self.state.active = generation;
-        self.state.checksum = Checksum(checksum);
+    /// Second phase: what the state says is active becomes it. It is shown first: whoever has seen a worker run the
+    /// generation also sees its resources. It is stored last: that takes longer than all workers need.
+    pub(super) fn activate(&mut self) {
+        self.show();
+        self.fleet.commit(self.state.active);
+        self.state.store(&self.run_dir);
     }
 
     /// Notes what is in effect now.
@@ -313,7 +259,7 @@ impl Publisher {
     }
 
     /// Shows the current state to everybody who only reads.
-    fn show(&self) {
+    pub(super) fn show(&self) {
         let view = View {
             world: Arc::clone(&self.world),
             applied: self.overlay.resources().map(|resource| resource.key.clone()).collect(),
@@ -400,30 +346,31 @@ impl Publisher {
             self.show();
             return Err(refusal);
         }
-        self.activate(generation, checksum);
         self.state.desired = Checksum(checksum);
         self.state.rolled_back = None;
         self.state.file_resources = files.resources.len();
         self.remember(&content, cause, &published.changes);
         self.accept(compiled, files, overlay);
-        self.show();
+        self.activate();
         log_publication(generation, &published, cause);
         Ok(Published { generation, new: true, rolled_back: None, ..published })
     }
 
     /// The next number, written down before any proxy hears of it: it never gets a second content, crash or not.
-    fn next_number(&mut self) -> Generation {
+    pub(super) fn next_number(&mut self) -> Generation {
         let highest = self.state.reserved.max(self.state.active).max(self.fleet.active());
         self.state.reserved = Generation(highest.0 + 1);
         self.state.store(&self.run_dir);
         self.state.reserved
     }
 
-    fn remember(&mut self, content: &Retained, cause: &str, changes: &[Change]) {
+    /// Notes what becomes active, and why.
+    pub(super) fn remember(&mut self, content: &Retained, cause: &str, changes: &[Change]) {
         let mut list: Vec<String> = changes.iter().take(HISTORY_CHANGES_MAX).map(Change::to_string).collect();
         if changes.len() > HISTORY_CHANGES_MAX {
             list.push(format!("and {} more", changes.len() - HISTORY_CHANGES_MAX));
         }
+        (self.state.active, self.state.checksum) = (content.generation, Checksum(content.checksum));
         self.state.remember(HistoryEntry {
             generation: content.generation,
             at_ms: clock::unix_ms(),
@@ -432,7 +379,6 @@ impl Publisher {
             cause: cause.to_owned(),
             changes: list,
         });
-        self.state.store(&self.run_dir);
     }
 
     /// Reads the files again and publishes what has changed. An invalid set is refused as a whole and shown as the
@@ -468,7 +414,7 @@ impl Publisher {
         }
     }
 
-    fn nothing_new(&self) -> Published {
+    pub(super) fn nothing_new(&self) -> Published {
         Published {
             generation: self.fleet.active(),
             new: false,
@@ -556,101 +502,6 @@ impl Publisher {
         published.diagnostics.retain(|diagnostic| !known.contains(diagnostic));
         published.changes = asked;
         Ok(published)
-    }
-
-    /// Makes an older retained generation active; without a number, the one before the active one.
-    pub fn rollback(&mut self, to: Option<Generation>) -> Result<Published, Refusal> {
-        let active = self.fleet.active();
-        let retained = self.fleet.retained();
-        let list = retained.iter().map(Generation::to_string).collect::<Vec<_>>().join(", ");
-        let target = match to {
-            Some(to) => to,
-            None => retained.iter().copied().filter(|generation| *generation < active).max().ok_or_else(|| {
-                Refusal::NoGeneration(format!(
-                    "no generation before {active} is retained: there is nothing to roll back to"
-                ))
-            })?,
-        };
-        let content = self.fleet.retained_as(target).ok_or_else(|| {
-            Refusal::NoGeneration(format!("generation {target} is not retained; retained are {list}"))
-        })?;
-        if target == active {
-            return Err(Refusal::NoGeneration(format!("generation {target} is active already; retained are {list}")));
-        }
-        self.activate(target, content.checksum);
-        let newest = retained.iter().copied().max().unwrap_or(active);
-        let desired = content.checksum == self.state.desired.0;
-        self.state.rolled_back = (!desired).then_some(RolledBack { from: newest });
-        self.remember(&content, &format!("rollback from {active}"), &[]);
-        if self.state.rolled_back.is_some() {
-            let stored = content.to_bytes().and_then(|bytes| self.run_dir.store(ROLLED_BACK_NAME, &bytes));
-            if let Err(error) = stored {
-                tracing::warn!("{ROLLED_BACK_NAME}: {error}; the rollback holds until control restarts");
-            }
-            tracing::warn!(
-                "rolled back from generation {active} to {target}: the next change of the configuration ends this"
-            );
-        } else {
-            tracing::info!("generation {target} is active: it is what the configuration says");
-        }
-        self.show();
-        Ok(Published { diagnostics: Vec::new(), ..self.nothing_new() })
-    }
-
-    /// A proxy has connected that runs `running`. Where its number is beyond ours, or means something else here, our
-    /// numbers go on above it, so that no number ever has two contents on this node.
-    pub fn recognise(&mut self, running: Generation, checksum: u64) {
-        let highest = self.state.reserved.max(self.state.active);
-        let ours = self.fleet.retained_as(running).map(|content| content.checksum).or(self.state.checksum_of(running));
-        let strange = running > highest || ours.is_some_and(|ours| ours != checksum);
-        if running.0 == 0 || !strange {
-            return;
-        }
-        self.state.reserved = highest.max(running);
-        match self.fleet.active_content() {
-            None => {
-                // Nothing of ours to publish yet: the page says what proxies run.
-                if self.fleet.active().0 == 0 {
-                    self.fleet.commit(running);
-                }
-            }
-            Some(active) if active.checksum == checksum && running > highest => self.renumber(&active, running),
-            Some(active) => {
-                let next = self.next_number();
-                self.renumber(&active, next);
-            }
-        }
-        self.state.store(&self.run_dir);
-        self.show();
-    }
-
-    fn renumber(&mut self, active: &Retained, to: Generation) {
-        let from = active.generation;
-        let resealed = self
-            .files
-            .clone()
-            .ok_or_else(|| "the files have errors".to_owned())
-            .and_then(|files| self.compile(&files, &self.overlay.clone(), &[]).map_err(|error| error.to_string()))
-            .and_then(|compiled| Retained::seal(&compiled.encoded, to).map_err(|error| error.to_string()));
-        let content = match resealed {
-            Ok(content) => content,
-            Err(error) => return tracing::error!("generation {from} cannot be renumbered to {to}: {error}"),
-        };
-        let prepared = self.fleet.prepare(&content, Duration::from_millis(PREPARE_MS_MAX));
-        if let Some((who, why)) = prepared.refused.first() {
-            self.fleet.withdraw(to);
-            return tracing::error!("generation {from} cannot be renumbered to {to}: {who}: {why}");
-        }
-        self.activate(to, content.checksum);
-        self.fleet.keep_only(to);
-        self.state.desired = Checksum(content.checksum);
-        self.state.rolled_back = None;
-        self.remember(
-            &content,
-            &format!("renumbered from {from}: a proxy runs a number of an earlier control process"),
-            &[],
-        );
-        tracing::info!("generation {from} goes on as {to}: a proxy came with a number of an earlier control process");
     }
 }
 

@@ -1,7 +1,6 @@
 //! Clusters: one for each service, port and subset that a route refers to, with its endpoints.
 
 use std::{
-    collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -16,7 +15,7 @@ use meshring_core::{
 
 use super::dns::Resolve;
 use crate::spec::{
-    HostPattern, Namespace, World,
+    FastMap, HostPattern, Namespace, World,
     destination_rule::Subset,
     registry::MeshService,
     rules::selects,
@@ -33,7 +32,8 @@ enum ClusterKey {
     Nowhere(String),
 }
 
-/// The endpoints of a service on one port, and to which of the service's endpoints each belongs (DNS makes several of one).
+/// The endpoints of a service on one port, and to which of the service's endpoints each belongs (DNS makes several of
+/// one).
 #[derive(Debug, Clone)]
 struct Run {
     first: EndpointId,
@@ -46,18 +46,23 @@ struct Run {
 pub(super) struct Clusters<'w> {
     world: &'w World,
     dns: &'w dyn Resolve,
-    known: HashMap<ClusterKey, ClusterId>,
-    runs: HashMap<(usize, usize), Run>,
+    known: FastMap<ClusterKey, ClusterId>,
+    runs: FastMap<(usize, usize), Run>,
 }
 
 impl<'w> Clusters<'w> {
     pub(super) fn new(world: &'w World, dns: &'w dyn Resolve) -> Self {
         let services = world.registry().services().len();
-        Self { world, dns, known: HashMap::with_capacity(services), runs: HashMap::with_capacity(services) }
+        Self {
+            world,
+            dns,
+            known: FastMap::with_capacity_and_hasher(services, Default::default()),
+            runs: FastMap::with_capacity_and_hasher(services, Default::default()),
+        }
     }
 
-    /// The cluster of a destination as clients in `client` mean it. Without `port`, it is the port that was asked for where the
-    /// service has it, else its only one.
+    /// The cluster of a destination as clients in `client` mean it. Without `port`, it is the port that was asked for
+    /// where the service has it, else its only one.
     pub(super) fn of_host(
         &mut self,
         builder: &mut TableBuilder,
@@ -108,7 +113,10 @@ impl<'w> Clusters<'w> {
         let name = cluster_name(port, subset.map_or("", |name| name), host);
         // The kind is part of the key: from one namespace the service may be missing, from another its subset.
         let key = ClusterKey::Nowhere(format!("{kind:?} {name}"));
-        *self.known.entry(key).or_insert_with(|| builder.cluster(&name, BalancePolicy::default(), kind, ClusterEndpoints::None))
+        *self
+            .known
+            .entry(key)
+            .or_insert_with(|| builder.cluster(&name, BalancePolicy::default(), kind, ClusterEndpoints::None))
     }
 
     fn cluster(
@@ -158,14 +166,17 @@ impl<'w> Clusters<'w> {
 /// Adds the endpoints of a service on one port.
 fn run(builder: &mut TableBuilder, dns: &dyn Resolve, service: &MeshService, port: usize) -> Run {
     let target = |position: usize| service.endpoints[position].targets.get(port).copied().unwrap_or(0);
-    let plain = service.endpoints.iter().enumerate().all(|(position, endpoint)| {
-        matches!(endpoint.address, Address::Ip(_)) && target(position) != 0
-    });
+    let plain = service
+        .endpoints
+        .iter()
+        .enumerate()
+        .all(|(position, endpoint)| matches!(endpoint.address, Address::Ip(_)) && target(position) != 0);
     if plain {
-        let (first, count) = builder.endpoints(service.endpoints.iter().enumerate().filter_map(|(position, endpoint)| {
-            let Address::Ip(address) = endpoint.address else { return None };
-            Some((SocketAddr::new(address, target(position)), endpoint.weight))
-        }));
+        let (first, count) =
+            builder.endpoints(service.endpoints.iter().enumerate().filter_map(|(position, endpoint)| {
+                let Address::Ip(address) = endpoint.address else { return None };
+                Some((SocketAddr::new(address, target(position)), endpoint.weight))
+            }));
         return Run { first, count, of: Vec::new() };
     }
     let mut of = Vec::new();

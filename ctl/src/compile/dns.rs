@@ -1,4 +1,5 @@
-//! Addresses of names: asked for before compiling, since compiling must neither wait nor depend on anything but its input.
+//! Addresses of names: asked for before compiling, since compiling must neither wait nor depend on anything but its
+//! input.
 
 use std::{collections::HashMap, net::IpAddr};
 

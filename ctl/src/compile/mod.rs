@@ -1,9 +1,9 @@
-//! From the [`World`] to the data plane's [`Table`]: all that Istio resolves by namespace, host, port and subset is resolved here, so
-//! that a proxy only looks things up.
+//! From the [`World`] to the data plane's [`Table`]: all that Istio resolves by namespace, host, port and subset is
+//! resolved here, so that a proxy only looks things up.
 //!
-//! Nearly everything looks the same from every namespace. Each host is compiled as a namespace sees it of which no resource says
-//! anything; a namespace to which some resource is exported, or that has rules of its own, gets a virtual host of its own only where
-//! the two views differ.
+//! Nearly everything looks the same from every namespace. Each host is compiled as a namespace sees it of which no
+//! resource says anything; a namespace to which some resource is exported, or that has rules of its own, gets a virtual
+//! host of its own only where the two views differ.
 //!
 //! The output is a function of the world and the addresses alone: the same input gives the same bytes.
 

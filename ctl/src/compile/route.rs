@@ -5,8 +5,8 @@ use meshring_core::{
     table::{
         build::{BuildError, TableBuilder},
         model::{
-            Action, Condition, DestinationHeaders, DirectResponse, HeaderOp, Match, Redirect, RedirectPort, RegexRewrite, Rewrite,
-            Route, RouteOptions, StringMatch,
+            Action, Condition, DestinationHeaders, DirectResponse, HeaderOp, Match, Redirect, RedirectPort,
+            RegexRewrite, Rewrite, Route, RouteOptions, StringMatch,
         },
         regexes,
     },
@@ -101,14 +101,9 @@ fn conditions(builder: &mut TableBuilder, rule: &HttpMatch) -> Vec<Condition> {
     if let Some(uri) = &rule.uri {
         conditions.push(Condition::Uri(uri_match(builder, uri, rule.ignore_uri_case)));
     }
-    let parts: [(&Option<spec::StringMatch>, fn(StringMatch) -> Condition); 3] = [
-        (&rule.method, Condition::Method),
-        (&rule.scheme, Condition::Scheme),
-        (&rule.authority, Condition::Authority),
-    ];
-    for (value, condition) in parts {
-        conditions.extend(value.as_ref().map(|value| condition(string_match(builder, value))));
-    }
+    conditions.extend(rule.method.as_ref().map(|value| Condition::Method(string_match(builder, value))));
+    conditions.extend(rule.scheme.as_ref().map(|value| Condition::Scheme(string_match(builder, value))));
+    conditions.extend(rule.authority.as_ref().map(|value| Condition::Authority(string_match(builder, value))));
     for (name, value) in &rule.headers {
         conditions.push(Condition::Header { name: name.to_string(), value: string_match(builder, value) });
     }
@@ -140,8 +135,10 @@ fn string_match(builder: &mut TableBuilder, value: &spec::StringMatch) -> String
 
 fn header_ops(operations: &HeaderOperations) -> Vec<HeaderOp> {
     let remove = operations.remove.iter().map(|name| HeaderOp::Remove { name: name.to_string() });
-    let set = operations.set.iter().map(|(name, value)| HeaderOp::Set { name: name.to_string(), value: value.to_string() });
-    let add = operations.add.iter().map(|(name, value)| HeaderOp::Add { name: name.to_string(), value: value.to_string() });
+    let set =
+        operations.set.iter().map(|(name, value)| HeaderOp::Set { name: name.to_string(), value: value.to_string() });
+    let add =
+        operations.add.iter().map(|(name, value)| HeaderOp::Add { name: name.to_string(), value: value.to_string() });
     remove.chain(set).chain(add).collect()
 }
 
@@ -151,10 +148,8 @@ fn rewrite(builder: &mut TableBuilder, rewrite: &spec::Rewrite) -> Rewrite {
     match &rewrite.uri {
         Some(UriRewrite::Replace(uri)) => compiled.uri = Some(uri.to_string()),
         Some(UriRewrite::Regex { pattern, substitution }) => {
-            compiled.regex = Some(RegexRewrite {
-                pattern: builder.regex(pattern.as_str()),
-                replacement: replacement(substitution),
-            });
+            compiled.regex =
+                Some(RegexRewrite { pattern: builder.regex(pattern.as_str()), replacement: replacement(substitution) });
         }
         None => {}
     }

@@ -147,7 +147,8 @@ fn istio(kind: &str, name: &str, namespace: &str, spec: &str) -> String {
     )
 }
 
-const SUBSETS: &str = "{host: reviews, subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]}";
+const SUBSETS: &str =
+    "{host: reviews, subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]}";
 
 #[test]
 fn the_users_example_splits_80_to_20() {
@@ -197,7 +198,12 @@ fn what_does_not_exist_has_a_cluster_that_says_so() {
 fn short_names_are_of_the_rules_namespace() {
     let text = service("reviews", "default", &["v1"], 1)
         + &service("reviews", "prod", &["v1"], 11)
-        + &istio("VirtualService", "shop", "prod", "{hosts: [shop.example.com], http: [{route: [{destination: {host: reviews}}]}]}");
+        + &istio(
+            "VirtualService",
+            "shop",
+            "prod",
+            "{hosts: [shop.example.com], http: [{route: [{destination: {host: reviews}}]}]}",
+        );
     let mesh = Mesh::new(&text);
     assert_eq!(mesh.get("default/x", "shop.example.com"), "9080||reviews.prod=100[10.0.0.11:80]");
 }
@@ -205,7 +211,12 @@ fn short_names_are_of_the_rules_namespace() {
 #[test]
 fn the_most_specific_host_wins() {
     let response = |name: &str, host: &str, status: u16| {
-        istio("VirtualService", name, "default", &format!("{{hosts: ['{host}'], http: [{{directResponse: {{status: {status}}}}}]}}"))
+        istio(
+            "VirtualService",
+            name,
+            "default",
+            &format!("{{hosts: ['{host}'], http: [{{directResponse: {{status: {status}}}}}]}}"),
+        )
     };
     let text = service("reviews", "default", &["v1"], 1)
         + &response("a", "*.example.com", 201)
@@ -284,11 +295,14 @@ fn a_private_rule_is_seen_in_its_own_namespace_only() {
 
 #[test]
 fn a_service_that_is_not_exported_is_not_seen() {
-    let text = service("reviews", "default", &["v1"], 1)
-        .replace("{name: reviews, namespace: default}", "{name: reviews, annotations: {networking.istio.io/exportTo: 'default,b'}}");
+    let text = service("reviews", "default", &["v1"], 1).replace(
+        "{name: reviews, namespace: default}",
+        "{name: reviews, annotations: {networking.istio.io/exportTo: 'default,b'}}",
+    );
     let mesh = Mesh::new(&text);
     let seen = "9080||reviews.default=1[10.0.0.1:80]";
-    let cases = [("default/x", seen), ("b/x", seen), ("c/x", "no service, ServiceEntry or VirtualService has this host")];
+    let cases =
+        [("default/x", seen), ("b/x", seen), ("c/x", "no service, ServiceEntry or VirtualService has this host")];
     for (from, expected) in cases {
         assert_eq!(mesh.get(from, "reviews.default"), expected, "{from}");
     }
@@ -374,9 +388,19 @@ fn workload_entries_are_selected_by_label() {
         "{hosts: [vm.internal], ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8080}], resolution: STATIC, \
          workloadSelector: {labels: {app: vm}}}",
     ) + &istio("WorkloadEntry", "vm-1", "default", "{address: 10.1.0.1, labels: {app: vm, version: v1}}")
-        + &istio("WorkloadEntry", "vm-2", "default", "{address: 10.1.0.2, labels: {app: vm, version: v2}, ports: {http: 9090}, weight: 5}")
+        + &istio(
+            "WorkloadEntry",
+            "vm-2",
+            "default",
+            "{address: 10.1.0.2, labels: {app: vm, version: v2}, ports: {http: 9090}, weight: 5}",
+        )
         + &istio("WorkloadEntry", "vm-3", "other", "{address: 10.1.0.3, labels: {app: vm}}")
-        + &istio("DestinationRule", "vm", "default", "{host: vm.internal, subsets: [{name: v2, labels: {version: v2}}]}")
+        + &istio(
+            "DestinationRule",
+            "vm",
+            "default",
+            "{host: vm.internal, subsets: [{name: v2, labels: {version: v2}}]}",
+        )
         + &istio(
             "VirtualService",
             "vm",
@@ -396,7 +420,12 @@ fn the_same_input_gives_the_same_bytes_in_any_order() {
         service("ratings", "default", &["v1"], 11),
         service("details", "prod", &["v1", "v2", "v3"], 21),
         istio("DestinationRule", "reviews", "default", SUBSETS),
-        istio("DestinationRule", "details", "client", "{host: details.prod.svc.cluster.local, subsets: [{name: v1, labels: {version: v1}}]}"),
+        istio(
+            "DestinationRule",
+            "details",
+            "client",
+            "{host: details.prod.svc.cluster.local, subsets: [{name: v1, labels: {version: v1}}]}",
+        ),
     ];
     let forward = world(&parts.concat());
     let mut reversed: Vec<_> = forward.resources().to_vec();

@@ -1,4 +1,5 @@
-//! Who sees what: which service, VirtualService and DestinationRules stand behind a host for the clients of a namespace.
+//! Who sees what: which service, VirtualService and DestinationRules stand behind a host for the clients of a
+//! namespace.
 
 use std::collections::BTreeSet;
 
@@ -32,22 +33,29 @@ impl<'w> Views<'w> {
     pub(super) fn new(world: &'w World) -> Self {
         let services = world.registry().services();
         let virtual_services = world.virtual_services().list();
-        let mut hosts: Vec<HostPattern> = services.iter().map(|service| service.host.clone()).collect();
-        for service in virtual_services {
-            hosts.extend(service.body.hosts.iter().map(|host| host.host.clone()));
+        let mut hosts = Vec::with_capacity(services.len());
+        // Each host once, with the first of those that define it.
+        for service in services {
+            if world.registry().candidates(&service.host).next().is_some_and(|first| std::ptr::eq(first, service)) {
+                hosts.push(service.host.clone());
+            }
         }
-        hosts.sort_unstable();
-        let distinct = hosts.len();
-        hosts.dedup();
+        let distinct = hosts.len() == services.len();
+        for (index, service) in virtual_services.iter().enumerate() {
+            let own = |host: &&HostPattern| {
+                world.registry().candidates(host).next().is_none() && world.virtual_services().is_first(host, index)
+            };
+            hosts.extend(service.body.hosts.iter().map(|host| &host.host).filter(own).cloned());
+        }
         let all = |export_to: &ExportTo| !matches!(export_to, ExportTo::Namespaces(_));
         let uniform = services.iter().all(|service| all(&service.export_to))
             && virtual_services.iter().all(|service| all(&service.body.export_to))
             && world.destination_rules().list().is_empty()
-            && (distinct == hosts.len() || services_are_distinct(world));
+            && distinct;
         Self { world, hosts, uniform }
     }
 
-    /// Every host and wildcard that a Service, ServiceEntry or VirtualService has, sorted.
+    /// Every host and wildcard that a Service, ServiceEntry or VirtualService has, once, in the world's order.
     pub(super) fn hosts(&self) -> &[HostPattern] {
         &self.hosts
     }
@@ -121,11 +129,6 @@ impl<'w> Views<'w> {
     }
 }
 
-/// Whether no two services have the same host.
-fn services_are_distinct(world: &World) -> bool {
-    world.registry().services().iter().all(|service| world.registry().candidates(&service.host).nth(1).is_none())
-}
-
 fn named(export_to: &ExportTo, special: &mut BTreeSet<Namespace>) {
     if let ExportTo::Namespaces(list) = export_to {
         special.extend(list.iter().cloned());
@@ -134,8 +137,13 @@ fn named(export_to: &ExportTo, special: &mut BTreeSet<Namespace>) {
 
 /// The hosts that the rules of a VirtualService forward to.
 fn destinations(service: &MeshVirtualService) -> impl Iterator<Item = &Hostname> {
-    service.body.http.iter().flat_map(|rule| match &rule.action {
-        Action::Route(destinations) => destinations.as_slice(),
-        _ => &[],
-    }).map(|destination| &destination.host)
+    service
+        .body
+        .http
+        .iter()
+        .flat_map(|rule| match &rule.action {
+            Action::Route(destinations) => destinations.as_slice(),
+            _ => &[],
+        })
+        .map(|destination| &destination.host)
 }

@@ -101,7 +101,7 @@ fn greet(socket: &Arc<OwnedFd>, fleet: &Fleet, recognise: &Recognise) -> Result<
     recognise(hello.generation, hello.checksum);
     let Hello { namespace, workload, pid, workers, driver, generation, .. } = &hello;
     tracing::info!(
-        "proxy {namespace}/{workload} (pid {pid}) is here: {workers} workers, {driver}, runs generation {generation}"
+        "proxy {namespace}/{workload} (pid {pid}) is here: {}, {driver}, runs generation {generation}"
     );
     Ok(fleet.attach(Arc::clone(socket), hello, stats))
 }

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 pub use question::{BadQuestion, Question};
 
 /// Endpoints that are listed per destination; the count says how many there are.
-const ENDPOINTS_LISTED_MAX: u32 = 16;
+const ENDPOINTS_LISTED_MAX: u32 = 8;
 /// Similar names that are suggested for an unknown host.
 const SUGGESTIONS_MAX: usize = 3;
 

@@ -10,8 +10,8 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::{Document, Piece};
 
-/// Documents of the last reading, by file, place and text. One for each set of files that is read again and again: a reading
-/// forgets whatever it did not come across.
+/// Documents of the last reading, by file, place and text. One for each set of files that is read again and again: a
+/// reading forgets whatever it did not come across.
 #[derive(Debug, Default)]
 pub struct Cache {
     documents: HashMap<u128, Arc<Document>, BuildHasherDefault<Taken>>,

@@ -1,12 +1,12 @@
-//! From [`Node`]s to valid values: strict about types, complete about fields. Whatever a reader does not ask for is reported, either
-//! as unknown or as known and not yet honoured.
+//! From [`Node`]s to valid values: strict about types, complete about fields. Whatever a reader does not ask for is
+//! reported, either as unknown or as known and not yet honoured.
 
-use std::{collections::HashSet, fmt, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use super::node::{Entry, Meaning, Node, Value};
 use crate::{
     diagnostic::{Code, Diagnostic, Place, Position, Severity},
-    spec::value::InvalidValue,
+    spec::{FastSet, value::InvalidValue},
 };
 
 /// The way from the document's root to a field, as `spec.http[0].match[1].headers.x-user`.
@@ -50,9 +50,12 @@ pub(crate) struct Fields {
     pub(crate) silent: &'static [&'static str],
 }
 
+/// Longest message, in characters: it repeats what was written, which may be a whole file.
+const MESSAGE_CHARACTERS_MAX: usize = 500;
+
 /// Shares equal texts: names repeat a hundred thousand times.
 #[derive(Debug, Default)]
-pub(crate) struct Interner(HashSet<Arc<str>>);
+pub(crate) struct Interner(FastSet<Arc<str>>);
 
 impl Interner {
     pub(crate) fn share(&mut self, text: &str) -> Arc<str> {
@@ -94,10 +97,11 @@ impl<'r> Reader<'r> {
         hint: Option<String>,
     ) {
         self.failed |= severity == Severity::Error;
+        let message = cut(message, MESSAGE_CHARACTERS_MAX);
         let mut diagnostic = Diagnostic::new(severity, code, Place::new(Arc::clone(&self.file), at), message);
         diagnostic.resource.clone_from(&self.resource);
         if !matches!(path, Path::Root) {
-            diagnostic.field = Some(path.to_string());
+            diagnostic.field = Some(cut(path.to_string(), MESSAGE_CHARACTERS_MAX));
         }
         diagnostic.hint = hint.map(Into::into);
         self.diagnostics.push(diagnostic);
@@ -108,7 +112,14 @@ impl<'r> Reader<'r> {
         self.report(Severity::Error, code, at, path, message.into(), hint);
     }
 
-    pub(crate) fn warning(&mut self, code: Code, at: Position, path: &Path<'_>, message: impl Into<String>, hint: &str) {
+    pub(crate) fn warning(
+        &mut self,
+        code: Code,
+        at: Position,
+        path: &Path<'_>,
+        message: impl Into<String>,
+        hint: &str,
+    ) {
         let hint = (!hint.is_empty()).then(|| hint.to_owned());
         self.report(Severity::Warning, code, at, path, message.into(), hint);
     }
@@ -158,8 +169,16 @@ impl<'r> Reader<'r> {
                 }
             },
         };
-        let hint = if wanted == "a string" || matches!(&node.value, Value::Scalar(s) if s.quoted) { hint } else { String::new() };
-        let hint = if wanted.starts_with("a list") && hint.is_empty() { "write each item after `- `".to_owned() } else { hint };
+        let hint = if wanted == "a string" || matches!(&node.value, Value::Scalar(s) if s.quoted) {
+            hint
+        } else {
+            String::new()
+        };
+        let hint = if wanted.starts_with("a list") && hint.is_empty() {
+            "write each item after `- `".to_owned()
+        } else {
+            hint
+        };
         self.error(Code::WRONG_TYPE, node.at, path, format!("{what}, but must be {wanted}"), &hint);
     }
 
@@ -364,10 +383,17 @@ pub(crate) fn closest<'k>(word: &str, known: impl Iterator<Item = &'k str>) -> O
 
 /// At most 80 characters of a text, for messages.
 pub(crate) fn shorten(text: &str) -> String {
-    match text.char_indices().nth(80) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text.to_owned(),
+    cut(text.to_owned(), 80)
+}
+
+fn cut(mut text: String, characters: usize) -> String {
+    if text.len() > characters
+        && let Some((end, _)) = text.char_indices().nth(characters)
+    {
+        text.truncate(end);
+        text.push_str("...");
     }
+    text
 }
 
 #[cfg(test)]

@@ -14,8 +14,9 @@ use crate::diagnostic::{Code, Diagnostic, Place};
 /// Deepest directory below a given one.
 const DEPTH_MAX: usize = 32;
 
-/// Reads files, and directories with all below them: `*.yaml`, `*.yml` and `*.json`, symbolic links followed (a Git checkout or a
-/// mounted ConfigMap is often switched by one), hidden names skipped. The order is that of `paths`, and of names below each.
+/// Reads files, and directories with all below them: `*.yaml`, `*.yml` and `*.json`, symbolic links followed (a Git
+/// checkout or a mounted ConfigMap is often switched by one), hidden names skipped. The order is that of `paths`, and
+/// of names below each.
 ///
 /// What cannot be read, is too large or is not UTF-8 is an error; no file at all is a warning.
 pub fn discover(paths: &[PathBuf]) -> (Vec<SourceFile>, Vec<Diagnostic>) {

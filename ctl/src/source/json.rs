@@ -1,4 +1,5 @@
-//! JSON text to [`Node`]s. `serde_json` reads each level as raw slices of the text, whose addresses tell their positions.
+//! JSON text to [`Node`]s. `serde_json` reads each level as raw slices of the text, whose addresses tell their
+//! positions.
 
 use std::{borrow::Cow, fmt};
 
@@ -62,7 +63,11 @@ impl<'a> Parser<'a, '_> {
             return Err(SyntaxError::new(Code::TOO_COMPLEX, at, format!("nested deeper than {DEPTH_MAX} levels")));
         }
         if self.nodes > NODES_MAX {
-            return Err(SyntaxError::new(Code::TOO_COMPLEX, at, format!("more than {NODES_MAX} values in one document")));
+            return Err(SyntaxError::new(
+                Code::TOO_COMPLEX,
+                at,
+                format!("more than {NODES_MAX} values in one document"),
+            ));
         }
         let wrong = |error: serde_json::Error| syntax(&error, at);
         let value = match text.as_bytes().first() {
@@ -87,7 +92,9 @@ impl<'a> Parser<'a, '_> {
             Some(b'[') => {
                 let mut json = serde_json::Deserializer::from_str(text);
                 let items = Items.deserialize(&mut json).map_err(wrong)?;
-                Value::Sequence(items.into_iter().map(|item| self.node(item.get(), depth + 1)).collect::<Result<_, _>>()?)
+                Value::Sequence(
+                    items.into_iter().map(|item| self.node(item.get(), depth + 1)).collect::<Result<_, _>>()?,
+                )
             }
             Some(b'"') => {
                 let Text(text) = serde_json::from_str(text).map_err(wrong)?;
@@ -179,9 +186,12 @@ mod tests {
     fn nodes_know_their_line_and_column() {
         let text = "{\n  \"ä\": [1, {\"b\\n\": \"\\ud83d\\ude00\"}],\n  \"c\": true\n}\n{\"second\": null}";
         let node = one(text).unwrap();
-        assert_eq!(node.to_json(), serde_json::from_str::<Vec<serde_json::Value>>(&format!("[{}]", &text[..text.len() - 17]))
-            .unwrap()
-            .remove(0));
+        assert_eq!(
+            node.to_json(),
+            serde_json::from_str::<Vec<serde_json::Value>>(&format!("[{}]", &text[..text.len() - 17]))
+                .unwrap()
+                .remove(0)
+        );
         assert_eq!(node.value_of("ä").unwrap().at, Position::new(2, 8));
         assert_eq!(node.value_of("c").unwrap().at, Position::new(3, 8));
         assert_eq!(chunks(text).unwrap().len(), 2);

@@ -6,7 +6,8 @@ use crate::diagnostic::Position;
 
 /// The lines of a text that begins at some position of a file.
 ///
-/// A whole file may be one line, so columns are counted on from the last answer: a reader asks in ascending order, and stays linear.
+/// A whole file may be one line, so columns are counted on from the last answer: a reader asks in ascending order, and
+/// stays linear.
 pub(crate) struct Lines<'a> {
     text: &'a str,
     base: Position,

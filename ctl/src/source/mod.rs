@@ -1,7 +1,8 @@
-//! What users have, read into the one internal model ([`spec`](crate::spec)): Istio's and Kubernetes' resources as YAML or JSON.
+//! What users have, read into the one internal model ([`spec`](crate::spec)): Istio's and Kubernetes' resources as YAML
+//! or JSON.
 //!
-//! Reading never fails as a whole. What is wrong becomes a [`Diagnostic`] with file, line, column and field, and the caller refuses
-//! the file set if any of them is an error. Whatever the APIs know and we do not honour is reported too.
+//! Reading never fails as a whole. What is wrong becomes a [`Diagnostic`] with file, line, column and field, and the
+//! caller refuses the file set if any of them is an error. Whatever the APIs know and we do not honour is reported too.
 
 mod cache;
 pub(crate) mod decode;
@@ -77,13 +78,14 @@ struct Document {
     diagnostics: Vec<Diagnostic>,
 }
 
-/// Reads all documents of all files. A document that `cache` has seen at the same line of the same file is not read again.
+/// Reads all documents of all files. A document that `cache` has seen at the same line of the same file is not read
+/// again.
 pub fn read_files(files: &[SourceFile], cache: &mut Cache) -> Reading {
     let mut reading = Reading::default();
     let mut pieces = Vec::new();
     for file in files {
         if let Err(diagnostic) = split(file, &mut pieces) {
-            reading.diagnostics.push(diagnostic);
+            reading.diagnostics.push(*diagnostic);
         }
     }
     let known = cache.look_up(&pieces);
@@ -113,17 +115,17 @@ pub fn read_files(files: &[SourceFile], cache: &mut Cache) -> Reading {
 }
 
 /// The documents of a file.
-fn split<'a>(file: &'a SourceFile, pieces: &mut Vec<Piece<'a>>) -> Result<(), Diagnostic> {
+fn split<'a>(file: &'a SourceFile, pieces: &mut Vec<Piece<'a>>) -> Result<(), Box<Diagnostic>> {
     let place = |at| Place::new(Arc::clone(&file.path), at);
     if file.text.len() as u64 > FILE_BYTES_MAX {
-        return Err(discover::too_large(Arc::clone(&file.path), file.text.len() as u64));
+        return Err(Box::new(discover::too_large(Arc::clone(&file.path), file.text.len() as u64)));
     }
     // A byte order mark is no content, whatever editor left it there.
     let text = file.text.strip_prefix('\u{feff}').unwrap_or(&file.text);
     let skipped = file.text.len() - text.len();
     if is_json(&file.path, text) {
         let lines = Lines::new(text, Position::new(1, 1));
-        let chunks = json::chunks(text).map_err(|error| syntax_diagnostic(place(error.at), error))?;
+        let chunks = json::chunks(text).map_err(|error| Box::new(syntax_diagnostic(place(error.at), error)))?;
         for chunk in chunks {
             let start = lines.position(chunk.offset);
             pieces.push(Piece { file, offset: skipped + chunk.offset, text: chunk.text, start, json: true });
@@ -166,7 +168,8 @@ fn read_pieces(pieces: &[Piece<'_>], missing: &[usize]) -> Vec<Arc<Document>> {
         workers
             .into_iter()
             .zip(&shares)
-            // A panic in one thread would be a bug of ours; its share is read again here, where it surfaces as it does on one thread.
+            // A panic in one thread would be a bug of ours; its share is read again here, where it surfaces as it does
+            // on one thread.
             .flat_map(|(worker, share)| worker.join().unwrap_or_else(|_| read_in_order(pieces, share)))
             .collect()
     })

@@ -44,7 +44,8 @@ pub(crate) struct Scalar<'a> {
     pub(crate) quoted: bool,
 }
 
-/// What a scalar means. As `kubectl` has it: YAML 1.2 and the booleans of 1.1 that are words (`yes`, `no`, `on`, `off`).
+/// What a scalar means. As `kubectl` has it: YAML 1.2 and the booleans of 1.1 that are words (`yes`, `no`, `on`,
+/// `off`).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Meaning<'s> {
     Null,
@@ -64,7 +65,10 @@ impl<'a> Scalar<'a> {
 fn plain(text: &str) -> Meaning<'_> {
     let Some(first) = text.as_bytes().first() else { return Meaning::Null };
     // Most scalars are words; only these can begin anything else.
-    if !matches!(first, b'0'..=b'9' | b'+' | b'-' | b'.' | b'~' | b'n' | b'N' | b't' | b'T' | b'f' | b'F' | b'y' | b'Y' | b'o' | b'O') {
+    if !matches!(
+        first,
+        b'0'..=b'9' | b'+' | b'-' | b'.' | b'~' | b'n' | b'N' | b't' | b'T' | b'f' | b'F' | b'y' | b'Y' | b'o' | b'O'
+    ) {
         return Meaning::String(text);
     }
     match text {

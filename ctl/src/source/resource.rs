@@ -52,17 +52,21 @@ const DISCOVERY: &str = "discovery.k8s.io";
 
 /// Istio's groups: versions, kinds. Only kinds of [`Kind`] are honoured.
 const ISTIO: [(&str, &[&str], &[&str]); 5] = [
-    (ISTIO_NETWORKING, &["v1", "v1beta1", "v1alpha3"], &[
-        "VirtualService",
-        "DestinationRule",
-        "ServiceEntry",
-        "WorkloadEntry",
-        "Gateway",
-        "Sidecar",
-        "EnvoyFilter",
-        "WorkloadGroup",
-        "ProxyConfig",
-    ]),
+    (
+        ISTIO_NETWORKING,
+        &["v1", "v1beta1", "v1alpha3"],
+        &[
+            "VirtualService",
+            "DestinationRule",
+            "ServiceEntry",
+            "WorkloadEntry",
+            "Gateway",
+            "Sidecar",
+            "EnvoyFilter",
+            "WorkloadGroup",
+            "ProxyConfig",
+        ],
+    ),
     ("security.istio.io", &["v1", "v1beta1"], &["AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication"]),
     ("telemetry.istio.io", &["v1", "v1alpha1"], &["Telemetry"]),
     ("extensions.istio.io", &["v1alpha1"], &["WasmPlugin", "TrafficExtension"]),
@@ -117,7 +121,8 @@ fn object(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>, depth: usize, re
     let (Some((version, version_at)), Some((kind, kind_at))) = (version, kind) else {
         if !r.failed {
             let missing = if version.is_none() { "apiVersion" } else { "kind" };
-            let hint = if missing == "apiVersion" { "write for instance `apiVersion: networking.istio.io/v1`" } else { "" };
+            let hint =
+                if missing == "apiVersion" { "write for instance `apiVersion: networking.istio.io/v1`" } else { "" };
             r.error(Code::NOT_A_RESOURCE, node.at, &path.field(missing), "is missing: this is not a resource", hint);
         }
         return;
@@ -140,14 +145,30 @@ fn object(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>, depth: usize, re
         Ok(Class::Honoured(kind)) => {
             if let Some((metadata, body)) = resource(r, &mut root, kind) {
                 const FIELDS: Fields = Fields {
-                    honoured: &["apiVersion", "kind", "metadata", "spec", "status", "endpoints", "ports", "addressType"],
+                    honoured: &[
+                        "apiVersion",
+                        "kind",
+                        "metadata",
+                        "spec",
+                        "status",
+                        "endpoints",
+                        "ports",
+                        "addressType",
+                    ],
                     not_yet: &[],
                     silent: &["status"],
                 };
                 root.finish(r, &FIELDS);
                 if !r.failed {
                     let key = Key { kind, namespace: metadata.namespace, name: metadata.name };
-                    resources.push(Parsed { key, at: node.at, end: *end, in_list: depth > 0, created: metadata.created, body });
+                    resources.push(Parsed {
+                        key,
+                        at: node.at,
+                        end: *end,
+                        in_list: depth > 0,
+                        created: metadata.created,
+                        body,
+                    });
                 }
             }
         }
@@ -157,7 +178,13 @@ fn object(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>, depth: usize, re
 fn list(r: &mut Reader<'_>, mut root: Object<'_, '_, '_>, depth: usize, resources: &mut Vec<Parsed>) {
     r.resource = None;
     if depth >= 4 {
-        return r.error(Code::TOO_COMPLEX, root.at, root.path, "lists of lists of lists", "write the resources one after another");
+        return r.error(
+            Code::TOO_COMPLEX,
+            root.at,
+            root.path,
+            "lists of lists of lists",
+            "write the resources one after another",
+        );
     }
     let items = root.list(r, "items");
     let path = root.path.field("items");
@@ -191,7 +218,9 @@ fn classify(version: &str, kind: &str) -> Result<Class, Unknown> {
             return Err(unknown_version(version, group, versions));
         }
         return match (kinds.contains(&kind), Kind::parse(kind)) {
-            (true, Some(honoured)) if honoured.as_str() == kind && group == ISTIO_NETWORKING => Ok(Class::Honoured(honoured)),
+            (true, Some(honoured)) if honoured.as_str() == kind && group == ISTIO_NETWORKING => {
+                Ok(Class::Honoured(honoured))
+            }
             (true, _) => Ok(Class::NotHonoured),
             (false, _) if kind.strip_suffix("List").is_some_and(|item| kinds.contains(&item)) => Ok(Class::List),
             (false, _) => Err(unknown_kind(kind, group, kinds)),
@@ -228,7 +257,9 @@ fn core(kind: &str) -> Result<Class, Unknown> {
         // Superseded by EndpointSlice; Kubernetes writes both.
         "Endpoints" => Ok(Class::NotHonoured),
         "List" | "ServiceList" | "PodList" => Ok(Class::List),
-        _ if CORE.contains(&kind) || kind.strip_suffix("List").is_some_and(|kind| CORE.contains(&kind)) => Ok(Class::Foreign),
+        _ if CORE.contains(&kind) || kind.strip_suffix("List").is_some_and(|kind| CORE.contains(&kind)) => {
+            Ok(Class::Foreign)
+        }
         _ => Err(unknown_kind(kind, "v1", &[&["Service", "Pod", "List"], &CORE[..]].concat())),
     }
 }
@@ -259,12 +290,20 @@ fn unknown_kind(kind: &str, group: &str, kinds: &[&str]) -> Unknown {
 fn resource(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, kind: Kind) -> Option<(Metadata, Body)> {
     let metadata = metadata(r, root)?;
     let body = match kind {
-        Kind::VirtualService => istio::virtual_service::read(r, root, &metadata).map(|x| Body::VirtualService(Arc::new(x))),
-        Kind::DestinationRule => istio::destination_rule::read(r, root, &metadata).map(|x| Body::DestinationRule(Arc::new(x))),
+        Kind::VirtualService => {
+            istio::virtual_service::read(r, root, &metadata).map(|x| Body::VirtualService(Arc::new(x)))
+        }
+        Kind::DestinationRule => {
+            istio::destination_rule::read(r, root, &metadata).map(|x| Body::DestinationRule(Arc::new(x)))
+        }
         Kind::ServiceEntry => istio::service_entry::read(r, root, &metadata).map(|x| Body::ServiceEntry(Arc::new(x))),
-        Kind::WorkloadEntry => istio::service_entry::read_workload(r, root, &metadata).map(|x| Body::WorkloadEntry(Arc::new(x))),
+        Kind::WorkloadEntry => {
+            istio::service_entry::read_workload(r, root, &metadata).map(|x| Body::WorkloadEntry(Arc::new(x)))
+        }
         Kind::Service => kubernetes::service::read(r, root, &metadata).map(|x| Body::Service(Arc::new(x))),
-        Kind::EndpointSlice => kubernetes::endpoint_slice::read(r, root, &metadata).map(|x| Body::EndpointSlice(Arc::new(x))),
+        Kind::EndpointSlice => {
+            kubernetes::endpoint_slice::read(r, root, &metadata).map(|x| Body::EndpointSlice(Arc::new(x)))
+        }
         Kind::Pod => kubernetes::pod::read(r, root, &metadata).map(|x| Body::Pod(Arc::new(x))),
     };
     Some((metadata, body?))

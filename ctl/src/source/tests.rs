@@ -1,4 +1,4 @@
-use std::{fs, path::PathBuf};
+use std::fs;
 
 use proptest::prelude::*;
 
@@ -142,9 +142,12 @@ fn the_items_of_a_list_are_resources_with_their_own_text() {
     let resources = resources("list.yaml", text);
     let names: Vec<_> = resources.iter().map(|resource| resource.key.to_string()).collect();
     assert_eq!(names, ["Service default/a", "Service default/b"]);
-    assert!(resources[0].raw.document().starts_with(
-        "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  ports:\n  - port: 80\n"
-    ));
+    assert!(
+        resources[0]
+            .raw
+            .document()
+            .starts_with("apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  ports:\n  - port: 80\n")
+    );
     let again = self::resources("a.yaml", &resources[1].raw.document());
     assert!(again[0].means_the_same_as(&resources[1]));
     let json = r#"{"apiVersion": "v1", "kind": "List", "items": [{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"},
@@ -183,7 +186,8 @@ spec:
     assert_eq!(diagnostics, []);
     let service = world.registry().service_for("api.example.com", None).unwrap();
     assert_eq!(service.ports[0].protocol, Protocol::Tls);
-    let endpoints: Vec<_> = service.endpoints.iter().map(|e| (e.address.to_string(), e.targets.to_vec(), e.weight)).collect();
+    let endpoints: Vec<_> =
+        service.endpoints.iter().map(|e| (e.address.to_string(), e.targets.to_vec(), e.weight)).collect();
     assert_eq!(endpoints, [("192.0.2.1".into(), vec![443, 8081], 3), ("2001:db8::1".into(), vec![443, 8080], 1)]);
     let rule = world.destination_rules().rule_for(&service.host, &service.namespace, None).unwrap();
     let subset = rule.subset("a").unwrap();
@@ -280,7 +284,9 @@ fn files_are_found_in_order_without_hidden_ones() {
     std::os::unix::fs::symlink(root.path().join("b"), root.path().join("link")).unwrap();
     std::os::unix::fs::symlink(root.path(), root.path().join("b/loop")).unwrap();
     let (_, diagnostics) = discover(&[root.path().to_path_buf()]);
-    assert!(diagnostics[0].to_string().contains("b/loop: error[MR0101]: is a symbolic link to a directory that it lies in"));
+    assert!(
+        diagnostics[0].to_string().contains("b/loop: error[MR0101]: is a symbolic link to a directory that it lies in")
+    );
     fs::remove_file(root.path().join("b/loop")).unwrap();
     let (files, diagnostics) = discover(&[root.path().to_path_buf()]);
     assert_eq!(diagnostics, []);
@@ -289,9 +295,13 @@ fn files_are_found_in_order_without_hidden_ones() {
     assert_eq!(names, ["a.json", "b/a.yml", "b/z.yaml", "c.YAML", "link/a.yml", "link/z.yaml"]);
     write("bad.yaml", b"a: 1\nb: \xff\n");
     let (_, diagnostics) = discover(&[root.path().join("bad.yaml"), root.path().join("none.yaml")]);
-    assert!(diagnostics[0].to_string().ends_with("bad.yaml: error[MR0101]: is not UTF-8: byte 8, in line 2, is not a character"));
+    assert!(
+        diagnostics[0]
+            .to_string()
+            .ends_with("bad.yaml: error[MR0101]: is not UTF-8: byte 8, in line 2, is not a character")
+    );
     assert!(diagnostics[1].to_string().contains("none.yaml: error[MR0101]: cannot be read: No such file"));
-    let (files, diagnostics) = discover(&[PathBuf::from(root.path().join(".git/x.yaml"))]);
+    let (files, diagnostics) = discover(&[root.path().join(".git/x.yaml")]);
     assert_eq!((files.len(), diagnostics.len()), (1, 0), "a hidden file is read where it is named");
 }
 

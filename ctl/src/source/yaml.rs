@@ -1,4 +1,5 @@
-//! YAML text to [`Node`]s: the events of `saphyr-parser` with positions, bounds on depth and size, aliases and merge keys.
+//! YAML text to [`Node`]s: the events of `saphyr-parser` with positions, bounds on depth and size, aliases and merge
+//! keys.
 
 use std::{borrow::Cow, collections::HashMap};
 
@@ -18,8 +19,9 @@ pub(crate) struct Chunk<'a> {
     pub(crate) line: u32,
 }
 
-/// Splits a file at its `---` lines, as `kubectl` does. A `---` at the first column ends whatever stands before it (YAML 1.2.2
-/// section 9.1.2), so no parse is needed to find it; and a document that does not parse does not hide the others.
+/// Splits a file at its `---` lines, as `kubectl` does. A `---` at the first column ends whatever stands before it
+/// (YAML 1.2.2 section 9.1.2), so no parse is needed to find it; and a document that does not parse does not hide the
+/// others.
 pub(crate) fn chunks(file: &str) -> Vec<Chunk<'_>> {
     let mut chunks = Vec::new();
     let (mut offset, mut line) = (0, 1);
@@ -51,8 +53,15 @@ fn is_header(text: &str) -> bool {
 
 /// All documents of one chunk; nearly always one.
 pub(crate) fn parse<'a>(chunk: &Chunk<'a>) -> Result<Vec<Node<'a>>, SyntaxError> {
-    Builder { lines_before: chunk.line - 1, stack: Vec::new(), anchors: HashMap::new(), nodes: 0, aliased: 0, roots: Vec::new() }
-        .run(Parser::new_from_str(chunk.text))
+    Builder {
+        lines_before: chunk.line - 1,
+        stack: Vec::new(),
+        anchors: HashMap::new(),
+        nodes: 0,
+        aliased: 0,
+        roots: Vec::new(),
+    }
+    .run(Parser::new_from_str(chunk.text))
 }
 
 /// A collection that is not complete yet.
@@ -74,7 +83,11 @@ impl<'a> Builder<'a> {
     fn run(mut self, mut parser: Parser<'a, StrInput<'a>>) -> Result<Vec<Node<'a>>, SyntaxError> {
         while let Some(event) = parser.next_event() {
             let (event, span) = event.map_err(|error| {
-                SyntaxError::new(Code::SYNTAX, self.position(error.marker()), format!("not well-formed YAML: {}", error.info()))
+                SyntaxError::new(
+                    Code::SYNTAX,
+                    self.position(error.marker()),
+                    format!("not well-formed YAML: {}", error.info()),
+                )
             })?;
             self.event(event, span)?;
         }
@@ -153,7 +166,11 @@ impl<'a> Builder<'a> {
     fn add(&mut self, node: Node<'a>, anchor: usize) -> Result<(), SyntaxError> {
         self.nodes += 1;
         if self.nodes > NODES_MAX {
-            return Err(SyntaxError::new(Code::TOO_COMPLEX, node.at, format!("more than {NODES_MAX} values in one document")));
+            return Err(SyntaxError::new(
+                Code::TOO_COMPLEX,
+                node.at,
+                format!("more than {NODES_MAX} values in one document"),
+            ));
         }
         if anchor != 0 {
             self.aliased += node.size();
@@ -170,7 +187,11 @@ impl<'a> Builder<'a> {
                 Some((key, at)) => entries.push(Entry { at, key, value: node }),
                 None => {
                     let Value::Scalar(scalar) = node.value else {
-                        return Err(SyntaxError::new(Code::SYNTAX, node.at, "a key must be a plain text, not a list or mapping"));
+                        return Err(SyntaxError::new(
+                            Code::SYNTAX,
+                            node.at,
+                            "a key must be a plain text, not a list or mapping",
+                        ));
                     };
                     *key = Some((scalar.text, node.at));
                 }
@@ -192,7 +213,8 @@ fn depth(node: &Node<'_>) -> usize {
     }
 }
 
-/// `<<: *base` and `<<: [*a, *b]` (YAML 1.1 merge keys, which `kubectl` still takes): what the mapping itself says wins.
+/// `<<: *base` and `<<: [*a, *b]` (YAML 1.1 merge keys, which `kubectl` still takes): what the mapping itself says
+/// wins.
 fn merge(entries: &mut Vec<Entry<'_>>) -> Result<(), SyntaxError> {
     let Some(index) = entries.iter().position(|entry| entry.key == "<<") else { return Ok(()) };
     let base = entries.remove(index);
@@ -225,12 +247,10 @@ mod tests {
     fn a_file_is_split_at_its_document_markers() {
         let file = "a: 1\n---\nb: |\n  ---\n  x\n--- {c: 3}\n---x: 4\n---";
         let parts: Vec<_> = chunks(file).iter().map(|chunk| (chunk.line, chunk.offset, chunk.text)).collect();
-        assert_eq!(parts, [
-            (1, 0, "a: 1\n"),
-            (2, 5, "---\nb: |\n  ---\n  x\n"),
-            (6, 24, "--- {c: 3}\n---x: 4\n"),
-            (8, 43, "---")
-        ]);
+        assert_eq!(
+            parts,
+            [(1, 0, "a: 1\n"), (2, 5, "---\nb: |\n  ---\n  x\n"), (6, 24, "--- {c: 3}\n---x: 4\n"), (8, 43, "---")]
+        );
         assert_eq!(chunks("%YAML 1.2\n# x\n---\na: 1\n").len(), 1);
     }
 

@@ -1,9 +1,9 @@
 //! What only shows when all resources are there: references that lead nowhere, and rules that contradict each other.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use super::{
-    Body, Kind, MeshService, Place, Resource, VirtualService, World,
+    Body, FastSet, Kind, MeshService, Place, Resource, VirtualService, World,
     rules::{MergedRule, precedence, selects},
     service_entry::Resolution,
     value::{CLUSTER_DOMAIN, ExportTo, HostPattern, Hostname, Namespace},
@@ -29,6 +29,7 @@ pub(super) fn analyze(world: &World) -> Vec<Diagnostic> {
     conflicting_virtual_services(world, &mut diagnostics);
     destination_rules(world, &mut diagnostics);
     orphan_slices(world, &mut diagnostics);
+    ports_without_http(world, &mut diagnostics);
     diagnostics
 }
 
@@ -125,7 +126,9 @@ impl VirtualServiceCheck<'_, '_> {
         }
         let name = host.as_str().split('.').next().unwrap_or_default();
         let elsewhere = registry.services().iter().take(SUGGESTIONS_MAX).find(|service| {
-            service.key.kind == Kind::Service && service.key.name.as_str() == name && service.namespace != *self.namespace()
+            service.key.kind == Kind::Service
+                && service.key.name.as_str() == name
+                && service.namespace != *self.namespace()
         });
         if let Some(service) = elsewhere {
             return format!("did you mean `{}`, of namespace {}?", service.host, service.namespace);
@@ -204,7 +207,8 @@ fn conflicting_virtual_services(world: &World, diagnostics: &mut Vec<Diagnostic>
             });
             let Some((_, winner)) = winner else { continue };
             let (resource, winner) = (&world.resources()[loser.resource], &world.resources()[winner.resource]);
-            let why = if precedence(winner).0 == precedence(resource).0 { "its name sorts first" } else { "it is older" };
+            let why =
+                if precedence(winner).0 == precedence(resource).0 { "its name sorts first" } else { "it is older" };
             let message = format!(
                 "{} at {} has rules for `{}` too and wins, since {why}: these rules have no effect where both are visible",
                 winner.key, winner.place, host.host
@@ -248,7 +252,7 @@ fn destination_rules(world: &World, diagnostics: &mut Vec<Diagnostic>) {
 
 /// EndpointSlices whose Service is not there.
 fn orphan_slices(world: &World, diagnostics: &mut Vec<Diagnostic>) {
-    let services: HashSet<(&str, &str)> = world
+    let services: FastSet<(&str, &str)> = world
         .of_kind(Kind::Service)
         .iter()
         .map(|resource| (resource.key.namespace.as_str(), resource.key.name.as_str()))
@@ -256,12 +260,28 @@ fn orphan_slices(world: &World, diagnostics: &mut Vec<Diagnostic>) {
     for resource in world.of_kind(Kind::EndpointSlice) {
         let Body::EndpointSlice(slice) = &resource.body else { continue };
         if !services.contains(&(resource.key.namespace.as_str(), slice.service.as_str())) {
-            let message = format!("there is no Service {}/{}: its endpoints are not used", resource.key.namespace, slice.service);
+            let message =
+                format!("there is no Service {}/{}: its endpoints are not used", resource.key.namespace, slice.service);
             diagnostics.push(
                 Diagnostic::warning(Code::ORPHAN_ENDPOINTS, resource.place.clone(), message)
                     .of(&resource.key)
                     .at_field("metadata.labels[\"kubernetes.io/service-name\"]")
                     .hint("add the Service to the files"),
+            );
+        }
+    }
+}
+
+/// Ports that do not speak HTTP: nothing routes there yet.
+fn ports_without_http(world: &World, diagnostics: &mut Vec<Diagnostic>) {
+    for service in world.registry().services() {
+        for (index, port) in service.ports.iter().enumerate().filter(|(_, port)| !port.protocol.is_http()) {
+            let message =
+                format!("port {} is not HTTP: it is not yet honoured, and nothing is routed to it", port.port);
+            diagnostics.push(
+                Diagnostic::info(Code::VALUE_NOT_HONOURED, service.place.clone(), message)
+                    .of(&service.key)
+                    .at_field(format!("spec.ports[{index}]")),
             );
         }
     }

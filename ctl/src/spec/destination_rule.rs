@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::value::{ExportTo, HostPattern, Labels, LoadBalancer, Port};
 use super::Position;
+use super::value::{ExportTo, HostPattern, Labels, LoadBalancer, Port};
 
 /// `networking.istio.io` DestinationRule.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -1,20 +1,21 @@
 //! Finding by host: an exact name first, then wildcards from the most to the least specific, as Istio does everywhere.
 
-use std::collections::HashMap;
-
-use super::value::{HostPattern, Hostname};
+use super::{
+    FastMap,
+    value::{HostPattern, Hostname},
+};
 
 /// Values by the host or wildcard that they are for, each list in the order of insertion.
 #[derive(Debug, Clone)]
 pub(crate) struct HostIndex<T> {
-    exact: HashMap<Hostname, Vec<T>>,
-    suffix: HashMap<Hostname, Vec<T>>,
+    exact: FastMap<Hostname, Vec<T>>,
+    suffix: FastMap<Hostname, Vec<T>>,
     any: Vec<T>,
 }
 
 impl<T> Default for HostIndex<T> {
     fn default() -> Self {
-        Self { exact: HashMap::new(), suffix: HashMap::new(), any: Vec::new() }
+        Self { exact: FastMap::default(), suffix: FastMap::default(), any: Vec::new() }
     }
 }
 

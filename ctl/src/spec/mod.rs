@@ -1,7 +1,8 @@
 //! The one internal model: what the input says, in valid types, whatever format it came in.
 //!
-//! A [`source`](crate::source) reads text into [`Resource`]s; [`World::assemble`] puts them together and finds what does not fit;
-//! [`World::analyze`] follows the references between them; the compiler turns the world into the data plane's table.
+//! A [`source`](crate::source) reads text into [`Resource`]s; [`World::assemble`] puts them together and finds what
+//! does not fit; [`World::analyze`] follows the references between them; the compiler turns the world into the data
+//! plane's table.
 
 mod analyze;
 pub mod destination_rule;
@@ -28,6 +29,12 @@ pub use self::{
     world::World,
 };
 pub use crate::diagnostic::{Place, Position};
+
+/// Maps of the model are keyed by what the operator wrote, hundreds of thousands of times; resistance to chosen keys
+/// would cost a third of the time to assemble a world.
+pub(crate) type FastMap<K, V> = std::collections::HashMap<K, V, foldhash::fast::RandomState>;
+/// As [`FastMap`].
+pub(crate) type FastSet<T> = std::collections::HashSet<T, foldhash::fast::RandomState>;
 
 /// The kinds that are honoured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -118,7 +125,8 @@ pub struct Resource {
     pub key: Key,
     /// Where it begins.
     pub place: Place,
-    /// `metadata.creationTimestamp`, where the document has it: RFC 3339, so text order is time order. The older one wins.
+    /// `metadata.creationTimestamp`, where the document has it: RFC 3339, so text order is time order. The older one
+    /// wins.
     pub created: Option<Arc<str>>,
     /// What it says.
     pub body: Body,

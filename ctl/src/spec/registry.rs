@@ -2,14 +2,10 @@
 //!
 //! It answers what Istio's PushContext answers: which service is meant by a host, for a client of a namespace.
 
-use std::{
-    collections::{HashMap, HashSet},
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{net::IpAddr, sync::Arc};
 
 use super::{
-    Body, Key, Kind, Place, Resource,
+    Body, FastMap, FastSet, Key, Kind, Place, Resource,
     host_index::HostIndex,
     service::{EndpointSlice, Pod, Service, ServiceKind, TargetPort},
     service_entry::{Address, Resolution, ServiceEntry, Workload},
@@ -87,8 +83,8 @@ impl Registry {
         &self.services
     }
 
-    /// The service with this host, or else with the most specific wildcard for it, that a client in `client` sees. `None` for
-    /// `client` is a namespace about which nothing is said anywhere.
+    /// The service with this host, or else with the most specific wildcard for it, that a client in `client` sees.
+    /// `None` for `client` is a namespace about which nothing is said anywhere.
     ///
     /// Where several define the host, the client's own namespace wins, then Kubernetes, then the oldest.
     pub fn service_for(&self, host: &str, client: Option<&Namespace>) -> Option<&MeshService> {
@@ -151,7 +147,7 @@ impl Registry {
     }
 
     fn index(&mut self, resources: &[Resource]) -> Vec<Diagnostic> {
-        let created: HashMap<&Key, Option<&str>> = resources
+        let created: FastMap<&Key, Option<&str>> = resources
             .iter()
             .filter(|resource| resource.key.kind == Kind::ServiceEntry)
             .map(|resource| (&resource.key, resource.created.as_deref()))
@@ -184,16 +180,20 @@ impl Registry {
 
 /// What services are put together from.
 struct Parts<'w> {
-    slices: HashMap<(&'w str, &'w str), Vec<&'w EndpointSlice>>,
-    pods: HashMap<(&'w str, &'w str), &'w Pod>,
-    pods_of: HashMap<&'w str, Vec<&'w Pod>>,
-    workloads_of: HashMap<&'w str, Vec<&'w Workload>>,
+    slices: FastMap<(&'w str, &'w str), Vec<&'w EndpointSlice>>,
+    pods: FastMap<(&'w str, &'w str), &'w Pod>,
+    pods_of: FastMap<&'w str, Vec<&'w Pod>>,
+    workloads_of: FastMap<&'w str, Vec<&'w Workload>>,
 }
 
 impl<'w> Parts<'w> {
     fn collect(resources: &'w [Resource]) -> Self {
-        let mut parts =
-            Self { slices: HashMap::new(), pods: HashMap::new(), pods_of: HashMap::new(), workloads_of: HashMap::new() };
+        let mut parts = Self {
+            slices: FastMap::default(),
+            pods: FastMap::default(),
+            pods_of: FastMap::default(),
+            workloads_of: FastMap::default(),
+        };
         for resource in resources {
             let namespace = resource.key.namespace.as_str();
             match &resource.body {
@@ -234,17 +234,17 @@ impl<'w> Parts<'w> {
             let address = Address::Name(name.clone());
             mesh.endpoints.push(Endpoint { address, labels: Labels::default(), weight: 1, targets });
         } else if let Some(slices) = self.slices.get(&(namespace.as_str(), name.as_str())) {
-            self.from_slices(&mut mesh, slices, namespace);
+            self.add_slices(&mut mesh, slices, namespace);
         } else if !service.selector.is_empty() {
-            self.from_pods(&mut mesh, service, namespace);
+            self.add_pods(&mut mesh, service, namespace);
         }
         mesh
     }
 
-    fn from_slices(&self, mesh: &mut MeshService, slices: &[&EndpointSlice], namespace: &Namespace) {
+    fn add_slices(&self, mesh: &mut MeshService, slices: &[&EndpointSlice], namespace: &Namespace) {
         mesh.endpoints.reserve(slices.iter().map(|slice| slice.endpoints.len()).sum());
         // While Kubernetes moves an endpoint from slice to slice it may stand in both.
-        let mut seen: Option<HashSet<IpAddr>> = (slices.len() > 1).then(HashSet::new);
+        let mut seen: Option<FastSet<IpAddr>> = (slices.len() > 1).then(FastSet::default);
         for slice in slices {
             let targets: Arc<[u16]> = mesh.ports.iter().map(|port| slice_target(slice, &port.name)).collect();
             for endpoint in &slice.endpoints {
@@ -266,7 +266,7 @@ impl<'w> Parts<'w> {
         }
     }
 
-    fn from_pods(&self, mesh: &mut MeshService, service: &Service, namespace: &Namespace) {
+    fn add_pods(&self, mesh: &mut MeshService, service: &Service, namespace: &Namespace) {
         for pod in self.pods_of.get(namespace.as_str()).into_iter().flatten() {
             if !service.selector.select(&pod.labels) {
                 continue;
@@ -281,7 +281,12 @@ impl<'w> Parts<'w> {
                 TargetPort::Name(name) => pod_port(pod, name),
             });
             let targets = targets.collect();
-            mesh.endpoints.push(Endpoint { address: Address::Ip(*address), labels: pod.labels.clone(), weight: 1, targets });
+            mesh.endpoints.push(Endpoint {
+                address: Address::Ip(*address),
+                labels: pod.labels.clone(),
+                weight: 1,
+                targets,
+            });
         }
     }
 
@@ -301,7 +306,12 @@ impl<'w> Parts<'w> {
                     continue;
                 }
                 let targets = entry.ports.iter().map(|port| port.target.number()).collect();
-                endpoints.push(Endpoint { address: Address::Ip(*address), labels: pod.labels.clone(), weight: 1, targets });
+                endpoints.push(Endpoint {
+                    address: Address::Ip(*address),
+                    labels: pod.labels.clone(),
+                    weight: 1,
+                    targets,
+                });
             }
         }
         endpoints.retain(|endpoint| !matches!(endpoint.address, Address::Unix(_)));
@@ -347,7 +357,8 @@ fn pod_port(pod: &Pod, name: &PortName) -> u16 {
 }
 
 fn workload_endpoint(entry: &ServiceEntry, workload: &Workload) -> Endpoint {
-    let target = |port: &super::service_entry::EntryPort| workload.ports.get(&port.name).unwrap_or(&port.target).number();
+    let target =
+        |port: &super::service_entry::EntryPort| workload.ports.get(&port.name).unwrap_or(&port.target).number();
     Endpoint {
         address: workload.address.clone(),
         labels: workload.labels.clone(),

@@ -58,8 +58,8 @@ impl VirtualServices {
         &self.list
     }
 
-    /// The one that decides for `host`: the most specific host wins, then what is only for the client's namespace, then what is
-    /// exported to it by name, then what is for all; then the oldest.
+    /// The one that decides for `host`: the most specific host wins, then what is only for the client's namespace, then
+    /// what is exported to it by name, then what is for all; then the oldest.
     pub(crate) fn index_for(&self, host: &HostPattern, client: Option<&Namespace>) -> Option<usize> {
         self.hosts.covering(host).find_map(|list| self.best(list, client))
     }
@@ -70,8 +70,16 @@ impl VirtualServices {
     }
 
     /// All that could decide for `host`, for some client.
-    pub(crate) fn covering<'i>(&'i self, host: &'i HostPattern) -> impl Iterator<Item = (usize, &'i MeshVirtualService)> {
+    pub(crate) fn covering<'i>(
+        &'i self,
+        host: &'i HostPattern,
+    ) -> impl Iterator<Item = (usize, &'i MeshVirtualService)> {
         self.hosts.covering(host).flatten().map(|index| (*index as usize, &self.list[*index as usize]))
+    }
+
+    /// Whether a VirtualService is the first of those that name this very host.
+    pub(crate) fn is_first(&self, host: &HostPattern, index: usize) -> bool {
+        self.hosts.of(host).first().is_some_and(|first| *first as usize == index)
     }
 
     fn best(&self, list: &[u32], client: Option<&Namespace>) -> Option<usize> {
@@ -88,12 +96,14 @@ impl VirtualServices {
     }
 }
 
-/// Oldest first (no timestamp is the oldest), then by `NAME.NAMESPACE`: Istio's order where several resources claim the same.
+/// Oldest first (no timestamp is the oldest), then by `NAME.NAMESPACE`: Istio's order where several resources claim the
+/// same.
 pub(crate) fn precedence(resource: &Resource) -> (Option<&str>, &str, &str) {
     (resource.created.as_deref(), resource.key.name.as_str(), resource.key.namespace.as_str())
 }
 
-/// DestinationRules for one host in one namespace, merged as Istio merges them: the oldest policy that is there, and all subsets.
+/// DestinationRules for one host in one namespace, merged as Istio merges them: the oldest policy that is there, and
+/// all subsets.
 #[derive(Debug, Clone)]
 pub struct MergedRule {
     /// The host, or the wildcard.
@@ -155,7 +165,13 @@ impl DestinationRules {
         (rules, diagnostics)
     }
 
-    fn add(&mut self, resources: &[Resource], index: usize, rule: &Arc<DestinationRule>, diagnostics: &mut Vec<Diagnostic>) {
+    fn add(
+        &mut self,
+        resources: &[Resource],
+        index: usize,
+        rule: &Arc<DestinationRule>,
+        diagnostics: &mut Vec<Diagnostic>,
+    ) {
         let resource = &resources[index];
         let namespace = &resource.key.namespace;
         let same = self.hosts.of(&rule.host).iter().copied().find(|other| {
@@ -187,9 +203,14 @@ impl DestinationRules {
         &self.list
     }
 
-    /// The one that applies when a client in `client` calls a service of `service` by `host`: from the client's namespace, else
-    /// from the service's, else from the root namespace; in each the most specific host.
-    pub(crate) fn index_for(&self, host: &HostPattern, service: &Namespace, client: Option<&Namespace>) -> Option<usize> {
+    /// The one that applies when a client in `client` calls a service of `service` by `host`: from the client's
+    /// namespace, else from the service's, else from the root namespace; in each the most specific host.
+    pub(crate) fn index_for(
+        &self,
+        host: &HostPattern,
+        service: &Namespace,
+        client: Option<&Namespace>,
+    ) -> Option<usize> {
         let is_root = |namespace: &Namespace| namespace.as_str() == ROOT_NAMESPACE;
         let local = client
             .filter(|client| !is_root(client))

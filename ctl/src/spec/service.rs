@@ -64,8 +64,8 @@ pub enum TargetPort {
 pub struct EndpointSlice {
     /// The label `kubernetes.io/service-name`.
     pub service: Name,
-    /// `metadata.labels`: they count as labels of each endpoint, under those of its Pod. So a slice for each version, with
-    /// `version: v1`, makes subsets without any Pod in the files.
+    /// `metadata.labels`: they count as labels of each endpoint, under those of its Pod. So a slice for each version,
+    /// with `version: v1`, makes subsets without any Pod in the files.
     pub labels: Labels,
     /// `ports`; all endpoints have all of them.
     pub ports: Vec<SlicePort>,
@@ -87,7 +87,8 @@ pub struct SlicePort {
 pub struct SliceEndpoint {
     /// The address.
     pub address: IpAddr,
-    /// `conditions.ready`, true where it is not said. (`serving` and `terminating` do not count, as in Istio's default.)
+    /// `conditions.ready`, true where it is not said. (`serving` and `terminating` do not count, as in Istio's
+    /// default.)
     pub ready: bool,
     /// `targetRef.name`, where `targetRef.kind` is `Pod`.
     pub pod: Option<Arc<str>>,

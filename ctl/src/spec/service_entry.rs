@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use serde::{Serialize, Serializer};
 
-use super::value::{ExportTo, HostPattern, Hostname, Labels, Port, PortName, Protocol};
 use super::Position;
+use super::value::{ExportTo, HostPattern, Hostname, Labels, Port, PortName, Protocol};
 
 /// `networking.istio.io` ServiceEntry.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -39,8 +39,21 @@ impl InvalidValue {
 macro_rules! text {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Debug, Clone, PartialEq, Eq, Hash)]
         pub struct $name(Arc<str>);
+
+        // Texts are shared, so that most comparisons of equal ones need not look at them.
+        impl PartialOrd for $name {
+            fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+                Some(self.cmp(other))
+            }
+        }
+
+        impl Ord for $name {
+            fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+                if Arc::ptr_eq(&self.0, &other.0) { std::cmp::Ordering::Equal } else { self.0.cmp(&other.0) }
+            }
+        }
 
         impl $name {
             /// The text itself.
@@ -101,7 +114,8 @@ text!(
     HeaderValue
 );
 text!(
-    /// A regular expression in RE2 syntax that compiles within [`REGEX_BYTES_MAX`](limits::REGEX_BYTES_MAX). It must match the whole text.
+    /// A regular expression in RE2 syntax that compiles within [`REGEX_BYTES_MAX`](limits::REGEX_BYTES_MAX). It must
+    /// match the whole text.
     Pattern
 );
 text!(
@@ -165,7 +179,8 @@ impl HeaderName {
         Ok(Self(lower(text)))
     }
 
-    /// As [`Self::parse`], and `:authority` too: Istio allows it where request headers are set, as another word for `host`.
+    /// As [`Self::parse`], and `:authority` too: Istio allows it where request headers are set, as another word for
+    /// `host`.
     pub fn parse_or_authority(text: &str) -> Result<Self, InvalidValue> {
         match text {
             _ if text.eq_ignore_ascii_case(":authority") => Ok(Self("host".into())),
@@ -180,7 +195,9 @@ impl HeaderName {
     /// As [`Self::parse`], without `host` and pseudo-headers: what Istio allows on responses and in `remove`.
     pub fn parse_changeable(text: &str) -> Result<Self, InvalidValue> {
         if text.starts_with(':') || text.eq_ignore_ascii_case("host") {
-            return Err(InvalidValue::new(format!("`{text}` cannot be changed here: `host` and pseudo-headers are fixed")));
+            return Err(InvalidValue::new(format!(
+                "`{text}` cannot be changed here: `host` and pseudo-headers are fixed"
+            )));
         }
         Self::parse(text)
     }
@@ -205,8 +222,8 @@ impl Pattern {
         if text.is_empty() {
             return Err(InvalidValue::with_hint("regular expression is empty", "write `.*` to match everything"));
         }
-        // The very check that proxies apply; the pattern alone must compile too, or `a)(b` would pass by the parentheses
-        // around it.
+        // The very check that proxies apply; the pattern alone must compile too, or `a)(b` would pass by the
+        // parentheses around it.
         let checked = regexes::compile(text).and_then(|_| regexes::compile(&regexes::anchored(text)));
         match checked {
             Ok(_) => Ok(Self(text.into())),
@@ -226,9 +243,7 @@ impl Hostname {
     /// A fully qualified name. A trailing dot is dropped, case too.
     pub fn parse(text: &str) -> Result<Self, InvalidValue> {
         let text = text.strip_suffix('.').unwrap_or(text);
-        if text.is_empty() || text.len() > 255 {
-            return Err(InvalidValue::new(format!("`{text}` is not a host name: it must have 1 to 255 characters")));
-        }
+        host_length(text)?;
         for label in text.split('.') {
             host_label(label).map_err(|why| InvalidValue::new(format!("`{text}` is not a host name: {why}")))?;
         }
@@ -247,7 +262,20 @@ impl Hostname {
         if host.0.contains('.') || host.0.parse::<IpAddr>().is_ok() {
             return Ok(host);
         }
-        Ok(Self(format!("{host}.{namespace}.svc.{CLUSTER_DOMAIN}").into()))
+        let full = format!("{host}.{namespace}.svc.{CLUSTER_DOMAIN}");
+        host_length(&full)?;
+        Ok(Self(full.into()))
+    }
+}
+
+fn host_length(text: &str) -> Result<(), InvalidValue> {
+    match text.len() {
+        1..=limits::HOST_BYTES_MAX => Ok(()),
+        0 => Err(InvalidValue::new("host name is empty")),
+        length => {
+            let message = format!("host name has {length} characters; at most {} are allowed", limits::HOST_BYTES_MAX);
+            Err(InvalidValue::new(message))
+        }
     }
 }
 
@@ -269,13 +297,20 @@ impl HostPattern {
             return Ok(Self::Any);
         }
         match text.strip_prefix("*.") {
-            Some(suffix) => Ok(Self::Suffix(Hostname::parse(suffix)?)),
+            Some(suffix) => Self::suffix(suffix),
             None if text.starts_with('*') => Err(InvalidValue::with_hint(
                 format!("`{text}` is not a host: `*` must be a label of its own"),
                 format!("write `*.{}`", text.trim_start_matches('*').trim_start_matches('.')),
             )),
             None => Hostname::resolve(text, namespace).map(Self::Exact),
         }
+    }
+
+    /// `*.` and this. The table keeps it with its leading dot, which must fit too.
+    pub fn suffix(text: &str) -> Result<Self, InvalidValue> {
+        let suffix = Hostname::parse(text)?;
+        host_length(&format!(".{suffix}"))?;
+        Ok(Self::Suffix(suffix))
     }
 
     /// Whether `host` is one of these.
@@ -353,7 +388,10 @@ impl fmt::Display for Port {
 
 /// Labels of a resource or endpoint, sorted by key; clones are shared.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Labels(Option<Arc<[(Arc<str>, Arc<str>)]>>);
+pub struct Labels(Option<Arc<[Label]>>);
+
+/// Key and value.
+type Label = (Arc<str>, Arc<str>);
 
 impl Labels {
     /// Sorted and shared; later duplicates of a key win.
@@ -446,8 +484,8 @@ impl ExportTo {
     }
 }
 
-/// What a port speaks, as Istio finds it out: `appProtocol`, then the port's `protocol` (ServiceEntry), then the prefix of its
-/// name (`http-web`), then a well-known number, else unknown (Istio sniffs).
+/// What a port speaks, as Istio finds it out: `appProtocol`, then the port's `protocol` (ServiceEntry), then the prefix
+/// of its name (`http-web`), then a well-known number, else unknown (Istio sniffs).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
@@ -522,7 +560,8 @@ fn is_token(c: char) -> bool {
 fn dns_label(text: &str) -> Result<(), InvalidValue> {
     let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = text.as_bytes();
-    let valid = matches!(bytes, [first, .., last] if fits(*first) && fits(*last)) || matches!(bytes, [one] if fits(*one));
+    let valid =
+        matches!(bytes, [first, .., last] if fits(*first) && fits(*last)) || matches!(bytes, [one] if fits(*one));
     if valid && text.len() <= 63 && bytes.iter().all(|byte| fits(*byte) || *byte == b'-') {
         return Ok(());
     }
@@ -533,7 +572,7 @@ fn dns_label(text: &str) -> Result<(), InvalidValue> {
 }
 
 fn dns_subdomain(text: &str) -> Result<(), InvalidValue> {
-    if text.len() <= 253 && !text.is_empty() && text.split('.').all(|label| dns_label_any_length(label)) {
+    if text.len() <= 253 && !text.is_empty() && text.split('.').all(dns_label_any_length) {
         return Ok(());
     }
     Err(InvalidValue::with_hint(
@@ -545,7 +584,9 @@ fn dns_subdomain(text: &str) -> Result<(), InvalidValue> {
 fn dns_label_any_length(text: &str) -> bool {
     let fits = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = text.as_bytes();
-    bytes.first().is_some_and(fits) && bytes.last().is_some_and(fits) && bytes.iter().all(|byte| fits(byte) || *byte == b'-')
+    bytes.first().is_some_and(fits)
+        && bytes.last().is_some_and(fits)
+        && bytes.iter().all(|byte| fits(byte) || *byte == b'-')
 }
 
 /// As Istio's: a DNS label in any case, `_` allowed since real hosts have it.

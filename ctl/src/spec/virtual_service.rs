@@ -1,6 +1,7 @@
 //! Istio's VirtualService: ordered rules that decide, for the hosts that it names, where a request goes.
 //!
-//! Only `http` rules and the `mesh` gateway are honoured. A rule keeps its [`Position`] so that `explain` can name its line.
+//! Only `http` rules and the `mesh` gateway are honoured. A rule keeps its [`Position`] so that `explain` can name its
+//! line.
 
 use std::{sync::Arc, time::Duration};
 
@@ -169,7 +170,8 @@ impl Headers {
     }
 }
 
-/// `set`, `add` and `remove`, in the order in which they stand in the document. `host` in `set` or `add` is the authority.
+/// `set`, `add` and `remove`, in the order in which they stand in the document. `host` in `set` or `add` is the
+/// authority.
 #[derive(Debug, Clone, PartialEq, Serialize, Default)]
 pub struct HeaderOperations {
     /// Overwrites.
@@ -202,7 +204,8 @@ pub struct Rewrite {
 pub enum UriRewrite {
     /// `uri`: where the match was a prefix, the prefix is replaced by this; otherwise the whole path.
     Replace(Arc<str>),
-    /// `uriRegexRewrite`: every occurrence of `pattern` becomes `substitution`, in which `\1` to `\9` are groups, `\0` is all.
+    /// `uriRegexRewrite`: every occurrence of `pattern` becomes `substitution`, in which `\1` to `\9` are groups, `\0`
+    /// is all.
     Regex {
         /// `match`.
         pattern: Pattern,

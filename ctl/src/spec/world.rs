@@ -21,8 +21,8 @@ pub struct World {
 }
 
 impl World {
-    /// Puts resources together. The result does not depend on their order, except that of two with the same key the first is
-    /// kept; the second is an error that names both places.
+    /// Puts resources together. The result does not depend on their order, except that of two with the same key the
+    /// first is kept; the second is an error that names both places.
     pub fn assemble(mut resources: Vec<Resource>) -> (Self, Vec<Diagnostic>) {
         resources.sort_by(|a, b| a.key.cmp(&b.key));
         let mut diagnostics = Vec::new();
@@ -65,7 +65,8 @@ impl World {
     /// One resource.
     pub fn resource(&self, kind: Kind, namespace: &str, name: &str) -> Option<&Resource> {
         let list = self.of_kind(kind);
-        let key = |resource: &Resource| (resource.key.namespace.as_str(), resource.key.name.as_str()).cmp(&(namespace, name));
+        let key =
+            |resource: &Resource| (resource.key.namespace.as_str(), resource.key.name.as_str()).cmp(&(namespace, name));
         list.binary_search_by(key).ok().map(|index| &list[index])
     }
 
@@ -84,8 +85,8 @@ impl World {
         &self.destination_rules
     }
 
-    /// What the references between resources tell: hosts, subsets and ports that do not exist, rules that contradict each other.
-    /// All of it is accepted; traffic to what does not exist is answered with 503.
+    /// What the references between resources tell: hosts, subsets and ports that do not exist, rules that contradict
+    /// each other. All of it is accepted; traffic to what does not exist is answered with 503.
     pub fn analyze(&self) -> Vec<Diagnostic> {
         let mut diagnostics = analyze::analyze(self);
         diagnostic::sort(&mut diagnostics);

@@ -1,6 +1,7 @@
 //! A real control process, and proxies that speak the link protocol without any data plane.
 
-#![allow(dead_code, reason = "each test file uses its own part of this")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a failure here is the failure of a test")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part of this module")]
 
 use std::{
     fs,

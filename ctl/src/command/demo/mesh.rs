@@ -75,15 +75,9 @@ impl Mesh {
             )));
         }
         let dir = tempfile::Builder::new().prefix("meshring-demo-").tempdir().map_err(refused)?;
-        let [productpage, outbound, inbound_v1, inbound_v2, v1, v2] = free_addresses([
-            Ipv4Addr::LOCALHOST,
-            Ipv4Addr::LOCALHOST,
-            REVIEWS_V1,
-            REVIEWS_V2,
-            REVIEWS_V1,
-            REVIEWS_V2,
-        ])
-        .map_err(refused)?;
+        let [productpage, outbound, inbound_v1, inbound_v2, v1, v2] =
+            free_addresses([Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST, REVIEWS_V1, REVIEWS_V2, REVIEWS_V1, REVIEWS_V2])
+                .map_err(refused)?;
         let addresses = Addresses { productpage, outbound, inbound: [inbound_v1, inbound_v2], reviews: [v1, v2] };
         let client = Client::new(&dir.path().join("run"));
         Ok(Self { dir, meshring, proxy, addresses, processes: Vec::new(), client })

@@ -14,16 +14,22 @@ use crate::{
     },
 };
 
-const SPEC: Fields =
-    Fields { honoured: &["host", "trafficPolicy", "subsets", "exportTo", "workloadSelector"], not_yet: &[], silent: &[] };
+const SPEC: Fields = Fields {
+    honoured: &["host", "trafficPolicy", "subsets", "exportTo", "workloadSelector"],
+    not_yet: &[],
+    silent: &[],
+};
 const SUBSET: Fields = Fields { honoured: &["name", "labels", "trafficPolicy"], not_yet: &[], silent: &[] };
 const POLICY: Fields = Fields {
     honoured: &["loadBalancer", "portLevelSettings"],
     not_yet: &["connectionPool", "outlierDetection", "tls", "tunnel", "proxyProtocol", "retryBudget"],
     silent: &[],
 };
-const PORT_POLICY: Fields =
-    Fields { honoured: &["port", "loadBalancer"], not_yet: &["connectionPool", "outlierDetection", "tls"], silent: &[] };
+const PORT_POLICY: Fields = Fields {
+    honoured: &["port", "loadBalancer"],
+    not_yet: &["connectionPool", "outlierDetection", "tls"],
+    silent: &[],
+};
 const LOAD_BALANCER: Fields = Fields {
     honoured: &["simple"],
     not_yet: &["consistentHash", "localityLbSetting", "warmupDurationSecs", "warmup"],
@@ -92,7 +98,10 @@ fn subsets(r: &mut Reader<'_>, spec: &mut Object<'_, '_, '_>) -> Vec<Subset> {
             continue;
         };
         // Istio: a DNS label of letters in any case, since the name becomes part of a cluster's name.
-        if name.is_empty() || name.len() > 63 || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)) {
+        if name.is_empty()
+            || name.len() > 63
+            || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        {
             let message = format!("`{name}` is not a subset name");
             r.error(Code::INVALID_VALUE, at, &path.field("name"), message, "write at most 63 letters, digits and `-`");
         }
@@ -160,7 +169,13 @@ fn load_balancer(r: &mut Reader<'_>, object: &mut Object<'_, '_, '_>) -> Option<
         "PASSTHROUGH" => Some(LoadBalancer::Passthrough),
         "UNSPECIFIED" => None,
         "LEAST_CONN" => {
-            r.warning(Code::DEPRECATED, at, &path, "LEAST_CONN is deprecated", "write LEAST_REQUEST, which means the same");
+            r.warning(
+                Code::DEPRECATED,
+                at,
+                &path,
+                "LEAST_CONN is deprecated",
+                "write LEAST_REQUEST, which means the same",
+            );
             Some(LoadBalancer::LeastRequest)
         }
         other => {

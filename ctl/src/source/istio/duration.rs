@@ -59,7 +59,8 @@ mod tests {
 
     #[test]
     fn durations_are_those_of_istio() {
-        let cases = [("10s", 10_000), ("1.5s", 1_500), ("1m30s", 90_000), ("200ms", 200), ("1h", 3_600_000), ("1000us", 1)];
+        let cases =
+            [("10s", 10_000), ("1.5s", 1_500), ("1m30s", 90_000), ("200ms", 200), ("1h", 3_600_000), ("1000us", 1)];
         for (text, ms) in cases {
             assert_eq!(parse(text), Ok(Duration::from_millis(ms)), "{text}");
         }

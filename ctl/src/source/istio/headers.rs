@@ -28,8 +28,12 @@ pub(crate) fn field(r: &mut Reader<'_>, object: &mut Object<'_, '_, '_>) -> Head
     let response = headers.field("response");
     headers.finish(r, &HEADERS);
     Headers {
-        request: request.map(|node| operations(r, node, &request_path, HeaderName::parse_or_authority)).unwrap_or_default(),
-        response: response.map(|node| operations(r, node, &response_path, HeaderName::parse_changeable)).unwrap_or_default(),
+        request: request
+            .map(|node| operations(r, node, &request_path, HeaderName::parse_or_authority))
+            .unwrap_or_default(),
+        response: response
+            .map(|node| operations(r, node, &response_path, HeaderName::parse_changeable))
+            .unwrap_or_default(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Istio's networking API: `networking.istio.io` v1, v1beta1 and v1alpha3, which have the same fields.
 //!
-//! What is checked is what Istio's admission webhook checks (`pkg/config/validation`); what the API knows and we do not honour
-//! yet stands in a table beside each reader, so that each use of it is reported and none is dropped in silence.
+//! What is checked is what Istio's admission webhook checks (`pkg/config/validation`); what the API knows and we do not
+//! honour yet stands in a table beside each reader, so that each use of it is reported and none is dropped in silence.
 
 pub(crate) mod destination_rule;
 pub(crate) mod duration;

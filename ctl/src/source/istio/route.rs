@@ -12,7 +12,8 @@ use crate::{
     spec::{
         value::{HeaderValue, Hostname, Namespace, Port},
         virtual_service::{
-            Action, DirectResponse, HttpMatch, HttpRoute, Redirect, RedirectPort, Rewrite, UriRewrite, WeightedDestination,
+            Action, DirectResponse, HttpMatch, HttpRoute, Redirect, RedirectPort, Rewrite, UriRewrite,
+            WeightedDestination,
         },
     },
 };
@@ -27,8 +28,11 @@ const DESTINATION: Fields = Fields { honoured: &["host", "subset", "port"], not_
 const PORT: Fields = Fields { honoured: &["number"], not_yet: &[], silent: &[] };
 const REWRITE: Fields = Fields { honoured: &["uri", "authority", "uriRegexRewrite"], not_yet: &[], silent: &[] };
 const REGEX_REWRITE: Fields = Fields { honoured: &["match", "rewrite"], not_yet: &[], silent: &[] };
-const REDIRECT: Fields =
-    Fields { honoured: &["uri", "authority", "scheme", "port", "derivePort", "redirectCode"], not_yet: &[], silent: &[] };
+const REDIRECT: Fields = Fields {
+    honoured: &["uri", "authority", "scheme", "port", "derivePort", "redirectCode"],
+    not_yet: &[],
+    silent: &[],
+};
 const RESPONSE: Fields = Fields { honoured: &["status", "body"], not_yet: &[], silent: &[] };
 const BODY: Fields = Fields { honoured: &["string", "bytes"], not_yet: &[], silent: &[] };
 
@@ -53,7 +57,8 @@ pub(crate) fn read(
     let rewrites_authority = rewrite.as_ref().is_some_and(|rewrite| rewrite.authority.is_some());
     headers::check_authority(r, &headers, rewrites_authority, node.at, path);
     object.finish(r, &ROUTE);
-    let route = HttpRoute { at: node.at, index: index as u32, name, matches, action: action?, headers, rewrite, timeout };
+    let route =
+        HttpRoute { at: node.at, index: index as u32, name, matches, action: action?, headers, rewrite, timeout };
     for_mesh.then_some(route)
 }
 
@@ -82,7 +87,12 @@ fn matches(r: &mut Reader<'_>, object: &mut Object<'_, '_, '_>) -> (Vec<HttpMatc
     (matches, for_mesh)
 }
 
-fn action(r: &mut Reader<'_>, object: &mut Object<'_, '_, '_>, namespace: &Namespace, rewrites: bool) -> Option<Action> {
+fn action(
+    r: &mut Reader<'_>,
+    object: &mut Object<'_, '_, '_>,
+    namespace: &Namespace,
+    rewrites: bool,
+) -> Option<Action> {
     let (at, path) = (object.at, object.path);
     let route = object.field("route").filter(|node| !matches!(&node.value, Value::Sequence(items) if items.is_empty()));
     let redirect = object.field("redirect");
@@ -146,8 +156,10 @@ fn destinations(
         r.error(Code::INVALID_WEIGHT, node.at, path, message, "write weights that add up to 100");
     } else if sum != 100 && items.len() > 1 {
         let share = |weight: u32| f64::from(weight) * 100.0 / sum as f64;
-        let shares: Vec<_> = destinations.iter().map(|destination| format!("{:.1}%", share(destination.weight))).collect();
-        let message = format!("the weights add up to {sum}, not 100: they are taken as relative ({})", shares.join(", "));
+        let shares: Vec<_> =
+            destinations.iter().map(|destination| format!("{:.1}%", share(destination.weight))).collect();
+        let message =
+            format!("the weights add up to {sum}, not 100: they are taken as relative ({})", shares.join(", "));
         r.warning(Code::WEIGHT_SUM, node.at, path, message, "write weights that add up to 100");
     }
     Some(destinations)
@@ -273,7 +285,13 @@ fn regex_rewrite(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>) -> Option
 }
 
 /// RE2's substitution: `\0` to `\9` and `\\`, and groups that exist.
-fn substitution(r: &mut Reader<'_>, text: &str, at: Position, path: &Path<'_>, pattern: Option<&str>) -> Option<Arc<str>> {
+fn substitution(
+    r: &mut Reader<'_>,
+    text: &str,
+    at: Position,
+    path: &Path<'_>,
+    pattern: Option<&str>,
+) -> Option<Arc<str>> {
     let value = r.valid(at, path, uri_text(text))?;
     let groups = pattern.and_then(|pattern| regex::Regex::new(pattern).ok()).map(|regex| regex.captures_len());
     let mut characters = text.chars();
@@ -286,14 +304,21 @@ fn substitution(r: &mut Reader<'_>, text: &str, at: Position, path: &Path<'_>, p
             Some(digit @ '0'..='9') => {
                 let group = digit as usize - '0' as usize;
                 if let Some(groups) = groups.filter(|groups| group >= *groups) {
-                    let message = format!("`\\{group}` refers to a group that the match has not: it has {}", groups - 1);
+                    let message =
+                        format!("`\\{group}` refers to a group that the match has not: it has {}", groups - 1);
                     r.error(Code::INVALID_VALUE, at, path, message, "put the part to keep into parentheses in `match`");
                     return None;
                 }
             }
             _ => {
                 let message = "a backslash must be followed by a digit or a backslash";
-                r.error(Code::INVALID_VALUE, at, path, message, "write `\\1` for the first group, `\\\\` for a backslash");
+                r.error(
+                    Code::INVALID_VALUE,
+                    at,
+                    path,
+                    message,
+                    "write `\\1` for the first group, `\\\\` for a backslash",
+                );
                 return None;
             }
         }
@@ -417,7 +442,13 @@ fn read_body(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>) -> Option<Vec
         (None, Some((text, at))) => {
             let decoded = base64(text);
             if decoded.is_none() {
-                r.error(Code::INVALID_VALUE, at, &path.field("bytes"), "is not base64", "write text into `string` instead");
+                r.error(
+                    Code::INVALID_VALUE,
+                    at,
+                    &path.field("bytes"),
+                    "is not base64",
+                    "write text into `string` instead",
+                );
             }
             decoded
         }

@@ -66,7 +66,13 @@ pub(crate) fn read(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>) -> Opti
         rule.ignore_uri_case = r.boolean(node, &path.field("ignoreUriCase")).unwrap_or_default();
         if rule.ignore_uri_case && !matches!(rule.uri, Some(StringMatch::Exact(_) | StringMatch::Prefix(_))) {
             let message = "has no effect without `uri.exact` or `uri.prefix`";
-            r.warning(Code::NO_EFFECT, node.at, &path.field("ignoreUriCase"), message, "write `(?i)` in the regex instead");
+            r.warning(
+                Code::NO_EFFECT,
+                node.at,
+                &path.field("ignoreUriCase"),
+                message,
+                "write `(?i)` in the regex instead",
+            );
         }
     }
     let for_mesh = gateways(r, &mut object, path);

@@ -67,16 +67,25 @@ pub(crate) fn read(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, metadata: 
     let wildcard = hosts.iter().any(|host| host.exact().is_none());
     if wildcard && items.is_empty() && matches!(resolution, Resolution::Dns | Resolution::DnsRoundRobin) {
         let message = "a wildcard cannot be resolved by DNS";
-        r.error(Code::CONFLICT, spec.at, &path.field("resolution"), message, "write `resolution: NONE`, or `endpoints:`");
+        r.error(
+            Code::CONFLICT,
+            spec.at,
+            &path.field("resolution"),
+            message,
+            "write `resolution: NONE`, or `endpoints:`",
+        );
     }
     spec.finish(r, &SPEC);
-    let entry =
-        ServiceEntry { hosts, addresses, ports, location, resolution, endpoints, workload_selector, export_to };
+    let entry = ServiceEntry { hosts, addresses, ports, location, resolution, endpoints, workload_selector, export_to };
     (!r.failed).then_some(entry)
 }
 
 /// A WorkloadEntry as a resource of its own.
-pub(crate) fn read_workload(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, metadata: &Metadata) -> Option<Workload> {
+pub(crate) fn read_workload(
+    r: &mut Reader<'_>,
+    root: &mut Object<'_, '_, '_>,
+    metadata: &Metadata,
+) -> Option<Workload> {
     let path = root.path.field("spec");
     let Some(node) = root.field("spec") else {
         r.missing(root.at, &path, "write `spec:` with `address:`");
@@ -120,7 +129,13 @@ fn workload(r: &mut Reader<'_>, mut object: Object<'_, '_, '_>, under: &Labels) 
         Some((weight, _)) if (0..=WEIGHT_MAX).contains(&weight) => weight as u32,
         Some((weight, at)) => {
             let message = format!("weight {weight} is not between 0 and {WEIGHT_MAX}");
-            r.error(Code::INVALID_WEIGHT, at, &path.field("weight"), message, "write a share of all endpoints' weights");
+            r.error(
+                Code::INVALID_WEIGHT,
+                at,
+                &path.field("weight"),
+                message,
+                "write a share of all endpoints' weights",
+            );
             1
         }
     };
@@ -174,7 +189,13 @@ fn check_endpoint(
     match (resolution, &endpoint.address) {
         (Resolution::None, _) => {
             let message = "resolution is NONE, so there can be no endpoints";
-            r.error(Code::CONFLICT, node.at, path, message, "write `resolution: STATIC` for addresses, or DNS for names");
+            r.error(
+                Code::CONFLICT,
+                node.at,
+                path,
+                message,
+                "write `resolution: STATIC` for addresses, or DNS for names",
+            );
         }
         (Resolution::Static, Address::Name(name)) => {
             let message = format!("`{name}` is a name, but resolution is STATIC");
@@ -221,7 +242,13 @@ fn location(r: &mut Reader<'_>, spec: &mut Object<'_, '_, '_>) -> Location {
         Some(("MESH_INTERNAL", _)) => Location::MeshInternal,
         Some((other, at)) => {
             let message = format!("`{other}` is not a location");
-            r.error(Code::INVALID_VALUE, at, &spec.path.field("location"), message, "write MESH_EXTERNAL or MESH_INTERNAL");
+            r.error(
+                Code::INVALID_VALUE,
+                at,
+                &spec.path.field("location"),
+                message,
+                "write MESH_EXTERNAL or MESH_INTERNAL",
+            );
             Location::MeshExternal
         }
     }
@@ -252,7 +279,7 @@ fn hosts(r: &mut Reader<'_>, spec: &mut Object<'_, '_, '_>) -> Vec<HostPattern> 
 /// A ServiceEntry's hosts are taken as they are: a name without a dot stays one.
 fn full_host(text: &str) -> Result<HostPattern, InvalidValue> {
     match text.strip_prefix("*.") {
-        Some(suffix) => Hostname::parse(suffix).map(HostPattern::Suffix),
+        Some(suffix) => HostPattern::suffix(suffix),
         None if text == "*" => Ok(HostPattern::Any),
         None => Hostname::parse(text).map(HostPattern::Exact),
     }
@@ -266,7 +293,9 @@ fn addresses(r: &mut Reader<'_>, spec: &mut Object<'_, '_, '_>) -> Vec<IpAddr> {
         let Some(text) = r.string(node, &path) else { continue };
         match text.split_once('/') {
             None => addresses.extend(r.valid(node.at, &path, crate::source::kubernetes::ip(text))),
-            Some((address, bits)) if address.parse::<IpAddr>().is_ok() && bits.parse::<u8>().is_ok_and(|bits| bits <= 128) => {
+            Some((address, bits))
+                if address.parse::<IpAddr>().is_ok() && bits.parse::<u8>().is_ok_and(|bits| bits <= 128) =>
+            {
                 let message = "address ranges are not yet honoured";
                 r.warning(Code::VALUE_NOT_HONOURED, node.at, &path, message, "");
             }

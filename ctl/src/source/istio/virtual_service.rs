@@ -2,13 +2,13 @@
 
 use super::{export_to, route};
 use crate::{
-    diagnostic::Code,
+    diagnostic::{Code, Position},
     source::{
         decode::{Fields, Object, Path, Reader},
         resource::Metadata,
     },
     spec::{
-        value::{HostPattern, Hostname, InvalidValue, Namespace},
+        value::{HostPattern, InvalidValue, Namespace},
         virtual_service::{Host, HttpMatch, HttpRoute, VirtualService},
     },
 };
@@ -67,7 +67,8 @@ fn hosts(r: &mut Reader<'_>, spec: &mut Object<'_, '_, '_>, namespace: &Namespac
     let items = spec.list(r, "hosts");
     if items.is_empty() && !r.failed {
         let message = "is missing or empty";
-        let hint = "write `hosts:` with the names that clients ask for (a VirtualService to delegate to is not yet honoured)";
+        let hint =
+            "write `hosts:` with the names that clients ask for (a VirtualService to delegate to is not yet honoured)";
         r.error(Code::MISSING_FIELD, spec.at, &path, message, hint);
     }
     let mut hosts: Vec<Host> = Vec::with_capacity(items.len());
@@ -109,13 +110,11 @@ fn virtual_host(text: &str, namespace: &Namespace) -> Result<HostPattern, Invali
             format!("write `{host}`, and `match.port` in the rules"),
         ));
     }
-    match HostPattern::resolve(text, namespace)? {
-        HostPattern::Exact(host) => Ok(HostPattern::Exact(Hostname::parse(host.as_str())?)),
-        pattern => Ok(pattern),
-    }
+    HostPattern::resolve(text, namespace)
 }
 
-/// As Istio's analysis: a rule after one that matches everything, or of which each match stands in an earlier rule, is dead.
+/// As Istio's analysis: a rule after one that matches everything, or of which each match stands in an earlier rule, is
+/// dead.
 fn unreachable_rules(r: &mut Reader<'_>, http: &[HttpRoute], path: &Path<'_>) {
     let Some(last) = http.iter().find(|route| route.is_match_all()) else {
         return duplicate_matches(r, http, path);
@@ -132,20 +131,19 @@ fn duplicate_matches(r: &mut Reader<'_>, http: &[HttpRoute], path: &Path<'_>) {
     if http.len() > 512 {
         return;
     }
+    // Two matches are the same that differ in nothing but name and place.
+    let bare = |rule: &HttpMatch| HttpMatch { at: Position::default(), name: None, ..rule.clone() };
+    let conditions: Vec<Vec<HttpMatch>> = http.iter().map(|route| route.matches.iter().map(bare).collect()).collect();
     for (index, route) in http.iter().enumerate() {
-        for candidate in &route.matches {
-            let earlier = http[..index].iter().find(|earlier| earlier.matches.iter().any(|other| same(other, candidate)));
-            if let Some(earlier) = earlier {
-                let message = format!("the match stands in rule {} at {} already and is never reached", earlier.index, earlier.at);
-                let path = path.index(route.index as usize);
-                r.warning(Code::UNREACHABLE_RULE, candidate.at, &path, message, "remove it");
-            }
+        for (candidate, wanted) in route.matches.iter().zip(&conditions[index]) {
+            let Some(earlier) = conditions[..index].iter().position(|earlier| earlier.contains(wanted)) else {
+                continue;
+            };
+            let earlier = &http[earlier];
+            let message =
+                format!("the match stands in rule {} at {} already and is never reached", earlier.index, earlier.at);
+            let path = path.index(route.index as usize);
+            r.warning(Code::UNREACHABLE_RULE, candidate.at, &path, message, "remove it");
         }
     }
-}
-
-/// Whether two matches differ in nothing but name and place.
-fn same(a: &HttpMatch, b: &HttpMatch) -> bool {
-    let bare = |rule: &HttpMatch| HttpMatch { at: Default::default(), name: None, ..rule.clone() };
-    bare(a) == bare(b)
 }

@@ -42,9 +42,22 @@ pub(crate) fn read(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, metadata: 
     match root.text(r, "addressType") {
         Some(("IPv4" | "IPv6", _)) => {}
         Some(("FQDN", at)) => {
+            root.field("ports");
+            root.field("endpoints");
             let message = "FQDN is not honoured, as Kubernetes itself does not: its endpoints are not used";
-            r.warning(Code::VALUE_NOT_HONOURED, at, &path.field("addressType"), message, "use a ServiceEntry with resolution DNS");
-            return Some(EndpointSlice { service: service?, labels: metadata.labels.clone(), ports: Vec::new(), endpoints: Vec::new() });
+            r.warning(
+                Code::VALUE_NOT_HONOURED,
+                at,
+                &path.field("addressType"),
+                message,
+                "use a ServiceEntry with resolution DNS",
+            );
+            return Some(EndpointSlice {
+                service: service?,
+                labels: metadata.labels.clone(),
+                ports: Vec::new(),
+                endpoints: Vec::new(),
+            });
         }
         Some((other, at)) => {
             let message = format!("`{other}` is not an address type");

@@ -14,8 +14,13 @@ use crate::{
 };
 
 pub(crate) fn read(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, metadata: &Metadata) -> Option<Pod> {
-    let mut pod =
-        Pod { labels: metadata.labels.clone(), addresses: Vec::new(), ready: true, service_account: None, ports: Vec::new() };
+    let mut pod = Pod {
+        labels: metadata.labels.clone(),
+        addresses: Vec::new(),
+        ready: true,
+        service_account: None,
+        ports: Vec::new(),
+    };
     let spec_path = root.path.field("spec");
     if let Some(mut spec) = root.field("spec").and_then(|node| r.object(node, &spec_path)) {
         pod.service_account = spec.text(r, "serviceAccountName").map(|(text, _)| r.share(text));

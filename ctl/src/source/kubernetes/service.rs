@@ -11,7 +11,7 @@ use crate::{
     },
     spec::{
         service::{Service, ServiceKind, ServicePort, TargetPort},
-        value::{ExportTo, Hostname, Labels, Port, PortName, Protocol},
+        value::{ExportTo, Hostname, Labels, Namespace, Port, PortName, Protocol},
     },
 };
 
@@ -41,12 +41,17 @@ pub(crate) fn read(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, metadata: 
         r.missing(root.at, &path, "write `spec:` with `ports:`");
         return None;
     };
+    // RFC 1035 labels, in Kubernetes; the name becomes one of a host name.
+    if let Err(why) = Namespace::parse(metadata.name.as_str()) {
+        let metadata_path = root.path.field("metadata");
+        r.invalid(root.at, &metadata_path.field("name"), why);
+    }
     let mut spec = r.object(node, &path)?;
     let mut addresses: Vec<&Node<'_>> = spec.list(r, "clusterIPs").iter().collect();
-    if let Some(node) = spec.field("clusterIP") {
-        if addresses.is_empty() {
-            addresses.push(node);
-        }
+    if let Some(node) = spec.field("clusterIP")
+        && addresses.is_empty()
+    {
+        addresses.push(node);
     }
     let headless = addresses.iter().any(|node| node.text() == Some("None"));
     let cluster_ips = addresses
@@ -73,12 +78,21 @@ pub(crate) fn read(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, metadata: 
     {
         r.not_honoured(node.at, &path.field("publishNotReadyAddresses"));
     }
+    if matches!(kind, Some(ServiceKind::ExternalName(_))) && ports.as_ref().is_some_and(Vec::is_empty) {
+        let message = "an ExternalName without ports is not yet honoured: requests for it are not routed";
+        r.warning(Code::VALUE_NOT_HONOURED, spec.at, &path.field("ports"), message, "write `ports:`");
+    }
     spec.finish(r, &SPEC);
     let export_to = match &metadata.export_to {
         Some((text, at)) => {
             let field = Path::Root.field("metadata");
             let items = text.split(',').map(|item| (item.trim(), *at));
-            export_to::read(r, items, &field.field("annotations").field("networking.istio.io/exportTo"), &metadata.namespace)
+            export_to::read(
+                r,
+                items,
+                &field.field("annotations").field("networking.istio.io/exportTo"),
+                &metadata.namespace,
+            )
         }
         None => ExportTo::All,
     };
@@ -161,7 +175,13 @@ fn port(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>) -> Option<(Service
         Some(("UDP" | "SCTP", _)) => true,
         Some((other, at)) => {
             let message = format!("`{other}` is not a transport protocol");
-            r.error(Code::INVALID_VALUE, at, &path.field("protocol"), message, "write TCP here, and HTTP in `appProtocol` or as prefix of the name");
+            r.error(
+                Code::INVALID_VALUE,
+                at,
+                &path.field("protocol"),
+                message,
+                "write TCP here, and HTTP in `appProtocol` or as prefix of the name",
+            );
             false
         }
     };
