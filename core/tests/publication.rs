@@ -188,7 +188,7 @@ fn a_rollback_publishes_a_generation_that_is_still_there() {
         });
         mesh.publish(2);
         // Nothing is prepared anew: the retained generation 1 becomes the active one again.
-        mesh.active.store(1);
+        mesh.active.store(Generation(1));
         worker.join().expect("no panic");
         assert_eq!(mesh.request(0), 1);
     });

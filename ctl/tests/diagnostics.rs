@@ -2,7 +2,7 @@
 //!
 //! Each file in `data/bad` and `data/analyze` ends with the diagnostics that it must give, after `#> `. With
 //! `MESHRING_BLESS=1` in the environment the expectations are written anew, to be read before they are committed.
-#![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+#![allow(clippy::unwrap_used, reason = "a test may panic, and so may what it calls")]
 
 use std::{collections::HashMap, fs, path::Path};
 

@@ -1,6 +1,6 @@
 //! How long a large mesh takes from the model to the snapshot: `cargo test --release -p meshring-ctl --test scale --
 //! --ignored --nocapture`.
-#![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+#![allow(clippy::unwrap_used, reason = "a test may panic, and so may what it calls")]
 
 use std::{fmt::Write, time::Instant};
 

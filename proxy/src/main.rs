@@ -13,6 +13,8 @@ mod respond;
 mod route;
 #[cfg(test)]
 mod steady_state;
+#[cfg(test)]
+mod testing;
 mod upstream;
 mod worker;
 

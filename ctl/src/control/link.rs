@@ -101,7 +101,9 @@ fn greet(socket: &Arc<OwnedFd>, fleet: &Fleet, recognise: &Recognise) -> Result<
     recognise(hello.generation, hello.checksum);
     let Hello { namespace, workload, pid, workers, driver, generation, .. } = &hello;
     tracing::info!(
-        "proxy {namespace}/{workload} (pid {pid}) is here: {}, {driver}, runs generation {generation}"
+        "proxy {namespace}/{workload} (pid {pid}) is here: {workers}, {driver}, {runs}",
+        workers = if *workers == 1 { "1 worker".to_owned() } else { format!("{workers} workers") },
+        runs = if generation.0 == 0 { "no generation yet".to_owned() } else { format!("runs generation {generation}") },
     );
     Ok(fleet.attach(Arc::clone(socket), hello, stats))
 }

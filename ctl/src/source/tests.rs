@@ -1,8 +1,13 @@
 use std::fs;
 
+use meshring_core::{
+    id::Generation,
+    snapshot::{reader::Snapshot, writer},
+};
 use proptest::prelude::*;
 
 use super::*;
+use crate::compile::{NoDns, compile};
 use crate::spec::{
     Body, Kind, World,
     value::{ExportTo, LoadBalancer, Protocol},
@@ -358,7 +363,11 @@ fn never_panics(path: &str, text: &str) {
     for resource in &reading.resources {
         resource.raw.document();
     }
-    World::assemble(reading.resources).0.analyze();
+    let (world, _) = World::assemble(reading.resources);
+    world.analyze();
+    // Whatever is accepted can be compiled, and the proxies' own validation takes it.
+    let table = compile(&world, &NoDns).unwrap();
+    Snapshot::from_bytes(&writer::encode(&table).unwrap().to_bytes(Generation(1))).unwrap();
 }
 
 proptest! {

@@ -159,3 +159,6 @@ impl ClusterState {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -191,3 +191,6 @@ pub(crate) fn location(request: &Request<'_>, redirect: &ArchivedRedirect, reque
     }
     location
 }
+
+#[cfg(test)]
+mod tests;

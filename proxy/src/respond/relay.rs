@@ -374,3 +374,74 @@ fn connection_option(exchange: &Exchange<'_>, keep: bool) -> ConnectionOption {
         (false, _) => ConnectionOption::Close,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Feeds `wire` in pieces of `piece` bytes and returns what goes out, through a buffer that is flushed when full.
+    fn relayed(wire: &[u8], piece: usize, received: BodyFraming, sent: BodyFraming) -> Vec<u8> {
+        let mut body = Body::new(received, sent);
+        let mut all = Vec::new();
+        let mut out = Vec::with_capacity(BUFFER_BYTES);
+        let mut unread = Vec::with_capacity(2 * BUFFER_BYTES);
+        for part in wire.chunks(piece) {
+            unread.extend_from_slice(part);
+            let mut input = Input::new(std::mem::take(&mut unread));
+            while !body.encode(&mut input, &mut out).unwrap() && !body.ended() {
+                assert!(!out.is_empty(), "no progress");
+                all.append(&mut out);
+                out.reserve_exact(BUFFER_BYTES);
+            }
+            all.append(&mut out);
+            out.reserve_exact(BUFFER_BYTES);
+            unread = input.unread().to_vec();
+        }
+        assert!(body.ended());
+        all
+    }
+
+    fn dechunked(mut wire: &[u8]) -> Vec<u8> {
+        let mut decoder = BodyDecoder::new(BodyFraming::Chunked);
+        let mut data = Vec::new();
+        while !decoder.is_done() {
+            let step = decoder.decode(wire).unwrap();
+            if let Event::Data(range) = step.event {
+                data.extend_from_slice(&wire[range]);
+            }
+            wire = &wire[step.consumed..];
+        }
+        assert!(wire.is_empty(), "bytes behind the last chunk");
+        data
+    }
+
+    proptest! {
+        #[test]
+        fn a_body_survives_every_recoding_and_every_split(
+            data in proptest::collection::vec(any::<u8>(), 1..40_000),
+            chunk in 1_usize..9_000,
+            piece in 1_usize..20_000,
+        ) {
+            let mut chunked = Vec::new();
+            data.chunks(chunk).for_each(|part| body::encode_chunk(&mut chunked, part));
+            chunked.extend_from_slice(LAST_CHUNK);
+            let length = BodyFraming::Length(data.len() as u64);
+            prop_assert_eq!(&relayed(&data, piece, length, length), &data);
+            prop_assert_eq!(&relayed(&chunked, piece, BodyFraming::Chunked, BodyFraming::UntilClose), &data);
+            let recoded = relayed(&chunked, piece, BodyFraming::Chunked, BodyFraming::Chunked);
+            prop_assert_eq!(&dechunked(&recoded), &data);
+        }
+    }
+
+    #[test]
+    fn trailers_go_along_where_the_coding_has_room_for_them() {
+        let wire = b"3\r\nabc\r\n0\r\nx-sum: 1\r\nx-more: 2\r\n\r\n";
+        for piece in 1..wire.len() {
+            let chunked = relayed(wire, piece, BodyFraming::Chunked, BodyFraming::Chunked);
+            assert!(chunked.ends_with(b"0\r\nx-sum: 1\r\nx-more: 2\r\n\r\n"), "{}", String::from_utf8_lossy(&chunked));
+            assert_eq!(relayed(wire, piece, BodyFraming::Chunked, BodyFraming::UntilClose), b"abc");
+        }
+    }
+}

@@ -145,3 +145,17 @@ impl Endpoints {
         self.0.borrow().values().for_each(|endpoint| endpoint.idle.borrow_mut().clear());
     }
 }
+
+#[cfg(test)]
+impl Endpoint {
+    /// One more request in flight until the guard is dropped.
+    pub(crate) fn pretend_active(self: &Rc<Self>) -> impl Drop + use<> {
+        self.active.set(self.active.get() + 1);
+        ActiveRequest(Rc::clone(self))
+    }
+
+    /// As after a refused connection.
+    pub(crate) fn pretend_refused(&self, until_ms: u64) {
+        self.avoid_until_ms.set(until_ms);
+    }
+}

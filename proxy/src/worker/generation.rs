@@ -63,7 +63,7 @@ pub(crate) struct Pinned {
 }
 
 impl Pinned {
-    fn new(prepared: Arc<Prepared>) -> Self {
+    pub(crate) fn new(prepared: Arc<Prepared>) -> Self {
         // A clone has scratch memory of its own: workers do not contend for it.
         let regexes = prepared.snapshot.regexes().clone();
         Self { prepared, regexes, clusters: RefCell::default() }

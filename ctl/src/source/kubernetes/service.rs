@@ -139,7 +139,7 @@ fn ports(r: &mut Reader<'_>, spec: &mut Object<'_, '_, '_>) -> Option<Vec<Servic
         }
         if udp {
             let message = "UDP and SCTP are not yet honoured: the port has no effect here";
-            r.warning(Code::VALUE_NOT_HONOURED, node.at, &path.field("protocol"), message, "");
+            r.info(Code::VALUE_NOT_HONOURED, node.at, &path.field("protocol"), message);
             continue;
         }
         if ports.iter().any(|other| other.port == port.port) {
