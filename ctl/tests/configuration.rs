@@ -166,6 +166,82 @@ fn explain_tells_the_rule_and_why_the_earlier_ones_do_not_match() {
     assert!(node.refused(&["explain", "--from", "a", "--url", "http://reviews/"]).contains("NAMESPACE/NAME"));
 }
 
+/// Everything that a rule can do besides splitting.
+const RULES: &str = "\
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata:
+  name: rules
+spec:
+  hosts: ['*.shop.test']
+  http:
+  - name: old
+    match:
+    - uri: {prefix: /old}
+      queryParams: {debug: {exact: 'yes'}}
+    - uri: {regex: '/v[0-9]+/old'}
+      method: {exact: POST}
+    redirect: {uri: /new, redirectCode: 308}
+  - match:
+    - uri: {exact: /closed}
+    directResponse: {status: 503, body: {string: closed}}
+  - match:
+    - uri: {prefix: /api/}
+      sourceLabels: {app: web}
+    - uri: {prefix: /api/}
+      port: 9081
+    - uri: {prefix: /api/}
+      withoutHeaders: {x-internal: {}}
+    rewrite: {uri: /, authority: reviews.internal}
+    timeout: 2s
+    headers:
+      request: {set: {x-shop: 'yes'}, remove: [x-debug]}
+    route:
+    - destination: {host: reviews}
+      headers:
+        response: {add: {x-from: reviews}}
+";
+
+#[test]
+fn explain_tells_everything_that_a_rule_does() {
+    let node = Node::started(&[("shop.yaml", SHOP), ("rules.yaml", RULES)]);
+    let explain = |url: &str, more: &[&str]| {
+        let arguments = ["explain", "--from", "default/a", "--url", url, "-o", "json"];
+        node.json(&[&arguments[..], more].concat())
+    };
+    let told = explain("http://a.shop.test/old/x?debug=yes", &[]);
+    assert_eq!((&told["outcome"], &told["rule"]["name"]), (&"redirect".into(), &"old".into()));
+    assert_eq!(told["rule"]["answer"], "a redirect 308 to path /new");
+    assert_eq!(told["virtual_host"]["domain"], "*.shop.test");
+    let names: Vec<_> = told["resolution"].as_array().unwrap().iter().map(|step| step["name"].clone()).collect();
+    assert_eq!(names, ["a.shop.test", "*.shop.test"]);
+
+    let told = explain("http://a.shop.test/closed", &["--method", "POST"]);
+    assert_eq!(told["rule"]["answer"], "status 503 and a body of 6 bytes");
+    let failed = &told["skipped"][0]["alternatives"];
+    assert_eq!(failed[0]["actual"], "the path is \"/closed\"");
+    assert_eq!(failed[1]["expected"], "uri regex \"^(?:/v[0-9]+/old)$\"");
+
+    let told = explain("http://a.shop.test/api/x", &[]);
+    let rule = &told["rule"];
+    assert_eq!(rule["timeout_ms"], 2000);
+    assert_eq!(rule["rewrite"], serde_json::json!(["path /api/x becomes /x", "Host becomes reviews.internal"]));
+    assert_eq!(rule["request_headers"], serde_json::json!(["remove x-debug", "set x-shop: yes"]));
+    assert_eq!(told["destinations"][0]["response_headers"], serde_json::json!(["add x-from: reviews"]));
+    assert!(rule["because"].as_str().unwrap().starts_with("match[2] at "), "{rule}");
+
+    let told = explain("http://a.shop.test/api/x", &["-H", "X-Internal: 1"]);
+    assert_eq!(told["outcome"], "no_rule");
+    let failed = &told["skipped"][2]["alternatives"];
+    assert_eq!(failed[0]["actual"], "no Pod or WorkloadEntry says which labels default/a has");
+    assert_eq!(failed[1]["expected"], "port 9081");
+    assert_eq!(failed[2]["actual"], "its value is \"1\"");
+    let said = node.ok(&["explain", "--from", "default/a", "--url", "http://a.shop.test/api/x"]);
+    for line in ["rewrite       path /api/x becomes /x", "timeout       2000 ms", "request       set x-shop: yes"] {
+        assert!(said.lines().any(|candidate| candidate == line), "missing: {line}\n{said}");
+    }
+}
+
 #[test]
 fn a_second_control_on_the_same_run_directory_is_refused() {
     let node = Node::started(&[("shop.yaml", SHOP)]);

@@ -56,7 +56,9 @@ impl World {
     pub(crate) fn prepare(self) -> Arc<Prepared> {
         let mut builder = TableBuilder::new("cluster.local");
         builder.namespace("default");
-        self.regexes.iter().for_each(|pattern| drop(builder.regex(pattern)));
+        for pattern in &self.regexes {
+            builder.regex(pattern);
+        }
         let origin = builder.origin("VirtualService default/echo (test.yaml:1)");
         let (first, count) = builder.endpoints(self.endpoints);
         let cluster = builder.cluster(

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::thread;
@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use clap::ValueEnum;
 
 use super::install;
-use crate::client;
+use crate::{client, mesh};
 use crate::limits::{CHILD_POLL_INTERVAL, READY_MAX};
 use crate::process::{Process, Spawn, check_interrupted};
 
@@ -45,7 +45,7 @@ impl Peer {
 /// How a contender is run: its binaries.
 #[derive(Debug, Clone)]
 enum Program {
-    Meshring { control: PathBuf, proxy: PathBuf },
+    Meshring(mesh::Binaries),
     Peer { peer: Peer, binary: PathBuf },
 }
 
@@ -71,20 +71,20 @@ impl Contender {
 
     /// meshring's own binaries: beside this program, or in PATH.
     pub(super) fn meshring() -> anyhow::Result<Self> {
-        let program = Program::Meshring { control: find("meshring")?, proxy: find("meshring-proxy")? };
+        let program = Program::Meshring(mesh::Binaries::find().context("measure the peers alone with --only-peers, or")?);
         Ok(Self { name: "meshring", version: env!("CARGO_PKG_VERSION").to_owned(), program })
     }
 
     pub(super) fn is_meshring(&self) -> bool {
-        matches!(self.program, Program::Meshring { .. })
+        matches!(self.program, Program::Meshring(_))
     }
 
     /// Starts the proxy between a fresh port and the backend; returns once a request was answered through it.
     pub(super) fn start(&self, site: &Site<'_>) -> anyhow::Result<Running> {
-        let address = free_address()?;
+        let address = mesh::free_address()?;
         fs::create_dir_all(&site.dir)?;
         let processes = match &self.program {
-            Program::Meshring { control, proxy } => start_meshring(control, proxy, site, address)?,
+            Program::Meshring(binaries) => start_meshring(binaries, site, address)?,
             Program::Peer { peer, binary } => vec![start_peer(*peer, binary, site, address)?],
         };
         let mut running = Running { address, processes };
@@ -106,6 +106,7 @@ pub(super) struct Site<'a> {
 
 impl Site<'_> {
     fn spawn(&self, name: &str, program: &Path, arguments: Vec<OsString>, core: usize) -> anyhow::Result<Process> {
+        let core = Some(core);
         Process::spawn(&Spawn { name, program, arguments, core, log_dir: &self.dir, take_stdout: false })
     }
 
@@ -181,51 +182,15 @@ fn start_peer(peer: Peer, binary: &Path, site: &Site<'_>, address: SocketAddr) -
     site.spawn(peer.name(), binary, arguments, site.proxy_core)
 }
 
-fn start_meshring(control: &Path, proxy: &Path, site: &Site<'_>, address: SocketAddr) -> anyhow::Result<Vec<Process>> {
+fn start_meshring(binaries: &mesh::Binaries, site: &Site<'_>, address: SocketAddr) -> anyhow::Result<Vec<Process>> {
     let (config, run, state) = (site.dir.join("config"), site.dir.join("run"), site.dir.join("state"));
     for dir in [&config, &run, &state] {
         fs::create_dir_all(dir)?;
     }
     site.write_config(&config.join("mesh.yaml"), include_str!("../peers/mesh.yaml"), address)?;
-    let arguments: Vec<OsString> =
-        vec!["control".into(), "--config".into(), config.into(), "--run-dir".into(), run.clone().into()];
-    let control = site.spawn("meshring-control", control, arguments, site.load_core)?;
-    let arguments: Vec<OsString> = vec![
-        "--run-dir".into(),
-        run.into(),
-        "--state-dir".into(),
-        state.into(),
-        "--workload".into(),
-        "default/bench".into(),
-        "--outbound".into(),
-        address.to_string().into(),
-        "--workers".into(),
-        "1".into(),
-    ];
-    let proxy = site.spawn("meshring-proxy", proxy, arguments, site.proxy_core)?;
+    let arguments = mesh::control_arguments(&config, &run);
+    let control = site.spawn("meshring-control", &binaries.control, arguments, site.load_core)?;
+    let arguments = mesh::proxy_arguments(&run, &state, "default/bench", address);
+    let proxy = site.spawn("meshring-proxy", &binaries.proxy, arguments, site.proxy_core)?;
     Ok(vec![control, proxy])
-}
-
-/// A loopback port that nobody listens on now.
-fn free_address() -> anyhow::Result<SocketAddr> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
-}
-
-fn find(name: &str) -> anyhow::Result<PathBuf> {
-    let own = std::env::current_exe().context("cannot find this program's own file")?;
-    let beside = own.parent().map(Path::to_path_buf);
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    beside
-        .into_iter()
-        .chain(std::env::split_paths(&path))
-        .map(|dir| dir.join(name))
-        .find(|file| file.is_file())
-        .with_context(|| {
-            format!(
-                "there is no {name} beside {} or in PATH. Build it with `cargo build --release -p meshring-ctl -p \
-                 meshring-proxy -p meshring-bench` and run target/release/meshring-bench; or measure the peers alone \
-                 with --only-peers",
-                own.display()
-            )
-        })
 }

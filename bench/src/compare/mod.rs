@@ -164,7 +164,7 @@ fn compare(args: &CompareArgs, interrupted: &AtomicBool) -> anyhow::Result<Compa
     // This process must not disturb the proxy either.
     crate::process::pin_to(args.load_core)?;
     let work = tempfile::tempdir().context("cannot create a temporary folder")?;
-    let (mut backend_process, backend) = round::start_backend(args, work.path())?;
+    let (mut backend_process, backend) = backend::start(Some(args.load_core), args.body_bytes, work.path())?;
     let mut measurements = vec![Vec::new(); contenders.len()];
     progress.restart();
     for round in 1..=args.rounds {

@@ -1,7 +1,6 @@
 //! The measurement of one contender in one round.
 
 use std::ffi::OsString;
-use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
@@ -98,7 +97,7 @@ impl Load<'_> {
             name: "load",
             program: &own,
             arguments: self.arguments(running),
-            core: self.site.load_core,
+            core: Some(self.site.load_core),
             log_dir: &self.site.dir,
             take_stdout: true,
         })?;
@@ -143,26 +142,6 @@ impl Load<'_> {
         }
         arguments.into_iter().map(OsString::from).collect()
     }
-}
-
-/// Starts the backend on the generator's core; gives its address.
-pub(super) fn start_backend(args: &CompareArgs, log_dir: &Path) -> anyhow::Result<(Process, std::net::SocketAddr)> {
-    let own = std::env::current_exe().context("cannot find this program's own file")?;
-    let arguments = ["backend", "--listen", "127.0.0.1:0", "--body-bytes", &args.body_bytes.to_string()];
-    let mut backend = Process::spawn(&Spawn {
-        name: "backend",
-        program: &own,
-        arguments: arguments.map(OsString::from).into(),
-        core: args.load_core,
-        log_dir,
-        take_stdout: true,
-    })?;
-    let line = backend.read_line()?;
-    let address = line
-        .strip_prefix("listening on ")
-        .and_then(|address| address.parse().ok())
-        .with_context(|| format!("the backend did not start; {}", backend.quote_log()))?;
-    Ok((backend, address))
 }
 
 /// Whether interrupted children are to blame: an interrupt reaches them too, and then it is what to report.

@@ -2,9 +2,9 @@
 
 pub(crate) mod usage;
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -17,14 +17,18 @@ use rustix::process::{
     Pid, Resource, Rlimit, Signal, getrlimit, kill_process, set_parent_process_death_signal, setrlimit,
 };
 use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::limits::{CHILD_POLL_INTERVAL, LOG_LINES_QUOTED_MAX, STOP_GRACE};
 
-/// Pins itself to one core, asks for SIGTERM when its parent dies, and becomes another program.
+/// Asks for SIGTERM when its parent dies, and becomes another program; on one core, if told so.
 #[derive(Debug, clap::Args)]
 pub(crate) struct PinnedArgs {
     #[arg(long)]
-    core: usize,
+    core: Option<usize>,
+    /// Print the monotonic clock, in nanoseconds, just before the other program starts
+    #[arg(long)]
+    tell_time: bool,
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     program: Vec<OsString>,
 }
@@ -42,11 +46,23 @@ pub(crate) fn exec_pinned(args: &PinnedArgs) -> anyhow::Error {
     let [program, arguments @ ..] = args.program.as_slice() else { return anyhow::anyhow!("no program") };
     // Proxies size their tables by it, and so all get the same.
     raise_file_limit();
-    if let Err(error) = pin_to(args.core).and_then(|()| Ok(set_parent_process_death_signal(Some(Signal::TERM))?)) {
+    let pinned = args.core.map_or(Ok(()), pin_to);
+    if let Err(error) = pinned.and_then(|()| Ok(set_parent_process_death_signal(Some(Signal::TERM))?)) {
         return error;
+    }
+    if args.tell_time
+        && let Err(error) = writeln!(std::io::stdout(), "{}", monotonic().as_nanos())
+    {
+        return error.into();
     }
     let error = Command::new(program).args(arguments).exec();
     anyhow::Error::new(error).context(format!("cannot run {}", program.display()))
+}
+
+/// The monotonic clock, which is the same in all processes.
+pub(crate) fn monotonic() -> Duration {
+    let now = clock_gettime(ClockId::Monotonic);
+    Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
 }
 
 /// Restricts this thread, and the processes that it starts from now on, to one core.
@@ -73,7 +89,8 @@ pub(crate) struct Spawn<'a> {
     pub(crate) name: &'a str,
     pub(crate) program: &'a Path,
     pub(crate) arguments: Vec<OsString>,
-    pub(crate) core: usize,
+    /// None: wherever the kernel puts it.
+    pub(crate) core: Option<usize>,
     /// Folder for the log of stderr (and of stdout, unless it is taken).
     pub(crate) log_dir: &'a Path,
     /// Whether stdout goes to a pipe of ours.
@@ -90,13 +107,33 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn spawn(spawn: &Spawn<'_>) -> anyhow::Result<Self> {
+        Self::spawn_with(spawn, false)
+    }
+
+    /// As [`Self::spawn`], and gives the [`monotonic`] time just before the program was executed.
+    pub(crate) fn spawn_timed(spawn: &Spawn<'_>) -> anyhow::Result<(Self, Duration)> {
+        let mut process = Self::spawn_with(spawn, true)?;
+        let line = process.read_line()?;
+        let Ok(nanos) = line.parse() else { bail!("{} did not start; {}", process.name, process.quote_log()) };
+        Ok((process, Duration::from_nanos(nanos)))
+    }
+
+    fn spawn_with(spawn: &Spawn<'_>, tell_time: bool) -> anyhow::Result<Self> {
         let Spawn { name, program, arguments, core, log_dir, take_stdout } = spawn;
         let log = log_dir.join(format!("{name}.log"));
         let log_file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-        let stdout = if *take_stdout { Stdio::piped() } else { log_file.try_clone()?.into() };
+        let stdout = if *take_stdout || tell_time { Stdio::piped() } else { log_file.try_clone()?.into() };
         let own = std::env::current_exe().context("cannot find this program's own file")?;
-        let child = Command::new(own)
-            .args(["pinned".as_ref(), "--core".as_ref(), OsStr::new(&core.to_string()), "--".as_ref()])
+        let mut command = Command::new(own);
+        command.arg("pinned");
+        if let Some(core) = core {
+            command.arg("--core").arg(core.to_string());
+        }
+        if tell_time {
+            command.arg("--tell-time");
+        }
+        let child = command
+            .arg("--")
             .arg(program)
             .args(arguments)
             .stdin(Stdio::null())

@@ -19,6 +19,7 @@ pub const LAYOUT: u64 = {
         REVISION,
         size_of::<m::ArchivedTable>() as u64,
         size_of::<m::ArchivedDomain>() as u64,
+        size_of::<m::ArchivedOrigin>() as u64,
         size_of::<m::ArchivedVirtualHost>() as u64,
         size_of::<m::ArchivedRoute>() as u64,
         size_of::<m::ArchivedCondition>() as u64,

@@ -10,11 +10,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::{
-    io::Errno,
-    thread::futex,
-    time::Timespec,
-};
+use rustix::{io::Errno, thread::futex, time::Timespec};
 
 use super::{
     publication::Active,

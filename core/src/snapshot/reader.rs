@@ -1,6 +1,9 @@
 //! A proxy's side: prove a memfd sound, then read it without further checks.
 
-#![allow(unsafe_code, reason = "reads a validated archive without re-validating it; the invariant stands at each block")]
+#![allow(
+    unsafe_code,
+    reason = "reads a validated archive without re-validating it; the invariant stands at each block"
+)]
 
 use std::{fs, io, os::fd::AsFd, path::Path};
 

@@ -44,12 +44,7 @@ impl Encoded {
     /// The header of this content as a generation.
     #[must_use]
     pub fn header(&self, generation: Generation) -> Header {
-        Header {
-            layout: super::layout::LAYOUT,
-            generation,
-            length: self.archive.len() as u64,
-            checksum: self.checksum,
-        }
+        Header { layout: super::layout::LAYOUT, generation, length: self.archive.len() as u64, checksum: self.checksum }
     }
 
     /// The sealed memfd of this content as a generation.

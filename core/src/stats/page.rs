@@ -8,7 +8,10 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering::{Acquire, Relaxed, Release}},
+        atomic::{
+            AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+        },
     },
 };
 
@@ -105,7 +108,11 @@ impl StatsPage {
         let most = ((HEADER_WORDS + DIRECTORY_WORDS + WORKERS_MAX * BLOCK_WORDS) * 8) as u64;
         let region = Region::open(fd, SEALS_SINGLE_WRITER, least, most)?;
         let words = region.len() / 8;
-        let page = Self { region, workers: (words - HEADER_WORDS - DIRECTORY_WORDS) / BLOCK_WORDS, directory: Mutex::default() };
+        let page = Self {
+            region,
+            workers: (words - HEADER_WORDS - DIRECTORY_WORDS) / BLOCK_WORDS,
+            directory: Mutex::default(),
+        };
         let (magic, layout) = (page.word(H_MAGIC).load(Acquire), page.word(H_LAYOUT).load(Relaxed));
         if magic != MAGIC || layout != LAYOUT {
             let source = io::Error::new(io::ErrorKind::InvalidData, "this is no statistics page of this version");

@@ -4,8 +4,8 @@
 use std::{collections::HashMap, net::SocketAddr};
 
 use super::model::{
-    Action, BalancePolicy, Cluster, ClusterKind, Destination, DestinationHeaders, Domain, Endpoint, Route, SCOPE_ALL,
-    Table, VirtualHost, Workload,
+    Action, BalancePolicy, Cluster, ClusterKind, Destination, DestinationHeaders, Domain, Endpoint, FILE_NONE, Origin,
+    Route, SCOPE_ALL, Table, VirtualHost, Workload,
 };
 use crate::{
     id::{ClusterId, EndpointId, NamespaceId, OriginId, RegexId},
@@ -70,7 +70,8 @@ pub enum ClusterEndpoints<'a> {
 pub struct TableBuilder {
     table: Table,
     namespaces: HashMap<String, u32>,
-    origins: HashMap<String, u32>,
+    origins: HashMap<Origin, u32>,
+    files: HashMap<String, u32>,
     regexes: HashMap<String, u32>,
     addresses_v6: HashMap<[u8; 16], u32>,
     virtual_hosts: Vec<VirtualHostInput>,
@@ -99,9 +100,25 @@ impl TableBuilder {
         NamespaceId(intern(&mut self.namespaces, &mut self.table.namespaces, name))
     }
 
-    /// The id of a resource's description, such as `VirtualService default/reviews (reviews.yaml:4)`.
-    pub fn origin(&mut self, description: &str) -> OriginId {
-        OriginId(intern(&mut self.origins, &mut self.table.origins, description))
+    /// The id of a resource without a file, such as `Service default/reviews`.
+    pub fn origin(&mut self, resource: &str) -> OriginId {
+        self.intern_origin(Origin { resource: resource.to_owned(), file: FILE_NONE, line: 0 })
+    }
+
+    /// The id of a resource in a file; `line` counts from 1.
+    pub fn origin_in(&mut self, resource: &str, file: &str, line: u32) -> OriginId {
+        let file = intern(&mut self.files, &mut self.table.files, file);
+        self.intern_origin(Origin { resource: resource.to_owned(), file, line })
+    }
+
+    fn intern_origin(&mut self, origin: Origin) -> OriginId {
+        if let Some(&id) = self.origins.get(&origin) {
+            return OriginId(id);
+        }
+        let id = self.table.origins.len() as u32;
+        self.table.origins.push(origin.clone());
+        self.origins.insert(origin, id);
+        OriginId(id)
     }
 
     /// The id of a pattern; anchor it first ([`anchored`](super::regexes::anchored)) where a full match is meant.

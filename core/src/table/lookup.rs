@@ -214,12 +214,12 @@ impl ArchivedTable {
         let serves = |h: &ArchivedVirtualHost, port: u16| matches!(h.port.to_native(), p if p == port || p == PORT_ANY);
         let position = match port {
             Some(port) => hosts.iter().position(|h| in_scope(h) && serves(h, port)),
-            None => hosts
-                .iter()
-                .position(|h| in_scope(h) && serves(h, 80))
-                .or_else(|| hosts.iter().position(in_scope)),
+            None => hosts.iter().position(|h| in_scope(h) && serves(h, 80)).or_else(|| hosts.iter().position(in_scope)),
         };
-        if position.is_none() && let Some(port) = port && hosts.iter().any(in_scope) {
+        if position.is_none()
+            && let Some(port) = port
+            && hosts.iter().any(in_scope)
+        {
             *seen = NoRoute::UnknownPort(port);
         }
         position.map(|p| VirtualHostId(first + p as u32))
@@ -294,10 +294,14 @@ impl ArchivedTable {
         SocketAddr::new(ip, endpoint.port.to_native())
     }
 
-    /// The description of a resource.
+    /// The description of a resource, for people: `VirtualService default/reviews (reviews.yaml:4)`.
     #[must_use]
-    pub fn origin(&self, id: OriginId) -> &str {
-        &self.origins[id.index()]
+    pub fn origin(&self, id: OriginId) -> String {
+        let origin = &self.origins[id.index()];
+        match self.files.get(origin.file.to_native() as usize) {
+            Some(file) => format!("{} ({file}:{})", origin.resource, origin.line),
+            None => origin.resource.to_string(),
+        }
     }
 }
 
@@ -343,8 +347,9 @@ impl<R: RequestView> Asked<'_, R> {
             ArchivedCondition::WithoutHeader { name, value } => {
                 !request.any_header(name, &mut |actual| self.compares(value, actual))
             }
-            ArchivedCondition::Query { name, value } => query_parameter(request.query(), name.as_bytes())
-                .is_some_and(|actual| self.compares(value, actual)),
+            ArchivedCondition::Query { name, value } => {
+                query_parameter(request.query(), name.as_bytes()).is_some_and(|actual| self.compares(value, actual))
+            }
             ArchivedCondition::Port(port) => port.to_native() == self.port,
             ArchivedCondition::SourceNamespace(id) => self.viewpoint.namespace_id == Some(NamespaceId::from(id)),
             ArchivedCondition::SourceLabel { key, value } => {

@@ -20,8 +20,10 @@ pub struct Table {
     pub domain_suffix: String,
     /// Namespaces by [`NamespaceId`].
     pub namespaces: Vec<String>,
-    /// Resources by [`OriginId`], for people: `VirtualService default/reviews (reviews.yaml:4)`.
-    pub origins: Vec<String>,
+    /// Resources by [`OriginId`].
+    pub origins: Vec<Origin>,
+    /// Files that origins name.
+    pub files: Vec<String>,
     /// Patterns by [`RegexId`], already anchored where the source's semantics are a full match.
     pub regexes: Vec<String>,
     /// Open-addressing index over `domains`: position + 1, or 0 for an empty bucket. Power of two.
@@ -46,6 +48,21 @@ pub struct Table {
     pub addresses_v6: Vec<[u8; 16]>,
     /// Workloads whose labels are known, sorted by (namespace, name).
     pub workloads: Vec<Workload>,
+}
+
+/// `file` of an origin without one.
+pub const FILE_NONE: u32 = u32::MAX;
+
+/// The resource that something comes from. File names are kept apart: a hundred thousand resources may share one.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Hash)]
+#[rkyv(derive(Debug))]
+pub struct Origin {
+    /// `VirtualService default/reviews`.
+    pub resource: String,
+    /// Position in `files`, or [`FILE_NONE`].
+    pub file: u32,
+    /// Line in the file, from 1.
+    pub line: u32,
 }
 
 /// A name that requests can ask for.

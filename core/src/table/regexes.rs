@@ -18,12 +18,15 @@ pub struct RegexError {
 /// Compiles one pattern with the bound that both control and proxies apply. Case, multi-line and Unicode defaults are
 /// those of RE2 as Envoy uses it: Unicode off, so that a byte >= 0x80 is matched as a byte.
 pub fn compile(pattern: &str) -> Result<Regex, RegexError> {
-    RegexBuilder::new(pattern).size_limit(REGEX_BYTES_MAX).dfa_size_limit(REGEX_BYTES_MAX).unicode(false).build().map_err(
-        |error| RegexError {
+    RegexBuilder::new(pattern)
+        .size_limit(REGEX_BYTES_MAX)
+        .dfa_size_limit(REGEX_BYTES_MAX)
+        .unicode(false)
+        .build()
+        .map_err(|error| RegexError {
             pattern: pattern.to_owned(),
             reason: error.to_string().lines().last().unwrap_or("does not compile").trim().to_owned(),
-        },
-    )
+        })
 }
 
 /// Anchors a pattern so that it must match the whole string (Envoy `safe_regex` semantics).

@@ -3,7 +3,7 @@
 
 use super::model::{
     ArchivedAction, ArchivedCondition, ArchivedHeaderOp, ArchivedMatch, ArchivedRoute, ArchivedStringMatch,
-    ArchivedTable, SCOPE_ALL,
+    ArchivedTable, FILE_NONE, SCOPE_ALL,
 };
 use crate::limits::DIRECT_RESPONSE_BODY_BYTES_MAX;
 
@@ -32,6 +32,10 @@ pub fn validate(table: &ArchivedTable) -> Result<(), Invalid> {
     }
     each("buckets", &table.buckets, |b| below("domain", b.to_native(), table.domains.len() + 1))?;
     each("domains", &table.domains, |d| range("virtual host", &d.first, &d.count, table.virtual_hosts.len()))?;
+    each("origins", &table.origins, |o| match o.file.to_native() {
+        FILE_NONE => Ok(()),
+        file => below("file", file, table.files.len()),
+    })?;
     each("virtual_hosts", &table.virtual_hosts, |h| {
         if h.scope.to_native() != SCOPE_ALL {
             below("namespace", h.scope.to_native(), table.namespaces.len())?;

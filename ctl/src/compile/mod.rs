@@ -26,7 +26,7 @@ use self::{
     view::{View, Views},
 };
 use crate::spec::{
-    HostPattern, Namespace, Resource, World,
+    HostPattern, Namespace, World,
     registry::{MeshService, workloads},
     rules::MeshVirtualService,
     value::CLUSTER_DOMAIN,
@@ -168,15 +168,12 @@ impl<'w> Compiler<'w> {
         if let Some(origin) = self.origins[position] {
             return origin;
         }
-        let origin = self.builder.origin(&description(&self.world.resources()[position]));
+        let resource = &self.world.resources()[position];
+        let place = &resource.place;
+        let origin = self.builder.origin_in(&resource.key.to_string(), &place.file, place.at.line);
         self.origins[position] = Some(origin);
         origin
     }
-}
-
-/// How the table names a resource: `VirtualService default/reviews (reviews.yaml:4)`.
-pub fn description(resource: &Resource) -> String {
-    format!("{} ({}:{})", resource.key, resource.place.file, resource.place.at.line)
 }
 
 #[cfg(test)]

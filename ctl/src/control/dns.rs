@@ -69,3 +69,23 @@ fn resolve(names: &[Hostname], timeout: Duration) -> Vec<(Hostname, Vec<IpAddr>)
     }
     answers
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_asked_for_once_and_forgotten_when_nobody_needs_them() {
+        let name = |text: &str| Hostname::parse(text).unwrap();
+        let mut known = DnsTable::default();
+        // In no zone (RFC 6761): the resolver answers without asking anybody.
+        learn(&mut known, vec![name("localhost"), name("nowhere.invalid")]);
+        assert!(known.0[&name("localhost")].iter().all(IpAddr::is_loopback), "{known:?}");
+        assert!(!known.0[&name("localhost")].is_empty(), "{known:?}");
+        assert!(known.0[&name("nowhere.invalid")].is_empty(), "{known:?}");
+        assert_eq!(refresh(&[name("nowhere.invalid")]), []);
+        let kept = known.0[&name("localhost")].clone();
+        learn(&mut known, vec![name("localhost")]);
+        assert_eq!(known.0.into_iter().collect::<Vec<_>>(), [(name("localhost"), kept)]);
+    }
+}

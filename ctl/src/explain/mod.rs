@@ -228,8 +228,8 @@ fn chosen(table: &ArchivedTable, question: &Question, selected: &Selected<'_>, e
     let mut chosen = ChosenRule {
         rule: rule_title(rule),
         name: rule.name.to_string(),
-        place: rule_place(origin, rule.line.to_native()),
-        because: because(origin, rule, selected.alternative),
+        place: rule_place(&origin, rule.line.to_native()),
+        because: because(&origin, rule, selected.alternative),
         timeout_ms: rule.timeout_ms.to_native(),
         answer: None,
         rewrite: Vec::new(),
@@ -243,11 +243,8 @@ fn chosen(table: &ArchivedTable, question: &Question, selected: &Selected<'_>, e
             chosen.rewrite = rewrites(table, rewrite, selected.uri, &question.path);
         }
     }
-    let place = if rule.line.to_native() == 0 {
-        origin.to_owned()
-    } else {
-        format!("rule {} at {}", chosen.rule, chosen.place)
-    };
+    let place =
+        if rule.line.to_native() == 0 { origin.clone() } else { format!("rule {} at {}", chosen.rule, chosen.place) };
     match &rule.action {
         ArchivedAction::Forward { first, count, weight_sum } => {
             let range = first.to_native() as usize..(first.to_native() + count.to_native()) as usize;
@@ -376,7 +373,7 @@ fn found_host(table: &ArchivedTable, id: VirtualHostId) -> FoundHost {
         domain: domain.map(|domain| shown_domain(&domain.name)).unwrap_or_default(),
         port: host.port.to_native(),
         scope: (scope != SCOPE_ALL).then(|| table.namespaces[scope as usize].to_string()),
-        origin: table.origin(OriginId::from(&host.origin)).to_owned(),
+        origin: table.origin(OriginId::from(&host.origin)),
         rules: host.count.to_native(),
     }
 }
@@ -387,7 +384,7 @@ fn skipped(table: &ArchivedTable, recorder: &Recorder) -> Vec<SkippedRule> {
         let rule = &table.routes[route.index()];
         let origin = table.origin(OriginId::from(&rule.origin));
         if rules.last().is_none_or(|(last, _)| last != route) {
-            let place = rule_place(origin, rule.line.to_native());
+            let place = rule_place(&origin, rule.line.to_native());
             let skipped =
                 SkippedRule { rule: rule_title(rule), name: rule.name.to_string(), place, alternatives: Vec::new() };
             rules.push((*route, skipped));
@@ -395,7 +392,7 @@ fn skipped(table: &ArchivedTable, recorder: &Recorder) -> Vec<SkippedRule> {
         if let Some((_, skipped)) = rules.last_mut() {
             skipped.alternatives.push(FailedMatch {
                 alternative: format!("match[{alternative}]"),
-                place: rule_place(origin, rule.matches[*alternative].line.to_native()),
+                place: rule_place(&origin, rule.matches[*alternative].line.to_native()),
                 expected: expected.clone(),
                 actual: actual.clone(),
             });

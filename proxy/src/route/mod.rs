@@ -119,7 +119,7 @@ fn by_weight<'g>(destinations: &'g [ArchivedDestination], sum: u32, random: &Ran
 pub(crate) fn describe_rule(pinned: &Pinned, rule: &ArchivedRoute) -> String {
     let origin = pinned.table().origin(OriginId::from(&rule.origin));
     match rule.line.to_native() {
-        0 => origin.to_owned(),
+        0 => origin,
         line => format!("{origin}, http[{}] at line {line}", rule.rule.to_native()),
     }
 }

@@ -216,7 +216,7 @@ proptest! {
             let actual = table.virtual_host(&viewpoint, name.as_bytes(), port, &mut Silent);
             let origin = |id: VirtualHostId| {
                 let host = &table.virtual_hosts[id.index()];
-                (table.origin(OriginId::from(&host.origin)).to_owned(), host.port.to_native())
+                (table.origin(OriginId::from(&host.origin)), host.port.to_native())
             };
             prop_assert_eq!(
                 actual.ok().map(origin),
