@@ -108,11 +108,11 @@ impl VirtualServiceCheck<'_, '_> {
                 hidden.key, self.resource.key.namespace
             );
             let hint = format!("add the namespace to the exportTo of {}", hidden.key);
-            return self.warn(Code::NOT_VISIBLE, destination.at, field, message, hint);
+            return self.warn(Code::NOT_VISIBLE, destination.host_at, field, message, hint);
         }
         let message = format!("no Service or ServiceEntry defines `{host}`: such requests are answered with 503");
         let hint = self.similar_host(host);
-        self.warn(Code::UNKNOWN_HOST, destination.at, field, message, hint);
+        self.warn(Code::UNKNOWN_HOST, destination.host_at, field, message, hint);
     }
 
     /// The host that was probably meant.
@@ -161,7 +161,7 @@ impl VirtualServiceCheck<'_, '_> {
                 None => "add a DestinationRule with `subsets:` for this host".to_owned(),
                 Some(rule) => self.subset_hint(rule, name),
             };
-            return self.warn(Code::UNKNOWN_SUBSET, destination.at, field, message, hint);
+            return self.warn(Code::UNKNOWN_SUBSET, destination.subset_at, field, message, hint);
         };
         let listed = service.resolution != Resolution::None;
         if listed && !service.endpoints.iter().any(|endpoint| selects(subset, &endpoint.labels)) {
@@ -175,7 +175,7 @@ impl VirtualServiceCheck<'_, '_> {
                 Kind::Service => "give its EndpointSlice or its Pods these labels",
                 _ => "give its endpoints or WorkloadEntries these labels",
             };
-            self.warn(Code::EMPTY_SUBSET, destination.at, field, message, hint.to_owned());
+            self.warn(Code::EMPTY_SUBSET, destination.subset_at, field, message, hint.to_owned());
         }
     }
 

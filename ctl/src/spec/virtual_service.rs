@@ -144,8 +144,12 @@ pub struct WeightedDestination {
     pub at: Position,
     /// `destination.host`, short names resolved.
     pub host: Hostname,
+    /// Where the host stands.
+    pub host_at: Position,
     /// `destination.subset`.
     pub subset: Option<Arc<str>>,
+    /// Where the subset stands, or the destination without one.
+    pub subset_at: Position,
     /// `destination.port.number`.
     pub port: Option<Port>,
     /// `weight`, relative to the others; 100 where there is only one destination and nothing is said.

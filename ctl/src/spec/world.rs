@@ -29,9 +29,13 @@ impl World {
         resources.dedup_by(|second, first| {
             let same = second.key == first.key;
             if same {
-                let message = format!("is here for the second time; the first is at {}", first.place);
+                // In one file the upper one is the first, whatever the order in which they were handed over.
+                let swapped = first.place.file == second.place.file && second.place.at < first.place.at;
+                let (upper, lower) =
+                    if swapped { (&second.place, &first.place) } else { (&first.place, &second.place) };
+                let message = format!("is here for the second time; the first is at {upper}");
                 diagnostics.push(
-                    Diagnostic::error(Code::DUPLICATE_RESOURCE, second.place.clone(), message)
+                    Diagnostic::error(Code::DUPLICATE_RESOURCE, lower.clone(), message)
                         .of(&second.key)
                         .hint("remove or rename one of them"),
                 );

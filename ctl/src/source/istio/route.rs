@@ -185,14 +185,22 @@ fn destination(
         return None;
     };
     let mut object = r.object(destination, &path)?;
+    let mut host_at = at;
     let host = match object.text(r, "host") {
-        Some((text, at)) => r.valid(at, &path.field("host"), destination_host(text, namespace)),
+        Some((text, at)) => {
+            host_at = at;
+            r.valid(at, &path.field("host"), destination_host(text, namespace))
+        }
         None => {
             r.missing(object.at, &path.field("host"), "write the name of a service");
             None
         }
     };
-    let subset = object.text(r, "subset").map(|(text, _)| r.share(text));
+    let mut subset_at = at;
+    let subset = object.text(r, "subset").map(|(text, at)| {
+        subset_at = at;
+        r.share(text)
+    });
     let port_path = path.field("port");
     let mut port = None;
     if let Some(node) = object.field("port")
@@ -205,7 +213,7 @@ fn destination(
         selector.finish(r, &PORT);
     }
     object.finish(r, &DESTINATION);
-    Some(WeightedDestination { at, host: host?, subset, port, weight: weight?, headers })
+    Some(WeightedDestination { at, host: host?, host_at, subset, subset_at, port, weight: weight?, headers })
 }
 
 fn destination_host(text: &str, namespace: &Namespace) -> Result<Hostname, crate::spec::value::InvalidValue> {

@@ -37,7 +37,10 @@ pub(crate) fn read(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, metadata: 
         r.missing(spec.at, &http_path, "write `http:` with at least one rule");
     }
     spec.finish(r, &SPEC);
-    unreachable_rules(r, &http, &http_path);
+    // What was wrong is missing from the rules: one with a bad match would look as if it matched everything.
+    if !r.failed {
+        unreachable_rules(r, &http, &http_path);
+    }
     (!r.failed).then_some(VirtualService { hosts, mesh, export_to, http })
 }
 
