@@ -1,8 +1,14 @@
 //! Where the programs under test are: beside the test executables, in the same target directory and profile.
 
-use std::{env, path::PathBuf};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
 
 /// The path of `meshring-proxy`, `meshring` or `meshring-bench`.
+///
+/// # Panics
+/// When it was not built, or before the last change of a source file: the test would prove something about yesterday.
 #[must_use]
 pub fn path(name: &str) -> PathBuf {
     let test = env::current_exe().expect("the path of the running test");
@@ -10,7 +16,24 @@ pub fn path(name: &str) -> PathBuf {
     let profile = test.parent().and_then(|deps| deps.parent()).expect("a test lives in target/PROFILE/deps");
     let path = profile.join(name);
     assert!(path.exists(), "{} does not exist; run: cargo build --workspace", path.display());
+    if let Some(source) = newer_source(&path) {
+        panic!("{} is older than {}; run: cargo build --workspace", path.display(), source.display());
+    }
     path
+}
+
+/// A source file that has changed since a program was built, by the list that cargo keeps beside the program.
+fn newer_source(program: &Path) -> Option<PathBuf> {
+    let modified = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    let built = modified(program)?;
+    let list = fs::read_to_string(program.with_extension("d")).ok()?;
+    let (_, sources) = list.split_once(": ")?;
+    // Spaces in paths are escaped by a backslash.
+    let sources = sources.trim_end().replace("\\ ", "\0");
+    sources
+        .split(' ')
+        .map(|source| PathBuf::from(source.replace('\0', " ")))
+        .find(|source| modified(source).is_some_and(|changed| changed > built))
 }
 
 /// Whether a program of the system can be run; tests of foreign clients say so and end when it is not installed.

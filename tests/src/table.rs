@@ -49,9 +49,15 @@ impl World {
 
     /// A cluster with these endpoints; without any where the list is empty.
     pub fn cluster(&mut self, name: &str, endpoints: &[SocketAddr]) -> ClusterId {
-        let (first, count) = self.builder.endpoints(endpoints.iter().map(|&address| (address, 1)));
+        let endpoints: Vec<_> = endpoints.iter().map(|&address| (address, 1)).collect();
+        self.balanced(name, BalancePolicy::RoundRobin, &endpoints)
+    }
+
+    /// A cluster with a policy and a weight per endpoint.
+    pub fn balanced(&mut self, name: &str, policy: BalancePolicy, endpoints: &[(SocketAddr, u16)]) -> ClusterId {
+        let (first, count) = self.builder.endpoints(endpoints.iter().copied());
         let endpoints = ClusterEndpoints::Range { first, count };
-        self.builder.cluster(&cluster_name(name), BalancePolicy::RoundRobin, ClusterKind::Static, endpoints)
+        self.builder.cluster(&cluster_name(name), policy, ClusterKind::Static, endpoints)
     }
 
     /// A cluster that cannot have endpoints.

@@ -10,6 +10,7 @@ use meshring_tests::{
     client::{Response, request},
     control::{Control, call, files, reviews, shop},
     load::{Load, is_ok},
+    on_both_drivers,
     proxy::Driver,
     upstream::{Received, Upstream, response},
 };
@@ -62,6 +63,45 @@ fn upstream(version: &'static str) -> Upstream {
         let seen = request.fields.value("x-gen-req").unwrap_or("nothing").to_owned();
         response(200, &[("x-seen", &seen)], version.as_bytes())
     })
+}
+
+on_both_drivers! {
+    a_request_keeps_the_generation_that_it_began_with
+}
+
+/// Also when so many others were published meanwhile that its own is no longer retained for rollback.
+fn a_request_keeps_the_generation_that_it_began_with(driver: Driver) {
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let released = Mutex::new(released);
+    let v1 = Upstream::answering(move |request: &Received| {
+        if request.target() == "/slow" {
+            released.lock().unwrap().recv().unwrap();
+        }
+        response(200, &[("x-seen", request.fields.value("x-gen-req").unwrap())], b"v1")
+    });
+    let v2 = upstream("v2");
+    let control = Control::start(&[("shop.yaml", &shop(v1.address(), v2.address()))]);
+    let proxy = control.proxy("default/client").driver(driver).start();
+    control.wait_for_proxies(1);
+    let mut api = control.connect().unwrap();
+    let mut apply = |number: u64| {
+        let body = files("reviews.yaml", &configuration(number));
+        let answer = call(&mut api, "POST", "/v1/apply?wait=true", Some(&body)).unwrap();
+        let outcome: Value = serde_json::from_slice(&answer.expect(200).body).unwrap();
+        outcome["generation"].as_u64().unwrap()
+    };
+    let first = apply(1);
+    let mut slow = proxy.connect();
+    slow.send(request("GET", "reviews", "/slow", &[("x-meshring-debug", "1")]));
+    let _ = v1.wait_for(1);
+    let last = (2..=30).map(&mut apply).last().unwrap();
+    let mut client = proxy.connect();
+    let now = client.get_with("reviews", "/", &[("x-meshring-debug", "1")]);
+    let expected = Witness { generation: last, on_the_way_up: 30, on_the_way_down: 30, version: "v2".into() };
+    assert_eq!(Witness::of(&now), Ok(expected));
+    release.send(()).unwrap();
+    let late = Witness { generation: first, on_the_way_up: 1, on_the_way_down: 1, version: "v1".into() };
+    assert_eq!(Witness::of(&slow.response()), Ok(late));
 }
 
 fn changes_under_load(driver: Driver, changes: u64) {

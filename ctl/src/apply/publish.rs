@@ -253,9 +253,6 @@ impl Publisher {
         self.diagnostics = compiled.diagnostics;
         self.files = Some(files);
         self.overlay = overlay;
-        if self.problem.take().is_some() {
-            tracing::info!("the configuration is valid again");
-        }
     }
 
     /// Shows the current state to everybody who only reads.
@@ -393,8 +390,11 @@ impl Publisher {
             let compiled = self.compile(&files, &self.overlay.clone(), &[])?;
             self.publish(compiled, files, self.overlay.clone(), "files changed")
         });
-        if let Err(refusal) = &result {
-            self.problem(refusal);
+        // Only reading the files again can show that they are sound: an `apply` over broken ones repairs nothing.
+        match &result {
+            Err(refusal) => self.problem(refusal),
+            Ok(_) if self.problem.take().is_some() => tracing::info!("the configuration is valid again"),
+            Ok(_) => {}
         }
         self.show();
         result
