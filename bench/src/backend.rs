@@ -1,8 +1,10 @@
 //! `meshring-bench backend`: a server that answers every request with the same response, as cheaply as it can.
 
+use std::ffi::OsString;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,6 +16,7 @@ use rustix::net::{SocketFlags, accept_with};
 use crate::http::{RequestDecoder, RequestEvent};
 use crate::limits::{BACKEND_OUTPUT_BYTES_MAX, EVENTS_PER_WAIT_MAX, READ_BUFFER_BYTES};
 use crate::poller::{Event, Interest, Poller, Token};
+use crate::process::{Process, Spawn};
 
 /// Serves a fixed HTTP/1.1 response on one thread: keep-alive, pipelining, request bodies discarded.
 ///
@@ -48,6 +51,26 @@ pub(crate) fn run(args: &BackendArgs, interrupted: &AtomicBool) -> anyhow::Resul
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Starts this command in a process of its own; gives its address.
+pub(crate) fn start(core: Option<usize>, body_bytes: usize, log_dir: &Path) -> anyhow::Result<(Process, SocketAddr)> {
+    let own = std::env::current_exe().context("cannot find this program's own file")?;
+    let arguments = ["backend", "--listen", "127.0.0.1:0", "--body-bytes", &body_bytes.to_string()];
+    let mut backend = Process::spawn(&Spawn {
+        name: "backend",
+        program: &own,
+        arguments: arguments.map(OsString::from).into(),
+        core,
+        log_dir,
+        take_stdout: true,
+    })?;
+    let line = backend.read_line()?;
+    let address = line
+        .strip_prefix("listening on ")
+        .and_then(|address| address.parse().ok())
+        .with_context(|| format!("the backend did not start; {}", backend.quote_log()))?;
+    Ok((backend, address))
 }
 
 /// The responses, encoded once.

@@ -50,3 +50,30 @@ pub(crate) const GENERATOR_OVERRUN_MAX: Duration = Duration::from_secs(15);
 
 /// Lines of a process' log that an error message quotes.
 pub(crate) const LOG_LINES_QUOTED_MAX: usize = 20;
+
+/// How long a process' first lines or sockets are waited for between two looks, where milliseconds are measured.
+pub(crate) const READY_POLL_INTERVAL: Duration = Duration::from_micros(100);
+
+/// Most proxies of `reconfigure`: each is a process with a worker of its own.
+pub(crate) const PROXIES_MAX: usize = 100;
+
+/// Most changes or runs of one measurement.
+pub(crate) const REPEATS_MAX: usize = 100_000;
+
+/// Longest answer of control's API that is read. The longest known are lists of warnings, of some hundred bytes each.
+pub(crate) const API_ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Longest wait for one answer of control's API, beyond what the call itself asks it to wait.
+pub(crate) const API_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Most routes of `scale`: ten times the goal.
+pub(crate) const ROUTES_MAX: usize = 1_000_000;
+
+/// Most endpoints of `scale`; they have addresses of their own in 10.0.0.0/8.
+pub(crate) const ENDPOINTS_MAX: usize = 10_000_000;
+
+/// Endpoints in one EndpointSlice: the default of Kubernetes' controller (`--max-endpoints-per-slice`).
+pub(crate) const SLICE_ENDPOINTS_MAX: usize = 100;
+
+/// Size at which `scale` begins another file: control reads files of up to 64 MiB, and some of them at once.
+pub(crate) const SCALE_FILE_BYTES: u64 = 16 * 1024 * 1024;

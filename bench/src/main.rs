@@ -1,14 +1,19 @@
-//! meshring-bench: a load generator, a backend, and a side-by-side comparison of meshring with other proxies.
+//! meshring-bench: a load generator, a backend, a side-by-side comparison of meshring with other proxies, and the
+//! figures of meshring alone: reconfiguration, cold start, large configurations.
 
 mod backend;
 mod client;
+mod cold_start;
 mod compare;
 mod http;
 mod idle;
 mod limits;
 mod load;
+mod mesh;
 mod poller;
 mod process;
+mod reconfigure;
+mod scale;
 mod stats;
 
 use std::io::Write;
@@ -33,6 +38,9 @@ enum Command {
     Backend(backend::BackendArgs),
     Compare(compare::CompareArgs),
     Idle(idle::IdleArgs),
+    Reconfigure(reconfigure::ReconfigureArgs),
+    ColdStart(cold_start::ColdStartArgs),
+    Scale(scale::ScaleArgs),
     #[command(hide = true)]
     Pinned(process::PinnedArgs),
 }
@@ -78,6 +86,9 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Backend(args) => backend::run(args, &interrupted),
         Command::Compare(args) => compare::run(args, &interrupted),
         Command::Idle(args) => idle::run(args, &interrupted),
+        Command::Reconfigure(args) => reconfigure::run(args, &interrupted),
+        Command::ColdStart(args) => cold_start::run(args, &interrupted),
+        Command::Scale(args) => scale::run(args, &interrupted),
         Command::Pinned(args) => Err(process::exec_pinned(args)),
     }
 }

@@ -12,9 +12,9 @@ use anyhow::{Context, bail};
 use clap::ValueEnum;
 
 use super::install;
-use crate::{client, mesh};
 use crate::limits::{CHILD_POLL_INTERVAL, READY_MAX};
 use crate::process::{Process, Spawn, check_interrupted};
+use crate::{client, mesh};
 
 /// A proxy to compare with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -71,7 +71,8 @@ impl Contender {
 
     /// meshring's own binaries: beside this program, or in PATH.
     pub(super) fn meshring() -> anyhow::Result<Self> {
-        let program = Program::Meshring(mesh::Binaries::find().context("measure the peers alone with --only-peers, or")?);
+        let program =
+            Program::Meshring(mesh::Binaries::find().context("to measure the peers alone, use --only-peers")?);
         Ok(Self { name: "meshring", version: env!("CARGO_PKG_VERSION").to_owned(), program })
     }
 

@@ -22,7 +22,7 @@ use clap::ValueEnum;
 use self::contender::{Contender, Peer, Site};
 use self::progress::Progress;
 use self::result::Comparison;
-use crate::parse_duration;
+use crate::{backend, parse_duration};
 
 /// Measures meshring and other proxies side by side: one worker each, on a core of its own.
 ///

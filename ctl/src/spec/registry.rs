@@ -243,8 +243,9 @@ impl<'w> Parts<'w> {
 
     fn add_slices(&self, mesh: &mut MeshService, slices: &[&EndpointSlice], namespace: &Namespace) {
         mesh.endpoints.reserve(slices.iter().map(|slice| slice.endpoints.len()).sum());
-        // While Kubernetes moves an endpoint from slice to slice it may stand in both.
-        let mut seen: Option<FastSet<IpAddr>> = (slices.len() > 1).then(FastSet::default);
+        // While Kubernetes moves an endpoint from slice to slice it may stand in both. The same address with other ports
+        // is another endpoint: two processes on one host.
+        let mut seen: Option<FastSet<(IpAddr, Arc<[u16]>)>> = (slices.len() > 1).then(FastSet::default);
         for slice in slices {
             let targets: Arc<[u16]> = mesh.ports.iter().map(|port| slice_target(slice, &port.name)).collect();
             for endpoint in &slice.endpoints {
@@ -252,7 +253,7 @@ impl<'w> Parts<'w> {
                     mesh.not_ready += 1;
                     continue;
                 }
-                if seen.as_mut().is_some_and(|seen| !seen.insert(endpoint.address)) {
+                if seen.as_mut().is_some_and(|seen| !seen.insert((endpoint.address, Arc::clone(&targets)))) {
                     continue;
                 }
                 let pod = endpoint.pod.as_deref().and_then(|pod| self.pods.get(&(namespace.as_str(), pod)));

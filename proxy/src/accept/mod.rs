@@ -89,11 +89,25 @@ impl Listener {
     }
 }
 
+/// Whether nobody else listens on an address. SO_REUSEPORT would let a second proxy of the same user in, and the kernel
+/// would split the traffic between the two in silence.
+pub(crate) fn check_free(address: SocketAddr) -> std::io::Result<()> {
+    let fd = tcp_socket(address)?;
+    bind(fd.as_fd(), &address)?;
+    listen_on(fd.as_fd(), 1)?;
+    Ok(())
+}
+
+fn tcp_socket(address: SocketAddr) -> std::io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let fd = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_reuseaddr(fd.as_fd(), true)?;
+    Ok(fd)
+}
+
 /// Binds an address that other workers can bind, too. Nobody is let in before [`listening`].
 pub(crate) fn bind_address(address: SocketAddr) -> std::io::Result<OwnedFd> {
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let fd: OwnedFd = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    sockopt::set_socket_reuseaddr(fd.as_fd(), true)?;
+    let fd = tcp_socket(address)?;
     sockopt::set_socket_reuseport(fd.as_fd(), true)?;
     bind(fd.as_fd(), &address)?;
     Ok(fd)

@@ -65,9 +65,6 @@ impl Link {
         self.next_attempt = Instant::now() + Duration::from_millis(LINK_RECONNECT_MS);
         match self.try_connect() {
             Ok(socket) => {
-                if std::mem::take(&mut self.missed) {
-                    tracing::info!("control is back");
-                }
                 self.socket = Some(socket);
                 true
             }
@@ -126,6 +123,10 @@ impl Link {
         match message {
             ToProxy::Welcome { active } => {
                 let page = fds.first().map(PageReader::open)?;
+                // Only now: a bare connection may still end in the backlog of a control that is dying.
+                if std::mem::take(&mut self.missed) {
+                    tracing::info!("control is back");
+                }
                 tracing::debug!(%active, "welcomed by control");
                 match page {
                     Ok(page) => return Some(Outcome::Page(Arc::new(page))),

@@ -21,7 +21,10 @@ use meshring_core::{
     snapshot::{layout::LAYOUT, page::PageReader, page::PageWriter},
     stats::StatsPage,
 };
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+};
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
     low_level::pipe,
@@ -74,6 +77,7 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     if config.listeners().is_empty() {
         bail!("nothing to listen on: give --outbound ADDR, --inbound ADDR=APP_ADDR, or both");
     }
+    raise_descriptor_limit();
     let driver = driver::probe(config.driver)?;
     let workers = worker_count(&config)?;
     tracing::info!(workers, "I/O driver: {driver}");
@@ -87,6 +91,16 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     main.find_first_generation()?;
     let mut supervisor = main.start_workers(sockets)?;
     main.serve(&mut supervisor, &bell_in, &receiver)
+}
+
+/// Two descriptors per request in flight: the soft limit of 1,024 that many systems start with is for `select`.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
+        tracing::warn!(%error, "cannot raise the limit of open files to {:?}", limit.maximum);
+    }
 }
 
 fn worker_count(config: &Config) -> anyhow::Result<usize> {

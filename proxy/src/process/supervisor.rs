@@ -24,6 +24,9 @@ pub(crate) type Sockets = Vec<Vec<OwnedFd>>;
 
 /// Binds every address once per worker, so that a mistake ends the start and not a worker.
 pub(crate) fn bind_all(config: &Config, workers: usize) -> anyhow::Result<Sockets> {
+    for (address, direction) in config.listeners() {
+        accept::check_free(address).with_context(|| format!("cannot listen: {}", describe(address, direction)))?;
+    }
     (0..workers).map(|_| bind_one(config)).collect()
 }
 

@@ -1,0 +1,50 @@
+//! Request heads: no panic, the same verdict however the bytes arrive, and what is written is acceptable and stable.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use meshring_core::http::{Fields, HeadScanner, NoEdits, RequestOut, request, request_head};
+
+fuzz_target!(|data: &[u8]| {
+    let mut fields = Fields::new();
+    let whole = request::parse(data, &mut fields);
+    if let Err(refusal) = &whole {
+        assert!(matches!(refusal.status(), 400 | 413 | 414 | 417 | 431 | 501 | 505), "{refusal:?}");
+        assert!(!refusal.code().is_empty() && !refusal.to_string().is_empty());
+    }
+    trickled(data, whole.is_err(), whole.as_ref().is_ok_and(Option::is_some));
+    let Ok(Some(head)) = request::parse(data, &mut fields) else { return };
+    assert!(head.len <= data.len());
+    for field in fields.iter() {
+        assert!(!field.name.of(data).is_empty());
+        assert!(!field.value.of(data).iter().any(|b| matches!(b, b'\r' | b'\n' | 0)));
+    }
+    let written = forward(data, &mut fields);
+    let again = forward(&written, &mut fields);
+    assert_eq!(String::from_utf8_lossy(&written), String::from_utf8_lossy(&again), "not stable");
+});
+
+fn forward(bytes: &[u8], fields: &mut Fields) -> Vec<u8> {
+    let head = request::parse(bytes, fields).expect("what we write is acceptable").expect("and whole");
+    let mut out = Vec::new();
+    request_head(&mut out, bytes, &head, fields, &RequestOut::new(&head, &NoEdits));
+    out
+}
+
+/// Byte by byte in steps that the length gives; a head that is complete at once must be found complete.
+fn trickled(data: &[u8], refused: bool, complete: bool) {
+    let (mut scanner, mut fields, mut end) = (HeadScanner::default(), Fields::new(), 0);
+    let step = data.len() % 7 + 1;
+    let mut said = Ok(None);
+    while end < data.len() && matches!(said, Ok(None)) {
+        end = (end + step).min(data.len());
+        if scanner.ready(&data[..end]) {
+            said = request::parse(&data[..end], &mut fields);
+        }
+    }
+    match said {
+        Ok(Some(_)) => assert!(complete),
+        Ok(None) => assert!(!complete),
+        // A line that has not ended yet may be refused for another reason, never what is acceptable as a whole.
+        Err(_) => assert!(refused),
+    }
+}

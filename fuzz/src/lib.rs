@@ -1,0 +1,5 @@
+//! What several fuzz targets share.
+
+pub mod bodies;
+pub mod mesh;
+pub mod reference;

@@ -1,0 +1,144 @@
+//! A small mesh that uses every part of the table, and a reader of everything that a proxy could ever read.
+
+use std::net::SocketAddr;
+
+use meshring_core::{
+    id::{ClusterId, EndpointId, Generation, OriginId, VirtualHostId},
+    snapshot::{Snapshot, encode},
+    table::{
+        TableBuilder,
+        build::{ClusterEndpoints, VirtualHostInput},
+        lookup::{RequestView, Silent, Viewpoint},
+        model::{
+            Action, ArchivedAction, BalancePolicy, ClusterKind, Condition, DestinationHeaders, DirectResponse, HeaderOp,
+            Match, Redirect, RedirectPort, RegexRewrite, Rewrite, Route, RouteOptions, StringMatch,
+        },
+        regexes::anchored,
+    },
+};
+
+/// The snapshot of a small mesh, header included.
+pub fn bytes() -> Vec<u8> {
+    let mut builder = TableBuilder::new("cluster.local");
+    let namespace = builder.namespace("default");
+    builder.workload(namespace, "client", vec![("app".into(), "web".into())]);
+    let pattern = builder.regex(&anchored("/v[0-9]+"));
+    let origin = builder.origin("VirtualService default/reviews (reviews.yaml:4)");
+    let pod = |last: u8| (SocketAddr::from(([10, 0, 0, last], 9080)), 1);
+    let v6 = (SocketAddr::from(([0xfd00, 0, 0, 0, 0, 0, 0, 1], 9080)), 2);
+    let (first, count) = builder.endpoints([pod(1), pod(2), v6]);
+    let mut cluster =
+        |name: &str, endpoints| builder.cluster(name, BalancePolicy::LeastRequest, ClusterKind::Static, endpoints);
+    let whole = cluster("whole", ClusterEndpoints::Range { first, count });
+    let subset = cluster("subset", ClusterEndpoints::Selection(&[first, EndpointId(first.0 + 2)]));
+    let edits = DestinationHeaders {
+        request: vec![HeaderOp::Remove { name: "x-a".into() }],
+        response: vec![HeaderOp::Add { name: "x-b".into(), value: "1".into() }],
+    };
+    let split = builder.forward([(whole, 80, None), (subset, 20, Some(edits))]).expect("weights");
+    let conditions = vec![
+        Condition::Uri(StringMatch::Regex(pattern)),
+        Condition::Header { name: "end-user".into(), value: StringMatch::Present },
+        Condition::Query { name: "v".into(), value: StringMatch::Prefix("1".into()) },
+        Condition::SourceNamespace(namespace),
+        Condition::SourceLabel { key: "app".into(), value: "web".into() },
+    ];
+    let route = |conditions: Vec<Condition>, action, options| Route {
+        name: "r".into(),
+        origin,
+        rule: 0,
+        line: 1,
+        matches: vec![Match { name: String::new(), line: 1, conditions }],
+        action,
+        timeout_ms: 0,
+        options,
+    };
+    let options = RouteOptions {
+        request_headers: vec![HeaderOp::Set { name: "x-c".into(), value: "2".into() }],
+        response_headers: Vec::new(),
+        rewrite: Some(Rewrite {
+            uri: Some("/".into()),
+            authority: None,
+            regex: Some(RegexRewrite { pattern, replacement: "/${0}".into() }),
+        }),
+    };
+    let redirect = Redirect {
+        uri: Some("/new".into()),
+        authority: None,
+        scheme: Some("https".into()),
+        port: RedirectPort::Fixed(8443),
+        status: 301,
+    };
+    let routes = vec![
+        route(conditions, split, Some(Box::new(options))),
+        route(vec![Condition::Port(80)], Action::Redirect(Box::new(redirect)), None),
+        route(Vec::new(), Action::DirectResponse(Box::new(DirectResponse { status: 418, body: b"tea".to_vec() })), None),
+    ];
+    for (domain, scope, port) in
+        [("reviews.default.svc.cluster.local", None, 9080), ("*.example.com", Some(namespace), 0), ("*", None, 80)]
+    {
+        builder.virtual_host(VirtualHostInput { domain: domain.into(), scope, port, origin, routes: routes.clone() });
+    }
+    encode(&builder.finish().expect("a sound table")).expect("an archive").to_bytes(Generation(1))
+}
+
+struct Request;
+
+impl RequestView for Request {
+    fn method(&self) -> &[u8] {
+        b"GET"
+    }
+    fn scheme(&self) -> &[u8] {
+        b"http"
+    }
+    fn authority(&self) -> &[u8] {
+        b"reviews:9080"
+    }
+    fn path(&self) -> &[u8] {
+        b"/v1"
+    }
+    fn query(&self) -> Option<&[u8]> {
+        Some(b"a=b&v=12")
+    }
+    fn any_header(&self, _name: &str, predicate: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        predicate(b"jason")
+    }
+}
+
+/// Follows every index of an accepted snapshot and looks names up; returns how much it has read.
+pub fn walk(snapshot: &Snapshot) -> usize {
+    let table = snapshot.table();
+    let viewpoint = Viewpoint::resolve(table, "default", "client");
+    let mut read = 1 + viewpoint.labels.len() + format!("{table:?}").len();
+    let find = |name: &[u8], port| table.virtual_host(&viewpoint, name, port, &mut Silent);
+    for name in [&b"reviews"[..], b"reviews.default", b"www.example.com", b"x", b"", b"*", b".example.com"] {
+        read += usize::from(find(name, None).is_ok()) + usize::from(find(name, Some(9080)).is_ok());
+    }
+    for domain in table.domains.iter() {
+        read += usize::from(find(domain.name.as_bytes(), None).is_ok());
+    }
+    for index in 0..table.virtual_hosts.len() as u32 {
+        let (id, host) = (VirtualHostId(index), &table.virtual_hosts[index as usize]);
+        read += table.origin(OriginId::from(&host.origin)).len();
+        for port in [None, Some(80)] {
+            let found = table.route(snapshot.regexes(), &viewpoint, id, &Request, port, &mut Silent);
+            read += found.map_or(0, |selected| table.origin(OriginId::from(&selected.rule.origin)).len());
+        }
+    }
+    for route in table.routes.iter() {
+        if let ArchivedAction::Forward { first, count, .. } = &route.action {
+            let first = first.to_native() as usize;
+            for destination in &table.destinations[first..first + count.to_native() as usize] {
+                read += table.cluster(ClusterId::from(&destination.cluster)).name.len();
+            }
+        }
+    }
+    for cluster in table.clusters.iter() {
+        // A range may be as long as the table's, and there may be many: the ends are enough.
+        let count = cluster.count.to_native();
+        for position in [0, count / 2, count.saturating_sub(1)].into_iter().filter(|&position| position < count) {
+            read += usize::from(table.address(table.endpoint_of(cluster, position)).port());
+        }
+    }
+    read
+}
