@@ -8,7 +8,7 @@ use std::{
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with, sockopt};
 
 /// A port on 127.0.0.1 that is bound but does not listen: connecting to it is refused, nobody is given it, and a program
-/// that binds with SO_REUSEPORT, as the proxy does, can listen on it beside the reservation.
+/// that binds with SO_REUSEADDR and SO_REUSEPORT, as the proxy does, can listen on it beside the reservation.
 #[derive(Debug)]
 pub struct Reserved {
     address: SocketAddr,
@@ -24,6 +24,8 @@ impl Reserved {
             socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).expect("a TCP socket");
         sockopt::set_socket_reuseport(socket.as_fd(), true).expect("SO_REUSEPORT");
         bind(socket.as_fd(), &SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("a free port");
+        // Not before: with it, the port of another reservation would do.
+        sockopt::set_socket_reuseaddr(socket.as_fd(), true).expect("SO_REUSEADDR");
         let address = getsockname(socket.as_fd()).expect("the bound address");
         Self { address: address.try_into().expect("an IPv4 address"), _socket: socket }
     }

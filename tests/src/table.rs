@@ -98,10 +98,13 @@ impl World {
         self.builder.workload(namespace, name, labels);
     }
 
-    /// A service of namespace `default` (a name without dots) or any other domain, with its rules in order.
+    /// A service of namespace `default` (a name without dots) or any other domain (`*` for all), with its rules in order.
     pub fn host(&mut self, domain: &str, routes: Vec<Route>) {
-        let domain =
-            if domain.contains('.') { domain.to_owned() } else { format!("{domain}.default.svc.cluster.local") };
+        let domain = if domain.contains('.') || domain == "*" {
+            domain.to_owned()
+        } else {
+            format!("{domain}.default.svc.cluster.local")
+        };
         let origin = self.origin;
         let routes = routes.into_iter().enumerate();
         let routes =

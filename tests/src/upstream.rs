@@ -77,7 +77,11 @@ impl Upstream {
     /// A server that runs `serve` for each connection on a thread of its own; the connection closes when it returns.
     #[must_use]
     pub fn scripted(serve: impl Fn(&mut Peer) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        Self::listening("127.0.0.1:0", serve)
+    }
+
+    fn listening(address: &str, serve: impl Fn(&mut Peer) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind(address).expect("a free port");
         let address = listener.local_addr().expect("the bound address");
         let shared = Arc::<Shared>::default();
         let upstream = Self { address, shared: Arc::clone(&shared) };
@@ -109,7 +113,13 @@ impl Upstream {
     /// A keep-alive server that answers each request with the bytes that `respond` makes of it.
     #[must_use]
     pub fn answering<B: Into<Vec<u8>>>(respond: impl Fn(&Received) -> B + Send + Sync + 'static) -> Self {
-        Self::scripted(move |peer| {
+        Self::on("127.0.0.1:0", respond)
+    }
+
+    /// As [`answering`](Self::answering), on an address of its own: port 0 takes a free one.
+    #[must_use]
+    pub fn on<B: Into<Vec<u8>>>(address: &str, respond: impl Fn(&Received) -> B + Send + Sync + 'static) -> Self {
+        Self::listening(address, move |peer| {
             while let Some(request) = peer.request() {
                 let response: Vec<u8> = respond(&request).into();
                 if !peer.send(response) {

@@ -1,4 +1,5 @@
 //! Which endpoint of a cluster serves a request.
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
 use std::sync::{Mutex, mpsc};
 

@@ -1,4 +1,5 @@
 //! Bodies are streamed in both directions, byte for byte, at the pace of the slower side.
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
 use std::{
     io::{ErrorKind, Write as _},

@@ -1,4 +1,5 @@
 //! HTTP/1.1 connections on both sides of the proxy: reuse, pipelining, framing of old and half-closed clients.
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
 use meshring_tests::{
     client::{Client, request},

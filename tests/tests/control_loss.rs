@@ -1,4 +1,5 @@
 //! Control may die at any moment: traffic does not notice, and its return changes nothing that it did not mean to change.
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
 use std::path::PathBuf;
 

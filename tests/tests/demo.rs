@@ -1,4 +1,5 @@
 //! The first thing that anybody sees.
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
 use std::process::Command;
 

@@ -1,4 +1,5 @@
 //! What belongs to one hop stays on that hop (RFC 9110 section 7.6.1), and what must not be forged is not.
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
 use meshring_tests::{
     client::request,

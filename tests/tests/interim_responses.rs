@@ -1,4 +1,5 @@
 //! 1xx: relayed to those who understand them, never invented, never mistaken for the answer.
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
 use meshring_tests::{
     client::request,

@@ -1,4 +1,5 @@
 //! How a proxy starts, what it says about itself, how it adapts to what the machine allows, and how it ends.
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
 use std::{fs, sync::Mutex, sync::mpsc};
 

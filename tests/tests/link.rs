@@ -1,4 +1,5 @@
 //! The two phases of a publication, seen by a proxy that is none: one that refuses keeps a generation from being active.
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
 use std::{
     os::fd::{AsFd, OwnedFd},

@@ -1,4 +1,5 @@
 //! Programs that others wrote, and our own load generator, on both sides of the proxy.
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
 use std::{
     fs,

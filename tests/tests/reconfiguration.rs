@@ -1,4 +1,5 @@
 //! A thousand changes while requests run: none fails, none sees two configurations at once.
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
 use std::{
     collections::{HashMap, HashSet},

@@ -1,4 +1,5 @@
 //! What rules say is what happens: matches, weights, header edits, rewrites, redirects, direct responses.
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
 use meshring_core::table::model::{
     Action, Condition, DestinationHeaders, DirectResponse, HeaderOp, Redirect, RedirectPort, RegexRewrite, Rewrite,

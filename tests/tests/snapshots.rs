@@ -1,4 +1,5 @@
 //! A snapshot that is not exactly what control wrote is refused, whatever is wrong with it.
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
 use meshring_core::snapshot::Snapshot;
 use meshring_tests::{
@@ -39,7 +40,7 @@ fn ten_thousand_bit_flips_and_truncations_are_all_refused() {
             }
             1 => {
                 let extra = 1 + random.below(64);
-                bytes.extend((0..extra).map(|_| random.next() as u8));
+                bytes.extend((0..extra).map(|_| random.word() as u8));
                 format!("{extra} bytes appended")
             }
             // One bit, then up to eight of them.

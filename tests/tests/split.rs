@@ -1,4 +1,5 @@
 //! The user's own file, unchanged, splits real traffic; changing it under load costs no request.
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
 use std::{
     collections::BTreeMap,

@@ -1,5 +1,6 @@
 //! Each way in which an upstream can fail has its status, its words, and never a second execution of a request that may
 //! have been processed.
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
