@@ -11,7 +11,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use crate::limits::{READY_MAX, REPEATS_MAX};
-use crate::mesh::{Mesh, reviews, reviews_split};
+use crate::mesh::{Mesh, RunParent, reviews, reviews_split};
 use crate::process::monotonic;
 use crate::reconfigure::in_range;
 use crate::stats::{Latencies, LatencySummary};
@@ -28,6 +28,8 @@ pub(crate) struct ColdStartArgs {
     /// Starts to measure
     #[arg(long, default_value_t = 20, value_parser = parse_runs)]
     runs: usize,
+    #[command(flatten)]
+    run_parent: RunParent,
     #[arg(long, short, value_enum, default_value_t = OutputFormat::Text)]
     output: OutputFormat,
 }
@@ -48,7 +50,7 @@ struct Report {
 
 /// Runs the command.
 pub(crate) fn run(args: &ColdStartArgs, interrupted: &AtomicBool) -> anyhow::Result<ExitCode> {
-    let mut mesh = Mesh::new(interrupted)?;
+    let mut mesh = Mesh::new(&args.run_parent.path(), interrupted)?;
     let (_backend, backend) = backend::start(None, 100, mesh.dir())?;
     let config = format!("{}---\n{}", reviews(backend.port()), reviews_split(80));
     fs::write(mesh.config_dir().join("reviews.yaml"), config)?;

@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::OutputFormat;
 use crate::limits::{PROXIES_MAX, READY_MAX, REPEATS_MAX};
 use crate::mesh::api::{Answered, Files};
-use crate::mesh::{Mesh, reviews, reviews_split};
+use crate::mesh::{Mesh, RunParent, reviews, reviews_split};
 use crate::stats::{Latencies, LatencySummary};
 
 /// The goal for the 99th percentile.
@@ -28,6 +28,8 @@ pub(crate) struct ReconfigureArgs {
     /// Changes of the weight
     #[arg(long, default_value_t = 1000, value_parser = parse_changes)]
     changes: usize,
+    #[command(flatten)]
+    run_parent: RunParent,
     #[arg(long, short, value_enum, default_value_t = OutputFormat::Text)]
     output: OutputFormat,
 }
@@ -53,6 +55,8 @@ pub(crate) fn in_range(text: &str, max: usize) -> Result<usize, String> {
 struct Report {
     proxies: usize,
     changes: usize,
+    /// Where control kept its state.
+    run_parent: String,
     /// From the start of the call to the whole of its answer.
     call_us: LatencySummary,
     /// Of that, from resources to snapshot, as control measures it.
@@ -131,6 +135,7 @@ impl Tally {
         Report {
             proxies: args.proxies,
             changes: args.changes,
+            run_parent: args.run_parent.path().display().to_string(),
             call_us,
             compile_us: self.compile.summary(),
             prepare_us: self.prepare.summary(),
@@ -146,7 +151,7 @@ impl Tally {
 
 /// Runs the command.
 pub(crate) fn run(args: &ReconfigureArgs, interrupted: &AtomicBool) -> anyhow::Result<ExitCode> {
-    let mut mesh = Mesh::new(interrupted)?;
+    let mut mesh = Mesh::new(&args.run_parent.path(), interrupted)?;
     // Nothing is sent there: the changes alone are measured.
     fs::write(mesh.config_dir().join("reviews.yaml"), reviews(8080))?;
     mesh.start_control()?;
@@ -170,10 +175,10 @@ pub(crate) fn run(args: &ReconfigureArgs, interrupted: &AtomicBool) -> anyhow::R
 }
 
 fn text(report: &Report) -> String {
-    let Report { proxies, changes, refused, incomplete, stale, .. } = report;
+    let Report { proxies, changes, run_parent, refused, incomplete, stale, .. } = report;
     let mut text = format!(
-        "{changes} changes of one weight, {proxies} proxies with 1 worker each; milliseconds from the call to the \
-         answer\nthat every worker has acknowledged:\n\n                        p50      p90      p99      max\n"
+        "{changes} changes of one weight, {proxies} proxies with 1 worker each, run directory in {run_parent}; milliseconds\n\
+         from the call to the answer that every worker has acknowledged:\n\n                        p50      p90      p99      max\n"
     );
     let rows = [
         ("whole call", &report.call_us),
@@ -213,7 +218,7 @@ mod tests {
     }
 
     fn args() -> ReconfigureArgs {
-        ReconfigureArgs { proxies: 2, changes: 100, output: OutputFormat::Text }
+        ReconfigureArgs { proxies: 2, changes: 100, run_parent: RunParent::default(), output: OutputFormat::Text }
     }
 
     #[test]

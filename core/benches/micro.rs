@@ -172,7 +172,9 @@ fn adopt(services: u32) -> Operation {
 }
 
 /// Name, rounds under callgrind, and how to set the operation up.
-const OPERATIONS: &[(&str, usize, fn() -> Operation)] = &[
+type Entry = (&'static str, usize, fn() -> Operation);
+
+const OPERATIONS: &[Entry] = &[
     ("request_parse", 1000, parse_request),
     ("request_write", 1000, write_request),
     ("response_parse", 1000, parse_response),

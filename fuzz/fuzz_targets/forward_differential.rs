@@ -120,7 +120,8 @@ fn target(data: &[u8], head: &RequestHead) -> Vec<u8> {
     }
     let target = head.target.of(data);
     let after_scheme = target.windows(3).position(|w| w == b"://").expect("a scheme") + 3;
-    let end = target[after_scheme..].iter().position(|b| b"/?".contains(b)).map_or(target.len(), |at| after_scheme + at);
+    let end =
+        target[after_scheme..].iter().position(|b| b"/?".contains(b)).map_or(target.len(), |at| after_scheme + at);
     match &target[end..] {
         [] if head.method == Method::Options => b"*".to_vec(),
         [] => b"/".to_vec(),

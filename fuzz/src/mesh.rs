@@ -10,8 +10,8 @@ use meshring_core::{
         build::{ClusterEndpoints, VirtualHostInput},
         lookup::{RequestView, Silent, Viewpoint},
         model::{
-            Action, ArchivedAction, BalancePolicy, ClusterKind, Condition, DestinationHeaders, DirectResponse, HeaderOp,
-            Match, Redirect, RedirectPort, RegexRewrite, Rewrite, Route, RouteOptions, StringMatch,
+            Action, ArchivedAction, BalancePolicy, ClusterKind, Condition, DestinationHeaders, DirectResponse,
+            HeaderOp, Match, Redirect, RedirectPort, RegexRewrite, Rewrite, Route, RouteOptions, StringMatch,
         },
         regexes::anchored,
     },
@@ -72,7 +72,11 @@ pub fn bytes() -> Vec<u8> {
     let routes = vec![
         route(conditions, split, Some(Box::new(options))),
         route(vec![Condition::Port(80)], Action::Redirect(Box::new(redirect)), None),
-        route(Vec::new(), Action::DirectResponse(Box::new(DirectResponse { status: 418, body: b"tea".to_vec() })), None),
+        route(
+            Vec::new(),
+            Action::DirectResponse(Box::new(DirectResponse { status: 418, body: b"tea".to_vec() })),
+            None,
+        ),
     ];
     for (domain, scope, port) in
         [("reviews.default.svc.cluster.local", None, 9080), ("*.example.com", Some(namespace), 0), ("*", None, 80)]

@@ -105,6 +105,22 @@ pub(crate) fn reviews_split(weight_v2: u32) -> String {
     )
 }
 
+/// Where the run directory is made.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct RunParent {
+    /// Folder for the temporary run directory [default: /dev/shm, as /run is in memory too; else the temporary folder]
+    #[arg(long, value_name = "DIR")]
+    run_parent: Option<PathBuf>,
+}
+
+impl RunParent {
+    pub(crate) fn path(&self) -> PathBuf {
+        let memory = PathBuf::from("/dev/shm");
+        let default = || if memory.is_dir() { memory } else { std::env::temp_dir() };
+        self.run_parent.clone().unwrap_or_else(default)
+    }
+}
+
 /// What `GET /v1/proxies` says of each; only what is needed here.
 #[derive(Debug, Deserialize)]
 struct ProxyItem {
@@ -118,15 +134,20 @@ pub(crate) struct Mesh<'a> {
     control: Option<Process>,
     binaries: Binaries,
     interrupted: &'a AtomicBool,
+    /// Run directory and states of the proxies.
+    run: TempDir,
+    /// Configuration and logs.
     dir: TempDir,
 }
 
 impl<'a> Mesh<'a> {
-    /// The folders, and nothing that runs yet.
-    pub(crate) fn new(interrupted: &'a AtomicBool) -> anyhow::Result<Self> {
+    /// The folders, and nothing that runs yet; the run directory is made in `run_parent`.
+    pub(crate) fn new(run_parent: &Path, interrupted: &'a AtomicBool) -> anyhow::Result<Self> {
         let binaries = Binaries::find()?;
+        let run = tempfile::tempdir_in(run_parent)
+            .with_context(|| format!("cannot create a temporary folder in {}", run_parent.display()))?;
         let dir = tempfile::tempdir().context("cannot create a temporary folder")?;
-        let mesh = Self { proxies: Vec::new(), control: None, binaries, interrupted, dir };
+        let mesh = Self { proxies: Vec::new(), control: None, binaries, interrupted, run, dir };
         for dir in [mesh.config_dir(), mesh.run_dir()] {
             fs::create_dir_all(dir)?;
         }
@@ -144,12 +165,12 @@ impl<'a> Mesh<'a> {
     }
 
     fn run_dir(&self) -> PathBuf {
-        self.dir().join("run")
+        self.run.path().join("run")
     }
 
     /// Where proxy `index` keeps its last good snapshot.
     pub(crate) fn state_dir(&self, index: usize) -> PathBuf {
-        self.dir().join(format!("state-{index}"))
+        self.run.path().join(format!("state-{index}"))
     }
 
     /// Starts control.

@@ -13,9 +13,9 @@ use serde::Serialize;
 
 use self::generate::Shape;
 use crate::limits::{ENDPOINTS_MAX, ROUTES_MAX};
-use crate::mesh::Mesh;
 use crate::mesh::api::{Api, Files};
 use crate::mesh::log::{self, Publication};
+use crate::mesh::{Mesh, RunParent};
 use crate::process::usage::{self, Memory};
 use crate::reconfigure::in_range;
 use crate::stats::{Spread, thousands};
@@ -43,6 +43,8 @@ pub(crate) struct ScaleArgs {
     /// Longest wait for control and the proxy
     #[arg(long, default_value = "2m", value_parser = parse_duration)]
     timeout: Duration,
+    #[command(flatten)]
+    run_parent: RunParent,
     #[arg(long, short, value_enum, default_value_t = OutputFormat::Text)]
     output: OutputFormat,
 }
@@ -63,6 +65,8 @@ fn parse_endpoints(text: &str) -> Result<usize, String> {
 struct StartTimes {
     /// All of it.
     applied_ms: f64,
+    /// CPU time of control for it, all threads.
+    control_cpu_ms: f64,
     /// What control's log tells of it; none if its line was not found.
     split: Option<StartSplit>,
 }
@@ -101,6 +105,8 @@ struct ChangeTimes {
     call_ms: Spread,
     compile_ms: Spread,
     prepare_ms: Spread,
+    /// CPU time of control, all threads; the mean.
+    control_cpu_ms: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -127,7 +133,7 @@ struct Report {
 
 /// Runs the command.
 pub(crate) fn run(args: &ScaleArgs, interrupted: &AtomicBool) -> anyhow::Result<ExitCode> {
-    let mut mesh = Mesh::new(interrupted)?;
+    let mut mesh = Mesh::new(&args.run_parent.path(), interrupted)?;
     let shape = Shape { routes: args.routes, endpoints: args.endpoints };
     let written = shape.write(&mesh.config_dir()).context("cannot write the configuration")?;
 
@@ -137,6 +143,7 @@ pub(crate) fn run(args: &ScaleArgs, interrupted: &AtomicBool) -> anyhow::Result<
     let mut api = mesh.api(args.timeout)?;
     mesh.wait_until_current(&mut api, args.timeout)?;
     let applied_ms = begin.elapsed().as_secs_f64() * 1e3;
+    let control_cpu_ms = cpu_ms(&mesh)?;
     let publication = log::first_publication(&mesh.control_log()?);
     let split = publication.map(|publication| StartSplit::of(&publication, started, applied_ms));
     let (proxy, control) = (usage::memory(mesh.proxy_pid()?)?, usage::memory(mesh.control_pid()?)?);
@@ -147,7 +154,7 @@ pub(crate) fn run(args: &ScaleArgs, interrupted: &AtomicBool) -> anyhow::Result<
         endpoints: args.endpoints,
         config_files: written.files,
         config_bytes: written.bytes,
-        start: StartTimes { applied_ms, split },
+        start: StartTimes { applied_ms, control_cpu_ms, split },
         change,
         snapshot_bytes: publication.map_or(snapshot_bytes, |publication| publication.bytes),
         proxy,
@@ -169,6 +176,7 @@ pub(crate) fn run(args: &ScaleArgs, interrupted: &AtomicBool) -> anyhow::Result<
 /// Changes one weight some times; also gives the size of the last snapshot.
 fn change(mesh: &Mesh<'_>, api: &mut Api) -> anyhow::Result<(ChangeTimes, u64)> {
     let (mut calls, mut compiles, mut prepares, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    let mut cpu_before = 0.0;
     for index in 0..=CHANGES {
         let text = generate::split(80 - index);
         let answered = mesh.apply(api, &Files::one("split.yaml", &text))?;
@@ -178,15 +186,27 @@ fn change(mesh: &Mesh<'_>, api: &mut Api) -> anyhow::Result<(ChangeTimes, u64)> 
         }
         bytes = outcome.bytes as u64;
         // The first one makes one destination two.
-        if index > 0 {
+        if index == 0 {
+            cpu_before = cpu_ms(mesh)?;
+        } else {
             calls.push(answered.time.as_secs_f64() * 1e3);
             compiles.push(outcome.compile_ms);
             prepares.push(outcome.prepare_ms);
         }
     }
     let spread = |values: Vec<f64>| Spread::of(values).context("no change was measured");
-    let times = ChangeTimes { call_ms: spread(calls)?, compile_ms: spread(compiles)?, prepare_ms: spread(prepares)? };
+    let times = ChangeTimes {
+        call_ms: spread(calls)?,
+        compile_ms: spread(compiles)?,
+        prepare_ms: spread(prepares)?,
+        control_cpu_ms: (cpu_ms(mesh)? - cpu_before) / f64::from(CHANGES),
+    };
     Ok((times, bytes))
+}
+
+/// CPU time of control so far.
+fn cpu_ms(mesh: &Mesh<'_>) -> anyhow::Result<f64> {
+    Ok(usage::cpu_time(mesh.control_pid()?)?.as_secs_f64() * 1e3)
 }
 
 fn verdict(reached: bool) -> &'static str {
@@ -195,10 +215,10 @@ fn verdict(reached: bool) -> &'static str {
 
 fn text(report: &Report) -> String {
     let megabytes = |bytes: u64| bytes as f64 / 1e6;
-    let StartTimes { applied_ms, split } = report.start;
+    let StartTimes { applied_ms, control_cpu_ms, split } = report.start;
     let mut text = format!(
         "{} routes, {} endpoints: {:.1} MB of YAML in {} files\n\nstart: {applied_ms:.0} ms until a proxy runs the \
-         generation\n",
+         generation; {control_cpu_ms:.0} ms of CPU in control\n",
         thousands(report.routes as u64),
         thousands(report.endpoints as u64),
         megabytes(report.config_bytes),
@@ -213,11 +233,11 @@ fn text(report: &Report) -> String {
              {prepare_ms:.0} ms, adoption by the proxy {adopt_ms:.0} ms"
         ),
     };
-    let ChangeTimes { call_ms, compile_ms, prepare_ms } = &report.change;
+    let ChangeTimes { call_ms, compile_ms, prepare_ms, control_cpu_ms } = &report.change;
     let _ = writeln!(
         text,
         "one weight, median of {CHANGES}: {:.0} ms to the acknowledgement ({:.0} to {:.0}), of that compile {:.0} ms, \
-         prepare {:.0} ms",
+         prepare {:.0} ms; {control_cpu_ms:.0} ms of CPU in control",
         call_ms.median, call_ms.min, call_ms.max, compile_ms.median, prepare_ms.median
     );
     let _ = writeln!(text, "snapshot: {:.1} MB, shared by all proxies of a node", megabytes(report.snapshot_bytes));

@@ -1,9 +1,11 @@
 //! Starts the workers, and another one in the place of one that died.
 
 use std::{
+    net::SocketAddr,
     os::{fd::OwnedFd, unix::net::UnixStream},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -19,15 +21,31 @@ use crate::{
     worker::{self, Start, driver::Driver, generation::Generations, mailbox::Mailboxes},
 };
 
+/// How long a start waits for its addresses to become free.
+const ADDRESS_WAIT: Duration = Duration::from_secs(2);
+
 /// Bound sockets, per worker and listener.
 pub(crate) type Sockets = Vec<Vec<OwnedFd>>;
 
 /// Binds every address once per worker, so that a mistake ends the start and not a worker.
 pub(crate) fn bind_all(config: &Config, workers: usize) -> anyhow::Result<Sockets> {
     for (address, direction) in config.listeners() {
-        accept::check_free(address).with_context(|| format!("cannot listen: {}", describe(address, direction)))?;
+        wait_until_free(address).with_context(|| format!("cannot listen: {}", describe(address, direction)))?;
     }
     (0..workers).map(|_| bind_one(config)).collect()
+}
+
+/// A killed predecessor's ring keeps its listening sockets for a moment after the process has gone.
+fn wait_until_free(address: SocketAddr) -> std::io::Result<()> {
+    let deadline = Instant::now() + ADDRESS_WAIT;
+    loop {
+        match accept::check_free(address) {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            result => return result,
+        }
+    }
 }
 
 fn bind_one(config: &Config) -> anyhow::Result<Vec<OwnedFd>> {
