@@ -7,6 +7,9 @@
 pub const SNAPSHOT_BYTES_MAX: u64 = 640 * 1024 * 1024;
 /// Generations that control and proxies keep mapped for rollback, the active one included.
 pub const GENERATIONS_RETAINED: usize = 8;
+/// Shared memory of the retained generations together, in bytes; beyond it the oldest go first. The active one and the
+/// one before it always stay: a million endpoints are 40 MB, and eight of those would be a lot for a node to give.
+pub const RETAINED_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// How long control waits for a proxy to answer `prepared` or `refused`, in milliseconds. A proxy that is slower is
 /// reported as stale and catches up: it must not hold up the node.
 pub const PREPARE_MS_MAX: u64 = 1_000;

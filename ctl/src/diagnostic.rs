@@ -292,7 +292,7 @@ const LISTED_MIN: usize = 50;
 /// Diagnostics of one kind about one field in one file that are listed where there are many.
 const SAME_MAX: usize = 10;
 
-/// Cuts repetitions: one missing field in a hundred thousand documents is told [`SAME_MAX`] times and counted. What is
+/// Cuts repetitions: one missing field in a hundred thousand documents is told `SAME_MAX` times and counted. What is
 /// left out is of the same severity, code, file, kind and field as what is listed.
 pub fn limit(diagnostics: Vec<Diagnostic>) -> Vec<Diagnostic> {
     if diagnostics.len() <= LISTED_MIN {

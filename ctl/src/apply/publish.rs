@@ -176,11 +176,19 @@ impl Publisher {
             diagnostic::sort(&mut diagnostics);
             return Err(Refusal::Invalid(diagnostics));
         }
-        diagnostics.extend(world.analyze());
-        diagnostic::sort(&mut diagnostics);
         dns::learn(&mut self.dns, world.registry().dns_names());
-        let table = compile::compile(&world, &self.dns).map_err(|error| Refusal::Table(error.to_string()))?;
-        let encoded = encode(&table).map_err(|error| Refusal::Table(error.to_string()))?;
+        let dns = &self.dns;
+        // Both only read the world; with 100,000 services the analysis takes a third as long as the table.
+        let (encoded, analysis) = std::thread::scope(|scope| {
+            let analysis = scope.spawn(|| world.analyze());
+            let encoded = compile::compile(&world, dns)
+                .map_err(|error| Refusal::Table(error.to_string()))
+                .and_then(|table| encode(&table).map_err(|error| Refusal::Table(error.to_string())));
+            (encoded, analysis.join())
+        });
+        let encoded = encoded?;
+        diagnostics.extend(analysis.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        diagnostic::sort(&mut diagnostics);
         Ok(Compiled { world, encoded, diagnostics, compile_ms: begin.elapsed().as_secs_f64() * 1e3 })
     }
 

@@ -12,7 +12,7 @@ use std::{
 use meshring_core::{
     clock,
     id::Generation,
-    limits::GENERATIONS_RETAINED,
+    limits::{GENERATIONS_RETAINED, RETAINED_BYTES_MAX},
     link::{Hello, ToProxy, channel},
     snapshot::{Encoded, Refused, Snapshot, page::PageWriter},
     stats::StatsPage,
@@ -205,7 +205,7 @@ impl Acknowledgement {
 struct Inner {
     proxies: BTreeMap<ProxyId, Proxy>,
     next: u64,
-    /// In the order of publication; at most [`GENERATIONS_RETAINED`], besides one that is being prepared.
+    /// In the order of publication; at most [`GENERATIONS_RETAINED`] and [`RETAINED_BYTES_MAX`], besides one that is being prepared.
     retained: Vec<Arc<Retained>>,
 }
 
@@ -352,10 +352,14 @@ impl Fleet {
     pub fn commit(&self, generation: Generation) {
         let mut inner = self.lock();
         self.page.commit(generation);
-        let mut excess = inner.retained.len().saturating_sub(GENERATIONS_RETAINED);
+        let (mut count, mut bytes) = (inner.retained.len(), inner.retained.iter().map(|r| r.bytes).sum::<usize>());
         inner.retained.retain(|retained| {
-            let drop = excess > 0 && retained.generation != generation;
-            excess -= usize::from(drop);
+            let excess = count > GENERATIONS_RETAINED || (bytes > RETAINED_BYTES_MAX && count > 2);
+            let drop = excess && retained.generation != generation;
+            if drop {
+                count -= 1;
+                bytes -= retained.bytes;
+            }
             !drop
         });
         Self::retire(&mut inner);

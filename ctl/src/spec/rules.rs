@@ -220,7 +220,7 @@ impl DestinationRules {
             .or_else(|| self.find(host, |rule| is_root(&rule.namespace) && rule.export_to.reaches(client)))
     }
 
-    /// As [`Self::index_for`].
+    /// The rule for a host as `index_for` finds it.
     pub fn rule_for(&self, host: &HostPattern, service: &Namespace, client: Option<&Namespace>) -> Option<&MergedRule> {
         self.index_for(host, service, client).map(|index| &self.list[index])
     }
