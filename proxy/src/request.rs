@@ -258,7 +258,9 @@ async fn forward(
         return deny_late(worker, conn, input, head, record, Denial::BadBody(error.status(), error.code())).await;
     }
     let total_at_ms = (plan.timeout_ms > 0).then(|| record.started_ms() + u64::from(plan.timeout_ms));
-    let uploading = Cell::new(!body.ended());
+    // A body that did not fit beside the head is gone once it was sent: only a whole request can be sent again.
+    let replayable = body.ended();
+    let uploading = Cell::new(!replayable);
     let exchange = Exchange {
         worker,
         record,
@@ -311,11 +313,7 @@ async fn forward(
             // RFC 9110 section 9.2.2 and RFC 9112 section 9.3.1: a reused connection that closes without a byte was
             // most likely closed before the request came; an idempotent request may be sent once more.
             Err(Failure::NoResponse)
-                if lease.reused
-                    && !uploading.get()
-                    && head.method.is_idempotent()
-                    && !fresh
-                    && attempt < ATTEMPTS_MAX =>
+                if lease.reused && replayable && head.method.is_idempotent() && !fresh && attempt < ATTEMPTS_MAX =>
             {
                 worker.stats.add(Counter::UpstreamRetries, 1);
                 fresh = true;

@@ -33,6 +33,7 @@ on_both_drivers! {
     a_get_on_a_connection_that_the_upstream_has_closed_is_sent_again
     a_get_that_meets_a_closing_connection_is_retried_once
     a_post_that_meets_a_closing_connection_is_not_sent_twice
+    a_streamed_put_that_meets_a_closing_connection_is_not_sent_again_in_part
     failures_of_one_upstream_leave_the_client_connection_usable
 }
 
@@ -215,6 +216,18 @@ fn a_post_that_meets_a_closing_connection_is_not_sent_twice(driver: Driver) {
     client.response().expect(502);
     let posts = upstream.received().iter().filter(|request| request.method() == "POST").count();
     assert_eq!(posts, 1);
+}
+
+/// PUT is idempotent, but a body that was streamed is gone: what is left of it must not go out as a second request.
+fn a_streamed_put_that_meets_a_closing_connection_is_not_sent_again_in_part(driver: Driver) {
+    let upstream = closing_on_the_second_request();
+    let proxy = Proxy::alone(&World::with_echo(upstream.address()), driver);
+    let mut client = proxy.connect();
+    assert_eq!(client.get("echo", "/1").expect(200).text(), "first");
+    let body = vec![b'x'; 300_000];
+    client.send(format!("PUT /2 HTTP/1.1\r\nhost: echo\r\ncontent-length: {}\r\n\r\n", body.len())).send(body);
+    client.response().expect(502);
+    assert_eq!(upstream.received().len(), 2, "the first GET and one PUT");
 }
 
 fn failures_of_one_upstream_leave_the_client_connection_usable(driver: Driver) {
