@@ -1,4 +1,4 @@
-//! The publication protocol under loom, which runs every interleaving and every stale read that the memory model allows.
+//! The publication protocol under loom, which runs every interleaving and every stale read that its memory model has.
 //!
 //! The words are those of production ([`Active`] and [`Acknowledged`] over loom's atomics); what they protect is a cell
 //! that loom watches. Two tests weaken one ordering each and must fail: they prove that the model would notice.

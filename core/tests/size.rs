@@ -50,8 +50,8 @@ fn mesh(services: u32) -> Table {
     builder.finish().expect("a sound table")
 }
 
-/// The promise is 40 MB for 100,000 services, which is 400 bytes each with its endpoints. 39.2 MB were measured with these
-/// names of about 32 bytes; each further byte of a name costs three, since domain, cluster and origin hold it.
+/// The promise is 40 MB for 100,000 services, which is 400 bytes each with its endpoints. 39.2 MB were measured with
+/// these names of about 32 bytes; each further byte of a name costs three, since domain, cluster and origin hold it.
 const BYTES_PER_SERVICE_MAX: usize = 400;
 
 #[test]

@@ -1,4 +1,4 @@
-//! A second HTTP/1.1 parser, too slow and too simple to share a mistake with core's: the peer that a smuggler hopes for.
+//! A second HTTP/1.1 parser, too simple to share a mistake with core's: the peer that a smuggler hopes for.
 //! It knows RFC 9112 and nothing else, and it panics on nothing.
 
 /// How a body ends.

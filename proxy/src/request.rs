@@ -10,7 +10,7 @@ use meshring_core::{
         serialize::{self, NoEdits, RequestOut},
         status::reason,
     },
-    limits::{ATTEMPTS_MAX, HEAD_BYTES_MAX, RESPONSE_HEAD_MS_MAX},
+    limits::{ATTEMPTS_MAX, CONNECT_MS_MAX, HEAD_BYTES_MAX, RESPONSE_HEAD_MS_MAX},
     stats::Counter,
     table::{lookup::NoRoute, model::ArchivedClusterKind},
 };
@@ -24,7 +24,7 @@ use crate::{
     policy::{self, Edits, Rewritten},
     respond::{
         local::{self, After, Response},
-        relay::{self, Body, Exchange, Failure, Patience, Relayed, Side},
+        relay::{self, Body, BodyError, Exchange, Failure, Patience, Relayed, Side},
     },
     route::{self, Decision, Forward, Request},
     upstream::{Endpoint, Lease},
@@ -280,8 +280,12 @@ async fn forward(
             let why = plan.target.why_no_endpoint(pinned);
             return deny_late(worker, conn, input, head, record, Denial::NoEndpoint(why)).await;
         };
+        let left_ms = total_at_ms.map_or(CONNECT_MS_MAX, |total| total.saturating_sub(now_ms()).min(CONNECT_MS_MAX));
+        if left_ms == 0 {
+            return failed(worker, conn, input, head, record, Failure::Timeout, endpoint.address()).await;
+        }
         record.sent_to(plan.target.slot());
-        let mut lease = match endpoint.lease(&worker.deadlines, fresh).await {
+        let mut lease = match endpoint.lease(&worker.deadlines, fresh, left_ms).await {
             Ok(lease) => lease,
             Err(error) => {
                 worker.stats.add(Counter::UpstreamConnectFailures, 1);
@@ -377,23 +381,31 @@ async fn streamed(
     out: Vec<u8>,
 ) -> (Result<Relayed, Failure>, Vec<u8>) {
     let worker = exchange.worker;
+    // The connections' own timers are for reading; writing goes on at the same time.
     let (client, upstream) = (&conn.timer, &lease.conn.timer);
+    let (to_client, to_upstream) = (conn.second_timer(), lease.conn.second_timer());
     let up = async {
         let from = Side { half: &mut conn.read, timer: client };
-        let to = Side { half: &mut lease.conn.write, timer: upstream };
+        let to = Side { half: &mut lease.conn.write, timer: &to_upstream };
         let (result, out) = relay::relay_body(body, input, from, to, out, exchange.patience).await;
-        match result {
-            Ok(()) => exchange.uploading.set(false),
-            // The client's body is broken or it went away: the upstream must not take what it has for all of it.
-            Err(relay::BodyError::Malformed(_) | relay::BodyError::Read(_)) => upstream.shutdown(Expiry::ShutdownBoth),
+        let fault = match result {
+            Ok(()) => {
+                exchange.uploading.set(false);
+                None
+            }
             // The upstream reads no more; it may have responded all the same.
-            Err(relay::BodyError::Write(_)) => {}
-        }
-        out
+            Err(BodyError::Write(_)) => None,
+            // The client's body is broken or it went away: the upstream must not take what it has for all of it.
+            Err(fault) => {
+                upstream.shutdown(Expiry::ShutdownBoth);
+                Some(fault)
+            }
+        };
+        (fault, out)
     };
     let down = async {
         let from = Side { half: &mut lease.conn.read, timer: upstream };
-        let to = Side { half: &mut conn.write, timer: client };
+        let to = Side { half: &mut conn.write, timer: &to_client };
         let out = worker.buffers.take();
         let (result, out) = relay::relay_response(exchange, fields, response_input, from, to, out).await;
         worker.buffers.give(out);
@@ -405,7 +417,14 @@ async fn streamed(
         }
         result
     };
-    let (out, result) = both(pin!(up), pin!(down)).await;
+    let ((fault, out), result) = both(pin!(up), pin!(down)).await;
+    let unanswered = matches!(result, Err(Failure::NoResponse | Failure::CutHead | Failure::Timeout));
+    let result = match fault {
+        // Not the upstream's fault, whatever it looked like from there.
+        Some(BodyError::Malformed(error)) if unanswered => Err(Failure::ClientBody(error)),
+        Some(BodyError::Read(error)) if unanswered => Err(Failure::Client(error)),
+        _ => result,
+    };
     (result, out)
 }
 
@@ -450,6 +469,11 @@ async fn failed(
             return After::Close;
         }
         Failure::Client(_) => return After::Close,
+        Failure::ClientBody(error) => {
+            worker.stats.add(Counter::RequestsRefused, 1);
+            let denial = Denial::BadBody(error.status(), error.code());
+            return deny_late(worker, conn, input, head, record, denial).await;
+        }
         Failure::Timeout => (504, Counter::UpstreamTimeouts),
         Failure::NoResponse | Failure::CutHead => (502, Counter::UpstreamResets),
         Failure::Malformed(_) | Failure::UnsolicitedUpgrade => (502, Counter::UpstreamBadResponses),

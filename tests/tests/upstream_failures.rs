@@ -34,6 +34,10 @@ on_both_drivers! {
     a_get_that_meets_a_closing_connection_is_retried_once
     a_post_that_meets_a_closing_connection_is_not_sent_twice
     a_streamed_put_that_meets_a_closing_connection_is_not_sent_again_in_part
+    a_silent_upstream_is_504_for_a_streamed_request_too
+    a_get_whose_interim_response_has_come_is_not_sent_again
+    a_response_until_close_that_the_timeout_cuts_does_not_look_complete
+    a_streamed_body_with_broken_chunks_is_400
     failures_of_one_upstream_leave_the_client_connection_usable
 }
 
@@ -228,6 +232,73 @@ fn a_streamed_put_that_meets_a_closing_connection_is_not_sent_again_in_part(driv
     client.send(format!("PUT /2 HTTP/1.1\r\nhost: echo\r\ncontent-length: {}\r\n\r\n", body.len())).send(body);
     client.response().expect(502);
     assert_eq!(upstream.received().len(), 2, "the first GET and one PUT");
+}
+
+/// A world in which `slow` has a timeout of half a second.
+fn world_with_timeout(upstream: &Upstream) -> World {
+    let mut world = World::new();
+    let cluster = world.cluster("slow", &[upstream.address()]);
+    let action = world.forward(&[(cluster, 1)]);
+    world.host("slow", vec![Route { timeout_ms: 500, ..rule(action) }]);
+    world
+}
+
+fn a_silent_upstream_is_504_for_a_streamed_request_too(driver: Driver) {
+    let upstream = Upstream::scripted(|peer| {
+        peer.request();
+        peer.wait_for_end();
+    });
+    let proxy = Proxy::alone(&world_with_timeout(&upstream).snapshot(), driver);
+    let mut client = proxy.connect();
+    let body = vec![b'x'; 300_000];
+    client.send(format!("POST / HTTP/1.1\r\nhost: slow\r\ncontent-length: {}\r\n\r\n", body.len())).send(body);
+    assert!(client.response().expect(504).text().contains("did not respond in time"));
+}
+
+fn a_get_whose_interim_response_has_come_is_not_sent_again(driver: Driver) {
+    let upstream = Upstream::scripted(|peer| {
+        if peer.connection == 0 {
+            peer.request();
+            peer.send(ok("first"));
+            peer.request();
+            peer.send("HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n");
+        } else {
+            while peer.request().is_some() {
+                peer.send(ok("fresh"));
+            }
+        }
+    });
+    let proxy = Proxy::alone(&World::with_echo(upstream.address()), driver);
+    let mut client = proxy.connect();
+    assert_eq!(client.get("echo", "/1").expect(200).text(), "first");
+    client.send(request("GET", "echo", "/2", &[]));
+    assert!(client.head().line.contains("103"));
+    client.response().expect(502);
+    assert_eq!(upstream.received().len(), 2);
+}
+
+fn a_response_until_close_that_the_timeout_cuts_does_not_look_complete(driver: Driver) {
+    let upstream = Upstream::scripted(|peer| {
+        peer.request();
+        peer.send("HTTP/1.1 200 OK\r\n\r\nhalf of it");
+        peer.wait_for_end();
+    });
+    let proxy = Proxy::alone(&world_with_timeout(&upstream).snapshot(), driver);
+    let mut client = proxy.connect();
+    client.send(request("GET", "slow", "/", &[]));
+    assert!(client.try_response("GET").is_err());
+}
+
+fn a_streamed_body_with_broken_chunks_is_400(driver: Driver) {
+    let upstream = Upstream::scripted(|peer| {
+        peer.request();
+    });
+    let proxy = Proxy::alone(&World::with_echo(upstream.address()), driver);
+    let mut client = proxy.connect();
+    client.send("POST / HTTP/1.1\r\nhost: echo\r\ntransfer-encoding: chunked\r\n\r\n");
+    client.send(format!("{:x}\r\n{}\r\n", 40_000, "x".repeat(40_000)));
+    client.send("+5\r\nhello\r\n0\r\n\r\n");
+    client.response().expect(400);
 }
 
 fn failures_of_one_upstream_leave_the_client_connection_usable(driver: Driver) {

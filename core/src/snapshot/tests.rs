@@ -193,7 +193,7 @@ fn every_truncation_and_extension_is_refused() {
 
 #[test]
 fn damage_with_a_fitting_checksum_is_refused_or_harmless() {
-    // Whoever can forge a checksum can send any archive: structure and meaning must still hold, or the table is refused.
+    // Whoever can forge a checksum can send any archive: structure and meaning must hold, or the table is refused.
     let good = mesh().to_bytes(Generation(1));
     let mut numbers = Numbers(2);
     let (mut refused, mut harmless) = (0, 0);

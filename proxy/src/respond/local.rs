@@ -77,7 +77,9 @@ pub(crate) async fn refuse(worker: &Worker, conn: &mut Conn, input: &mut Input, 
     let mut out = worker.buffers.take();
     let how = Local { close: true, ..Local::default() };
     write_response(&mut out, status, "text/plain", body.as_bytes(), &how);
+    conn.timer.set(now_ms() + meshring_core::limits::BODY_IDLE_MS_MAX, Expiry::ShutdownBoth);
     let (result, out) = write_all(&mut conn.write, out).await;
+    conn.timer.clear();
     worker.buffers.give(out);
     if result.is_ok() {
         linger(conn, input).await;

@@ -155,7 +155,8 @@ impl Body {
     }
 }
 
-/// One side of a relay with its deadline.
+/// One side of a relay with its deadline. Where two directions run at once, each half has a timer of its own: they must
+/// not arm, clear or read each other's.
 pub(crate) struct Side<'a, H> {
     pub(crate) half: &'a mut H,
     pub(crate) timer: &'a Timer,
@@ -175,7 +176,7 @@ impl Patience {
 }
 
 /// Moves a body from one side to the other, one buffer at a time: the slower side sets the pace. `out` may hold a head
-/// that goes first. Gives `out` back.
+/// that goes first. Gives `out` back. Each side has a deadline of its own, which is not armed when this returns.
 pub(crate) async fn relay_body(
     body: &mut Body,
     input: &mut Input,
@@ -192,6 +193,7 @@ pub(crate) async fn relay_body(
         if !out.is_empty() {
             to.timer.set(patience.next(), Expiry::ShutdownBoth);
             let (result, written) = write_all(to.half, out).await;
+            to.timer.clear();
             out = written;
             out.clear();
             if let Err(error) = result {
@@ -199,12 +201,15 @@ pub(crate) async fn relay_body(
             }
         }
         if body.ended() {
-            to.timer.clear();
             return (Ok(()), out);
         }
         if needs_input {
             from.timer.set(patience.next(), Expiry::ShutdownRead);
-            let result = match input.fill(from.half, BUFFER_BYTES).await {
+            let read = input.fill(from.half, BUFFER_BYTES).await;
+            from.timer.clear();
+            let result = match read {
+                // Ended by us, not by the sender: of a body that lasts until the connection closes this is not the end.
+                Ok(0) if from.timer.take_expired() => Err(BodyError::Read(io::ErrorKind::TimedOut.into())),
                 Ok(0) => body.end_of_stream(&mut out).map_err(BodyError::Malformed),
                 Ok(_) => Ok(()),
                 Err(error) => Err(BodyError::Read(error)),
@@ -234,6 +239,9 @@ pub(crate) enum Failure {
     /// 101 without a request for it (RFC 9110 section 15.2.2).
     #[error("the upstream switched protocols without being asked to")]
     UnsolicitedUpgrade,
+    /// The client's own request body is malformed; the upstream was cut off.
+    #[error("the request body is malformed: {0}")]
+    ClientBody(ChunkError),
     /// After the head had been sent on: nothing can be said to the client any more but an abrupt end.
     #[error("in mid-response: {0}")]
     Broken(BodyError),
@@ -275,11 +283,15 @@ pub(crate) async fn relay_response(
     to: Side<'_, WriteHalf>,
     mut out: Vec<u8>,
 ) -> (Result<Relayed, Failure>, Vec<u8>) {
+    let mut begun = false;
     loop {
         let head = match response_head(exchange, fields, input, &mut from).await {
             Ok(head) => head,
+            // The upstream has the request: after an interim response it must not be sent again.
+            Err(Failure::NoResponse) if begun => return (Err(Failure::CutHead), out),
             Err(failure) => return (Err(failure), out),
         };
+        begun = true;
         out.clear();
         if head.is_switching() {
             return (Err(Failure::UnsolicitedUpgrade), out);
@@ -295,7 +307,9 @@ pub(crate) async fn relay_response(
                 fields,
                 &ResponseOut::new(&head, &exchange.edits),
             );
+            to.timer.set(exchange.patience.next(), Expiry::ShutdownBoth);
             let (result, written) = write_all(to.half, out).await;
+            to.timer.clear();
             out = written;
             if let Err(error) = result {
                 return (Err(Failure::Client(error)), out);
@@ -336,6 +350,8 @@ async fn relay_final(
     to: Side<'_, WriteHalf>,
     mut out: Vec<u8>,
 ) -> (Result<Relayed, Failure>, Vec<u8>) {
+    // The deadline of the head must not meet the body.
+    from.timer.clear();
     exchange.record.status(head.status);
     let framing = framing_for(exchange.version, head.framing);
     // A response that comes while the request's body is still on its way ends the connection: whether the rest of the

@@ -78,14 +78,19 @@ impl Endpoint {
         }
     }
 
-    /// A connection for one request: pooled, or new. `fresh` skips the pool.
-    pub(crate) async fn lease(self: &Rc<Self>, deadlines: &Rc<Deadlines>, fresh: bool) -> io::Result<Lease> {
+    /// A connection for one request: pooled, or new within `connect_ms_max`. `fresh` skips the pool.
+    pub(crate) async fn lease(
+        self: &Rc<Self>,
+        deadlines: &Rc<Deadlines>,
+        fresh: bool,
+        connect_ms_max: u64,
+    ) -> io::Result<Lease> {
         self.active.set(self.active.get() + 1);
         let active = ActiveRequest(Rc::clone(self));
         if !fresh && let Some(conn) = self.take_idle() {
             return Ok(Lease { conn, reused: true, active });
         }
-        match Conn::connect(self.address, deadlines).await {
+        match Conn::connect(self.address, deadlines, connect_ms_max).await {
             Ok(conn) => Ok(Lease { conn, reused: false, active }),
             Err(error) => {
                 self.avoid_until_ms.set(now_ms() + AVOID_MS);

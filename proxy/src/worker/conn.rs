@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use meshring_core::limits::{CONNECT_MS_MAX, HOT_IDLE_MS_MAX};
+use meshring_core::limits::HOT_IDLE_MS_MAX;
 use monoio::{
     io::{
         AsyncWriteRent as _, AsyncWriteRentExt as _, CancelableAsyncReadRent as _, OwnedReadHalf, OwnedWriteHalf,
@@ -64,11 +64,16 @@ impl Conn {
         TcpStream::from_std(stream).map(|stream| Self::new(stream, deadlines))
     }
 
-    /// Connects within [`CONNECT_MS_MAX`].
-    pub(crate) async fn connect(address: SocketAddr, deadlines: &Rc<Deadlines>) -> io::Result<Self> {
+    /// A further timer for the time in which both directions are in use. Drop it before the connection.
+    pub(crate) fn second_timer(&self) -> Timer {
+        self.timer.beside(self.fd)
+    }
+
+    /// Connects within so many milliseconds.
+    pub(crate) async fn connect(address: SocketAddr, deadlines: &Rc<Deadlines>, ms_max: u64) -> io::Result<Self> {
         // The one future that is dropped in flight: a socket without data has none to lose.
         let connecting = TcpStream::connect_addr(address);
-        match monoio::time::timeout(Duration::from_millis(CONNECT_MS_MAX), connecting).await {
+        match monoio::time::timeout(Duration::from_millis(ms_max), connecting).await {
             Ok(stream) => stream.map(|stream| Self::new(stream, deadlines)),
             Err(_) => Err(io::ErrorKind::TimedOut.into()),
         }

@@ -126,8 +126,9 @@ impl Slot {
             Expiry::ShutdownWrite => Shutdown::Write,
             Expiry::ShutdownBoth => Shutdown::Both,
         };
-        // SAFETY: a Timer lives beside its socket in a Conn, which drops the timer first (field order) and with it
-        // this slot's deadline: a slot with a deadline always names an open descriptor.
+        // SAFETY: a Timer lives beside its socket in a Conn, which drops the timer first (field order), or in a frame
+        // that borrows the Conn; with the timer goes this slot's deadline: a slot with a deadline always names an open
+        // descriptor.
         let socket = unsafe { BorrowedFd::borrow_raw(self.fd) };
         // ENOTCONN: the peer was faster; the pending operation completes all the same.
         let _ = rustix::net::shutdown(socket, how);
@@ -135,6 +136,11 @@ impl Slot {
 }
 
 impl Timer {
+    /// Another timer for the same socket.
+    pub(crate) fn beside(&self, fd: RawFd) -> Timer {
+        self.deadlines.timer(fd)
+    }
+
     /// Sets the deadline, in milliseconds of [`now_ms`]; replaces the one before.
     pub(crate) fn set(&self, at_ms: u64, expiry: Expiry) {
         let mut slots = self.deadlines.0.borrow_mut();
@@ -173,10 +179,11 @@ impl Timer {
         self.deadlines.0.borrow_mut().slots[self.index as usize].canceller = None;
     }
 
-    /// Ends the socket now, as a deadline would.
+    /// Ends the socket now, as a deadline would: a reader can tell that it was not the peer.
     pub(crate) fn shutdown(&self, expiry: Expiry) {
         let mut slots = self.deadlines.0.borrow_mut();
         let slot = &mut slots.slots[self.index as usize];
+        slot.expired = true;
         slot.expiry = expiry;
         slot.act();
     }

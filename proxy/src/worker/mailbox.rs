@@ -67,9 +67,11 @@ impl Mailboxes {
         writer.set_nonblocking(true)?;
         let mailbox = &self.0[worker];
         *mailbox.wakeups.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = writer;
+        // What was on its way to the dead worker is lost with it: dropping a connection closes it.
+        while mailbox.queue.pop().is_some() {}
         mailbox.connections.store(0, Ordering::Relaxed);
         mailbox.woken.store(false, Ordering::Release);
-        // A byte in advance: messages that were queued meanwhile are looked at.
+        // A byte in advance: messages that come meanwhile are looked at.
         self.wake(worker);
         Ok(reader)
     }
@@ -110,7 +112,8 @@ impl Mailboxes {
 
     /// See [`add_connection`](Self::add_connection).
     pub(crate) fn remove_connection(&self, worker: usize) {
-        self.0[worker].connections.fetch_sub(1, Ordering::Relaxed);
+        // Not below 0: a dead worker's last tasks may still end after `renew` has counted anew.
+        let _ = self.0[worker].connections.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
     }
 
     /// Connections of a worker.
