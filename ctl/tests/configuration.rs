@@ -272,7 +272,10 @@ fn other_users_are_told_that_they_may_not_talk_to_control() {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     }
     let program = node.path("meshring");
-    fs::copy(env!("CARGO_BIN_EXE_meshring"), &program).unwrap();
+    // Not `fs::copy`: another test may fork while our descriptor is open for writing, and until that child has started its
+    // own program the kernel refuses to run this one (ETXTBSY).
+    let copied = std::process::Command::new("cp").arg(env!("CARGO_BIN_EXE_meshring")).arg(&program).status().unwrap();
+    assert!(copied.success());
     let mut command = std::process::Command::new(program);
     command.args(["get", "vs", "--run-dir"]).arg(node.run_dir()).uid(65534).current_dir("/");
     let output = command.output().unwrap();
