@@ -24,6 +24,9 @@ pub const WEIGHT_SUM_MAX: u64 = u32::MAX as u64;
 pub const HOST_BYTES_MAX: usize = 253;
 /// Largest body of a direct response, in bytes (Envoy's default for direct responses is 4 KiB; Istio's limit is 1 MiB).
 pub const DIRECT_RESPONSE_BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Largest number of trusted hops (Istio `numTrustedProxies`): real chains of proxies have one to four. A larger number is
+/// a typing mistake, and one that would make every client a trusted one.
+pub const TRUSTED_HOPS_MAX: u8 = 32;
 
 // ---- link ---------------------------------------------------------------------------------------------------------
 
@@ -55,14 +58,45 @@ pub const BUFFERS_POOLED_MAX: usize = 64;
 pub const HOT_IDLE_CONNECTIONS_MAX: usize = 256;
 /// After this time without a request a connection gives its buffer back, in milliseconds.
 pub const HOT_IDLE_MS_MAX: u64 = 1_000;
-/// Connections that one worker accepts; beyond it new ones are closed at once, so that the descriptor limit is never met
-/// in mid-request.
+/// Connections of one worker unless `--connections-max` says otherwise; descriptors and memory may set it lower. Beyond
+/// it new ones are answered with 503, so that neither limit is ever met in mid-request.
 pub const CONNECTIONS_PER_WORKER_MAX: usize = 50_000;
+/// Connections beyond the limit that a worker answers with 503 at the same time; further ones are closed without a word.
+pub const CONNECTIONS_TURNED_AWAY_MAX: usize = 64;
+/// Descriptors that are not for downstream connections, in percent: upstream connections need the rest. A request in
+/// flight has one of each, but most downstream connections are idle.
+pub const DESCRIPTORS_RESERVED_PERCENT: u64 = 25;
+/// Below this number of downstream connections per worker the start warns about the limit of open files.
+pub const CONNECTIONS_PER_WORKER_LOW: usize = 1_000;
+/// What one idle connection costs, in bytes: 1 KB in the proxy and a socket of about 4 KB in the kernel, rounded up.
+/// Where a memory limit is set, idle connections may take [`MEMORY_SHARE_DIVISOR`]'s part of it.
+pub const CONNECTION_COST_BYTES: u64 = 8 * 1024;
+/// Buffers, and likewise connections, get this part of the memory limit at most: a quarter each leaves half for the
+/// snapshots, the kernel's socket buffers and the allocator.
+pub const MEMORY_SHARE_DIVISOR: u64 = 4;
+/// Least default of a worker's byte budget, in bytes: 256 buffers.
+pub const BUDGET_BYTES_MIN: usize = 4 * 1024 * 1024;
+/// Largest default of a worker's byte budget, in bytes: 65,536 buffers are more requests than one core serves at a time.
+pub const BUDGET_BYTES_MAX: usize = 1024 * 1024 * 1024;
+/// New requests are answered with 503 while the memory control group is filled to this part, in percent: what the
+/// kernel charges for sockets is not in the byte budget, and at 100 the OOM killer comes.
+pub const MEMORY_PRESSURE_PERCENT: u64 = 85;
+/// How often the memory control group is looked at, in milliseconds: 1 GB/s fills 15 % of 700 MB meanwhile.
+pub const MEMORY_PRESSURE_INTERVAL_MS: u64 = 100;
 /// A worker hands an accepted connection over when another worker has at least this many fewer connections.
 pub const HANDOVER_DIFFERENCE_MIN: u32 = 2;
-/// From the first byte of a request to the end of its header section, in milliseconds (Envoy's and nginx's order: 60 s;
-/// ours is stricter since a sidecar's client is next door).
+/// From the first byte of a request to the end of its header section unless `--head-timeout` says otherwise, in
+/// milliseconds (Envoy's `request_headers_timeout` and nginx's order: 60 s; ours is stricter since a sidecar's client is
+/// next door).
 pub const REQUEST_HEAD_MS_MAX: u64 = 30_000;
+/// A peer that is silent for so long in the middle of a message is waited for without a buffer, in milliseconds: a tick.
+pub const HOLD_BUFFER_MS_MAX: u64 = DEADLINE_TICK_MS;
+/// Least rate of a request body unless `--min-body-rate` says otherwise, in bytes per second: slower than any modem. Each
+/// client that sends below it holds a connection of an upstream (Apache's mod_reqtimeout: 500).
+pub const BODY_RATE_MIN: u64 = 100;
+/// Time that a client may let us wait for its body before its rate counts unless `--body-grace` says otherwise, in
+/// milliseconds (mod_reqtimeout: 20 s).
+pub const BODY_GRACE_MS: u64 = 20_000;
 /// An idle downstream connection is closed after this time, in milliseconds (Envoy: 1 h).
 pub const DOWNSTREAM_IDLE_MS_MAX: u64 = 3_600_000;
 /// Silence while a body is awaited from or accepted by a peer, in milliseconds (Envoy's stream idle timeout: 5 min).
@@ -74,6 +108,12 @@ pub const RESPONSE_HEAD_MS_MAX: u64 = 300_000;
 /// An idle upstream connection is closed after this time, in milliseconds: below the 60 s or 75 s keep-alive of common
 /// servers, so that we close first and no request meets a closing connection.
 pub const UPSTREAM_IDLE_MS_MAX: u64 = 50_000;
+/// A connection whose server announces `Keep-Alive: timeout` is not used within so many milliseconds of it: the request
+/// would cross the server's close.
+pub const KEEP_ALIVE_MARGIN_MS: u64 = 1_000;
+/// A request that must not be sent twice goes on a pooled connection only if that was idle for less than this, in
+/// milliseconds: below the shortest keep-alive timeout of common servers (gunicorn: 2 s; Node.js, Apache: 5 s).
+pub const UPSTREAM_IDLE_ONCE_MS_MAX: u64 = 1_000;
 /// Idle upstream connections that a worker keeps per endpoint.
 pub const UPSTREAM_IDLE_PER_ENDPOINT_MAX: usize = 256;
 /// Attempts for one request in all: the first, and more only where no byte of the request can have been processed.
@@ -87,11 +127,23 @@ pub const TARGET_BYTES_MAX: usize = 8 * 1024;
 
 // ---- HTTP ---------------------------------------------------------------------------------------------------------
 
-/// Largest header section of a request or a response with its first line, in bytes (Envoy's default: 60 KiB). Below
-/// 64 KiB, so that a position in it fits 16 bits.
+/// Largest header section of a request or a response with its first line, in bytes (Envoy's default: 60 KiB).
 pub const HEAD_BYTES_MAX: usize = 60 * 1024;
-/// Fields in one header section (Envoy's default: 100). At most 128: one bit per field in the masks of a parsed head.
+/// Fields in one header section (Envoy's default: 100).
 pub const HEAD_FIELDS_MAX: usize = 100;
+/// What one hop adds to a head, in bytes: Via, X-Forwarded-*, Forwarded, X-Request-Id, Date, Connection and framing come
+/// to 1.1 KiB with the longest names and addresses, and a field that was spelled without a space gets one.
+pub const HOP_HEAD_BYTES_MAX: usize = 2 * 1024;
+/// Fields that one hop adds: at most twelve, see [`HOP_HEAD_BYTES_MAX`].
+pub const HOP_HEAD_FIELDS_MAX: usize = 16;
+/// Largest header section that comes from another sidecar, in bytes: what the first hop accepts the next one must not
+/// refuse. Below 64 KiB, so that a position in it fits 16 bits.
+pub const NEXT_HOP_HEAD_BYTES_MAX: usize = HEAD_BYTES_MAX + HOP_HEAD_BYTES_MAX;
+/// Fields in one header section that comes from another sidecar. At most 128: one bit per field in the masks of a head.
+pub const NEXT_HOP_HEAD_FIELDS_MAX: usize = HEAD_FIELDS_MAX + HOP_HEAD_FIELDS_MAX;
+/// Longest request id that is kept, in bytes. Ours have 36 (RFC 9562); trace systems use up to 64, and it goes into each
+/// log line.
+pub const REQUEST_ID_BYTES_MAX: usize = 128;
 /// Longest request line, in bytes: the longest target plus room for a method, two spaces and the version.
 pub const REQUEST_LINE_BYTES_MAX: usize = TARGET_BYTES_MAX + 64;
 /// Options in all Connection fields of one message. Each is looked up among all the fields: 32 x 100 comparisons are

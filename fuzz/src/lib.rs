@@ -3,3 +3,4 @@
 pub mod bodies;
 pub mod mesh;
 pub mod reference;
+pub mod uri;

@@ -2,27 +2,39 @@
 
 use std::net::Ipv6Addr;
 
+use super::kind::any_byte;
+use crate::limits::HOST_BYTES_MAX;
+
 /// The host's length in bytes (brackets of an IPv6 address included) and the port of an authority that is well formed.
 ///
 /// Stricter than RFC 3986 section 3.2.2: no percent-encoding and no sub-delimiters in a name (they would be second
-/// spellings of one host), and a colon is followed by a port from 1 to 65535.
+/// spellings of one host), a name is no longer than names are ([`HOST_BYTES_MAX`] and a dot at its end: what forwarding
+/// fields repeat of it is bounded by that), and a colon is followed by a port from 1 to 65535.
 #[inline]
 #[must_use]
 pub fn split(authority: &[u8]) -> Option<(usize, Option<u16>)> {
-    let host_len = if authority.first() == Some(&b'[') {
-        let close = authority.iter().position(|&b| b == b']')?;
-        std::str::from_utf8(&authority[1..close]).ok()?.parse::<Ipv6Addr>().ok()?;
-        close + 1
-    } else {
-        let end = authority.iter().position(|&b| !HOST[b as usize]).unwrap_or(authority.len());
-        if end == 0 {
-            return None;
-        }
-        end
+    if authority.first() == Some(&b'[') {
+        return split_literal(authority);
+    }
+    // A port has five digits at most: no need to look for its colon from the front.
+    let digits = authority.iter().rev().take(5).take_while(|b| b.is_ascii_digit()).count();
+    let (host, port) = match authority.len().checked_sub(digits + 1) {
+        Some(colon) if authority[colon] == b':' => (&authority[..colon], Some(port(&authority[colon + 1..])?)),
+        _ => (authority, None),
     };
-    match &authority[host_len..] {
-        [] => Some((host_len, None)),
-        [b':', digits @ ..] => Some((host_len, Some(port(digits)?))),
+    if host.is_empty() || host.len() > HOST_BYTES_MAX + 1 || any_byte(host, |b| !is_host_byte(b)) {
+        return None;
+    }
+    Some((host.len(), port))
+}
+
+/// An authority that begins with a bracket.
+fn split_literal(authority: &[u8]) -> Option<(usize, Option<u16>)> {
+    let close = authority.iter().position(|&b| b == b']')?;
+    std::str::from_utf8(&authority[1..close]).ok()?.parse::<Ipv6Addr>().ok()?;
+    match &authority[close + 1..] {
+        [] => Some((close + 1, None)),
+        [b':', digits @ ..] => Some((close + 1, Some(port(digits)?))),
         _ => None,
     }
 }
@@ -36,14 +48,13 @@ fn port(digits: &[u8]) -> Option<u16> {
     u16::try_from(number).ok().filter(|&port| port != 0)
 }
 
-/// Bytes of a host name.
-const HOST: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut i = 0;
-    while i < 256 {
-        let b = i as u8;
-        table[i] = b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~');
-        i += 1;
-    }
-    table
-};
+/// Letters, digits and `-._~`.
+#[inline(always)]
+fn is_host_byte(b: u8) -> bool {
+    ((b | 0x20).wrapping_sub(b'a') < 26)
+        | (b.wrapping_sub(b'0') < 10)
+        | (b == b'-')
+        | (b == b'.')
+        | (b == b'_')
+        | (b == b'~')
+}

@@ -246,10 +246,7 @@ pub fn is_forbidden_in_trailers(name: &[u8]) -> bool {
     ];
     match classify(name) {
         Class::Twin => true,
-        Class::Kind(FieldKind::Other) => {
-            OTHERS.iter().any(|other| name.eq_ignore_ascii_case(other))
-                || name.get(..12).is_some_and(|prefix| prefix.eq_ignore_ascii_case(b"x-forwarded-"))
-        }
+        Class::Kind(FieldKind::Other) => OTHERS.iter().any(|other| name.eq_ignore_ascii_case(other)),
         Class::Kind(kind) => !HARMLESS.contains(kind),
     }
 }

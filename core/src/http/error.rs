@@ -4,8 +4,8 @@
 use thiserror::Error;
 
 use crate::limits::{
-    CHUNK_EXTENSION_BYTES_MAX, CONNECTION_OPTIONS_MAX, HEAD_BYTES_MAX, HEAD_FIELDS_MAX, TARGET_BYTES_MAX,
-    TRAILER_BYTES_MAX, TRAILER_FIELDS_MAX,
+    CHUNK_EXTENSION_BYTES_MAX, CONNECTION_OPTIONS_MAX, HEAD_BYTES_MAX, HEAD_FIELDS_MAX, NEXT_HOP_HEAD_BYTES_MAX,
+    NEXT_HOP_HEAD_FIELDS_MAX, TARGET_BYTES_MAX, TRAILER_BYTES_MAX, TRAILER_FIELDS_MAX,
 };
 
 /// A request head that is answered with an error and forwarded to nobody. The connection closes after the answer,
@@ -73,6 +73,12 @@ pub enum Refusal {
     /// RFC 3986 section 2.1.
     #[error("the path has a `%` without two hexadecimal digits")]
     TargetBadEscape,
+    /// RFC 3986 section 5.2.4 would ignore the excess; a server behind us may not.
+    #[error("the path climbs above its root with `..`")]
+    PathEscapesRoot,
+    /// `/a/..;x/b` is `/b` for a server that cuts parameters off before it resolves dot segments, and `/;x/b` is `//b`.
+    #[error("the path has parameters (`;`) on a dot segment or on an empty one")]
+    PathParameters,
     /// See [`TARGET_BYTES_MAX`].
     #[error("the request target is longer than {TARGET_BYTES_MAX} bytes")]
     TargetTooLong,
@@ -88,11 +94,13 @@ pub enum Refusal {
     /// RFC 9110 section 15.6.6.
     #[error("an HTTP version other than 1.0 and 1.1")]
     VersionUnsupported,
-    /// See [`HEAD_BYTES_MAX`].
-    #[error("the header section is larger than {HEAD_BYTES_MAX} bytes")]
+    /// See [`crate::http::Bounds`].
+    #[error(
+        "the header section is larger than {HEAD_BYTES_MAX} bytes, or {NEXT_HOP_HEAD_BYTES_MAX} from another sidecar"
+    )]
     HeadTooLarge,
-    /// See [`HEAD_FIELDS_MAX`].
-    #[error("more than {HEAD_FIELDS_MAX} header fields")]
+    /// See [`crate::http::Bounds`].
+    #[error("more than {HEAD_FIELDS_MAX} header fields, or {NEXT_HOP_HEAD_FIELDS_MAX} from another sidecar")]
     TooManyFields,
     /// RFC 9112 section 6.1 allows to refuse it.
     #[error("Content-Length and Transfer-Encoding in one request")]
@@ -119,7 +127,7 @@ pub enum Refusal {
     #[error("more than one Host field")]
     RepeatedHost,
     /// RFC 9110 section 7.2, RFC 3986 section 3.2.2.
-    #[error("Host or the target's authority is not `host` or `host:port`")]
+    #[error("Host or the target's authority is not `host` or `host:port`, or the name is too long")]
     BadAuthority,
     /// Two spellings of one name for a server that maps `-` to `_` (CGI, WSGI).
     #[error("a field name that differs only in `_` for `-` from one that decides about framing, routing or identity")]
@@ -133,6 +141,9 @@ pub enum Refusal {
     /// See [`CONNECTION_OPTIONS_MAX`].
     #[error("more than {CONNECTION_OPTIONS_MAX} connection options")]
     TooManyConnectionOptions,
+    /// RFC 9110 section 7.6.2.
+    #[error("Max-Forwards is not one number of decimal digits")]
+    BadMaxForwards,
     /// RFC 9110 section 10.1.1.
     #[error("an expectation other than `100-continue`")]
     ExpectationUnsupported,
@@ -186,6 +197,8 @@ impl Refusal {
             Self::TargetNul => "http1.target_nul",
             Self::TargetOverlong => "http1.target_overlong_utf8",
             Self::TargetBadEscape => "http1.target_bad_escape",
+            Self::PathEscapesRoot => "http1.path_escapes_root",
+            Self::PathParameters => "http1.path_parameters",
             Self::TargetTooLong => "http1.target_too_long",
             Self::AsteriskNotOptions => "http1.asterisk_not_options",
             Self::NoVersion => "http1.no_version",
@@ -206,6 +219,7 @@ impl Refusal {
             Self::NominatedField => "http1.nominated_field",
             Self::BadConnection => "http1.bad_connection",
             Self::TooManyConnectionOptions => "http1.too_many_connection_options",
+            Self::BadMaxForwards => "http1.bad_max_forwards",
             Self::ExpectationUnsupported => "http1.expectation_unsupported",
             Self::ConnectWithBody => "http1.connect_with_body",
             Self::BodyTooLarge => "http1.body_too_large",
@@ -242,11 +256,13 @@ pub enum BadResponse {
     /// A field line that does not parse.
     #[error("a field line is not NAME: VALUE")]
     FieldLine,
-    /// See [`HEAD_BYTES_MAX`].
-    #[error("the header section is larger than {HEAD_BYTES_MAX} bytes")]
+    /// See [`crate::http::Bounds`].
+    #[error(
+        "the header section is larger than {HEAD_BYTES_MAX} bytes, or {NEXT_HOP_HEAD_BYTES_MAX} from another sidecar"
+    )]
     HeadTooLarge,
-    /// See [`HEAD_FIELDS_MAX`].
-    #[error("more than {HEAD_FIELDS_MAX} header fields")]
+    /// See [`crate::http::Bounds`].
+    #[error("more than {HEAD_FIELDS_MAX} header fields, or {NEXT_HOP_HEAD_FIELDS_MAX} from another sidecar")]
     TooManyFields,
     /// RFC 9112 section 6.3.
     #[error("Content-Length and Transfer-Encoding in one response")]

@@ -1,10 +1,31 @@
 //! What requests and responses have in common: spans, methods, versions, framing, and the scanner for heads that
 //! arrive in pieces.
 
-use crate::limits::{HEAD_BYTES_MAX, REQUEST_LINE_BYTES_MAX};
+use crate::limits::{
+    HEAD_BYTES_MAX, HEAD_FIELDS_MAX, NEXT_HOP_HEAD_BYTES_MAX, NEXT_HOP_HEAD_FIELDS_MAX, REQUEST_LINE_BYTES_MAX,
+};
+
+/// How large a head may be. Each hop of a mesh adds fields of its own, so that a head which comes from another sidecar
+/// may be larger than one that comes from an application: what the first hop has accepted, the next one accepts too.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Bounds {
+    /// Bytes of the head with its first line; at most [`NEXT_HOP_HEAD_BYTES_MAX`].
+    pub head_bytes: usize,
+    /// Fields; at most [`NEXT_HOP_HEAD_FIELDS_MAX`].
+    pub fields: usize,
+}
+
+impl Bounds {
+    /// For what comes from an application: a request on an outbound listener, a response on an inbound one.
+    pub const FIRST_HOP: Self = Self { head_bytes: HEAD_BYTES_MAX, fields: HEAD_FIELDS_MAX };
+    /// For what comes from another sidecar: a request on an inbound listener, a response on an outbound one.
+    pub const NEXT_HOP: Self = Self { head_bytes: NEXT_HOP_HEAD_BYTES_MAX, fields: NEXT_HOP_HEAD_FIELDS_MAX };
+}
+
+const _: () = assert!(NEXT_HOP_HEAD_BYTES_MAX <= u16::MAX as usize, "a span holds 16-bit positions");
 
 /// A range of bytes in the buffer that a head was parsed from. Two 16-bit positions, since a head has at most
-/// [`HEAD_BYTES_MAX`] bytes; it stays valid when the buffer moves, as long as its contents stay.
+/// [`NEXT_HOP_HEAD_BYTES_MAX`] bytes; it stays valid when the buffer moves, as long as its contents stay.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Span {
     /// Position of the first byte.
@@ -14,11 +35,11 @@ pub struct Span {
 }
 
 impl Span {
-    /// A span; both positions are at most [`HEAD_BYTES_MAX`].
+    /// A span; both positions are at most [`NEXT_HOP_HEAD_BYTES_MAX`].
     #[inline]
     #[must_use]
     pub(super) fn new(start: usize, end: usize) -> Self {
-        debug_assert!(start <= end && end <= HEAD_BYTES_MAX, "span {start}..{end}");
+        debug_assert!(start <= end && end <= NEXT_HOP_HEAD_BYTES_MAX, "span {start}..{end}");
         Self { start: start as u16, end: end as u16 }
     }
 
@@ -144,17 +165,18 @@ pub struct HeadScanner {
 }
 
 impl HeadScanner {
-    /// Whether parsing can say more than before. `buf` is all the unconsumed bytes, which begin with the head.
+    /// Whether parsing within these bounds can say more than before. `buf` is all the unconsumed bytes, which begin with
+    /// the head.
     #[inline]
-    pub fn ready(&mut self, buf: &[u8]) -> bool {
+    pub fn ready(&mut self, buf: &[u8], bounds: Bounds) -> bool {
         if self.scanned == 0 {
             self.scanned = buf.len();
             return !buf.is_empty();
         }
-        self.ready_again(buf)
+        self.ready_again(buf, bounds)
     }
 
-    fn ready_again(&mut self, buf: &[u8]) -> bool {
+    fn ready_again(&mut self, buf: &[u8], bounds: Bounds) -> bool {
         let from = self.scanned.min(buf.len());
         self.scanned = buf.len();
         for offset in memchr::memchr_iter(b'\n', &buf[from..]) {
@@ -164,7 +186,7 @@ impl HeadScanner {
                 return true;
             }
         }
-        if buf.len() >= HEAD_BYTES_MAX {
+        if buf.len() >= bounds.head_bytes {
             return true;
         }
         if !self.line_ended && buf.len() > REQUEST_LINE_BYTES_MAX {

@@ -1,6 +1,7 @@
 //! The field names that a proxy acts upon, found once per field by length and bytes.
 
 /// A field name that matters to the codec or the proxy. Everything else is [`FieldKind::Other`] and goes by its bytes.
+/// Two kinds are families of names.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(u8)]
 #[allow(missing_docs)] // Each variant is the field of that name.
@@ -24,6 +25,10 @@ pub enum FieldKind {
     XForwardedHost,
     XForwardedPort,
     XForwardedClientCert,
+    /// `X-Forwarded-` and anything else.
+    XForwardedOther,
+    /// `X-Envoy-` and anything: what a proxy tells the services behind it, and nobody else may.
+    XEnvoy,
     Forwarded,
     XRequestId,
     Authorization,
@@ -64,6 +69,18 @@ impl KindSet {
     #[must_use]
     pub const fn with(self, kind: FieldKind) -> Self {
         Self(self.0 | (1 << kind as u32) & !1)
+    }
+
+    /// What is in either set.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// What is in both sets.
+    #[must_use]
+    pub const fn intersection(self, other: Self) -> Self {
+        Self(self.0 & other.0)
     }
 
     /// Whether the kind is in the set.
@@ -115,11 +132,14 @@ pub(super) const NEVER_NOMINATED: KindSet = KindSet::of(&[
     K::XForwardedHost,
     K::XForwardedPort,
     K::XForwardedClientCert,
+    K::XForwardedOther,
+    K::XEnvoy,
     K::Forwarded,
     K::XRequestId,
 ]);
 
-/// Names that nobody may write with `_` for `-`, or a server behind us that maps both to one variable is fooled.
+/// Names that nobody may write with `_` for `-`, or a server behind us that maps both to one variable is fooled. So are the
+/// two families of names.
 const NO_TWINS: KindSet = KindSet::of(&[
     K::ContentLength,
     K::TransferEncoding,
@@ -127,11 +147,6 @@ const NO_TWINS: KindSet = KindSet::of(&[
     K::ProxyConnection,
     K::MaxForwards,
     K::Http2Settings,
-    K::XForwardedFor,
-    K::XForwardedProto,
-    K::XForwardedHost,
-    K::XForwardedPort,
-    K::XForwardedClientCert,
 ]);
 
 /// What a field name is.
@@ -139,56 +154,180 @@ const NO_TWINS: KindSet = KindSet::of(&[
 pub(super) enum Class {
     /// One of the kinds, [`FieldKind::Other`] included.
     Kind(FieldKind),
-    /// A spelling of one of [`NO_TWINS`] with underscores.
+    /// A spelling of one of [`NO_TWINS`], or of the prefix of a family, with underscores.
     Twin,
 }
 
-/// Compares a token with a lower-case name. ORing 0x20 is exact here: no two token characters except the two cases of
-/// a letter meet in a letter, a digit or `-` that way.
+/// What the names of a family begin with.
+const X_FORWARDED: &[u8; 12] = b"x-forwarded-";
+const X_ENVOY: &[u8; 8] = b"x-envoy-";
+
+/// Compares a token or a field value with a lower-case name. ORing 0x20 is exact here: no two bytes of a token or a value,
+/// except the two cases of a letter, meet in a letter, a digit or `-` that way.
+///
+/// Pieces of eight, four or two bytes from both ends, which may overlap, rather than byte by byte.
 #[inline(always)]
-fn same<const N: usize>(name: &[u8], lower: &[u8; N]) -> bool {
-    let Ok(name) = <&[u8; N]>::try_from(name) else { return false };
-    let mut difference = 0;
-    for i in 0..N {
-        difference |= (name[i] | 0x20) ^ lower[i];
+pub(super) fn same(name: &[u8], lower: &[u8]) -> bool {
+    fn same_pieces<const N: usize>(name: Option<&[u8; N]>, lower: Option<&[u8; N]>) -> bool {
+        name.map(|name| name.map(|b| b | 0x20)) == lower.copied()
     }
-    difference == 0
+    fn same_ends<const N: usize>(name: &[u8], lower: &[u8]) -> bool {
+        same_pieces::<N>(name.first_chunk(), lower.first_chunk())
+            && same_pieces::<N>(name.last_chunk(), lower.last_chunk())
+    }
+    debug_assert!(lower.len() >= 2 && lower.len() <= 24);
+    name.len() == lower.len()
+        && match lower.len() {
+            17.. => same_ends::<8>(name, lower) && same_ends::<8>(&name[8..], &lower[8..]),
+            8.. => same_ends::<8>(name, lower),
+            4.. => same_ends::<4>(name, lower),
+            _ => same_ends::<2>(name, lower),
+        }
+}
+
+/// The names that are known, but for those that begin with `x-`. No two of them have length and first letter in common.
+const NAMES: [(&[u8], FieldKind); 22] = [
+    (b"te", K::Te),
+    (b"via", K::Via),
+    (b"host", K::Host),
+    (b"date", K::Date),
+    (b"cookie", K::Cookie),
+    (b"server", K::Server),
+    (b"expect", K::Expect),
+    (b"upgrade", K::Upgrade),
+    (b"trailer", K::Trailer),
+    (b"forwarded", K::Forwarded),
+    (b"connection", K::Connection),
+    (b"user-agent", K::UserAgent),
+    (b"set-cookie", K::SetCookie),
+    (b"keep-alive", K::KeepAlive),
+    (b"traceparent", K::Traceparent),
+    (b"content-type", K::ContentType),
+    (b"max-forwards", K::MaxForwards),
+    (b"authorization", K::Authorization),
+    (b"content-length", K::ContentLength),
+    (b"http2-settings", K::Http2Settings),
+    (b"proxy-connection", K::ProxyConnection),
+    (b"transfer-encoding", K::TransferEncoding),
+];
+
+/// Length of the longest of [`NAMES`].
+const NAME_BYTES_MAX: usize = 17;
+
+/// A name that may be meant, for comparison.
+#[derive(Clone, Copy)]
+struct Candidate {
+    key: [u64; 2],
+    kind: FieldKind,
+    /// Whether it is one of [`NO_TWINS`].
+    has_twins: bool,
+}
+
+/// The [`NAMES`] as candidates, after one that no name is.
+static CANDIDATES: [Candidate; 32] = {
+    let mut candidates = [Candidate { key: [0, 0], kind: K::Other, has_twins: false }; 32];
+    let mut i = 0;
+    while i < NAMES.len() {
+        let (name, kind) = NAMES[i];
+        candidates[i + 1] = Candidate { key: key(name), kind, has_twins: NO_TWINS.contains(kind) };
+        i += 1;
+    }
+    candidates
+};
+
+/// The position in [`CANDIDATES`] by length and first letter.
+static CANDIDATE_OF: [[u8; 32]; NAME_BYTES_MAX + 1] = {
+    let mut table = [[0; 32]; NAME_BYTES_MAX + 1];
+    let mut i = 0;
+    while i < NAMES.len() {
+        let name = NAMES[i].0;
+        let entry = &mut table[name.len()][name[0] as usize % 32];
+        assert!(*entry == 0, "two names with one length and one first letter");
+        i += 1;
+        *entry = i as u8;
+    }
+    table
+};
+
+/// Two names of one length up to 16 have one key exactly if they are [`same`]. Of longer ones it leaves the middle out.
+#[inline(always)]
+const fn key(name: &[u8]) -> [u64; 2] {
+    const CASE: u64 = u64::from_ne_bytes([0x20; 8]);
+    if let (Some(first), Some(last)) = (name.first_chunk(), name.last_chunk()) {
+        [u64::from_ne_bytes(*first) | CASE, u64::from_ne_bytes(*last) | CASE]
+    } else if let (Some(first), Some(last)) = (name.first_chunk(), name.last_chunk()) {
+        [u32::from_ne_bytes(*first) as u64 | CASE, u32::from_ne_bytes(*last) as u64 | CASE]
+    } else if let (Some(first), Some(last)) = (name.first_chunk(), name.last_chunk()) {
+        [u16::from_ne_bytes(*first) as u64 | CASE, u16::from_ne_bytes(*last) as u64 | CASE]
+    } else {
+        [1, 1]
+    }
 }
 
 /// Classifies a field name, which must consist of token characters.
-#[inline]
+#[inline(always)]
 pub(super) fn classify(name: &[u8]) -> Class {
-    macro_rules! candidates {
-        ($($lower:literal => $kind:ident),+) => {{
-            $(if same(name, $lower) { return Class::Kind(K::$kind); })+
-            $(if NO_TWINS.contains(K::$kind) && name[0] | 0x20 == $lower[0] && is_twin(name, $lower) {
-                return Class::Twin;
-            })+
-        }};
+    let Some(&first) = name.first() else { return Class::Kind(K::Other) };
+    if first | 0x20 == b'x' {
+        return classify_x(name);
     }
-    match name.len() {
-        2 => candidates!(b"te" => Te),
-        3 => candidates!(b"via" => Via),
-        4 => candidates!(b"host" => Host, b"date" => Date),
-        6 => candidates!(b"cookie" => Cookie, b"server" => Server, b"expect" => Expect),
-        7 => candidates!(b"upgrade" => Upgrade, b"trailer" => Trailer),
-        9 => candidates!(b"forwarded" => Forwarded),
-        10 => candidates!(b"connection" => Connection, b"user-agent" => UserAgent, b"set-cookie" => SetCookie,
-            b"keep-alive" => KeepAlive),
-        11 => candidates!(b"traceparent" => Traceparent),
-        12 => {
-            candidates!(b"content-type" => ContentType, b"x-request-id" => XRequestId, b"max-forwards" => MaxForwards)
+    // A name that cannot be known is compared with the first candidate, which no name is: fewer branches to be guessed.
+    let position = CANDIDATE_OF.get(name.len()).map_or(0, |by_letter| by_letter[usize::from(first % 32)]);
+    let candidate = &CANDIDATES[usize::from(position) % CANDIDATES.len()];
+    let key = key(name);
+    if (key[0] ^ candidate.key[0]) | (key[1] ^ candidate.key[1]) != 0 {
+        return if candidate.has_twins { classify_twin(name, candidate.kind) } else { Class::Kind(K::Other) };
+    }
+    if name.len() > 16 && !same(name, b"transfer-encoding") {
+        return classify_twin(name, candidate.kind);
+    }
+    Class::Kind(candidate.kind)
+}
+
+/// Classifies a name that is not the one of its length and first letter, but may be a twin of it.
+#[cold]
+fn classify_twin(name: &[u8], kind: FieldKind) -> Class {
+    let is_twin_of = |(lower, of): &(&[u8], FieldKind)| *of == kind && is_twin(name, lower);
+    if NAMES.iter().any(is_twin_of) { Class::Twin } else { Class::Kind(K::Other) }
+}
+
+/// Classifies a name that begins with `x`.
+fn classify_x(name: &[u8]) -> Class {
+    if let Some((prefix, suffix)) = name.split_first_chunk::<12>() {
+        if same(prefix, X_FORWARDED) {
+            return classify_x_forwarded(suffix);
         }
-        13 => candidates!(b"authorization" => Authorization),
-        14 => candidates!(b"content-length" => ContentLength, b"http2-settings" => Http2Settings),
-        15 => candidates!(b"x-forwarded-for" => XForwardedFor),
-        16 => candidates!(b"x-forwarded-host" => XForwardedHost, b"x-forwarded-port" => XForwardedPort,
-            b"proxy-connection" => ProxyConnection),
-        17 => candidates!(b"transfer-encoding" => TransferEncoding, b"x-forwarded-proto" => XForwardedProto),
-        23 => candidates!(b"x-forwarded-client-cert" => XForwardedClientCert),
-        _ => {}
+        if suffix.is_empty() && same(prefix, b"x-request-id") {
+            return Class::Kind(K::XRequestId);
+        }
     }
-    Class::Kind(K::Other)
+    if name.first_chunk::<8>().is_some_and(|prefix| same(prefix, X_ENVOY)) {
+        return Class::Kind(K::XEnvoy);
+    }
+    if name.contains(&b'_') && begins_with_twin(name) { Class::Twin } else { Class::Kind(K::Other) }
+}
+
+/// Classifies what stands behind `x-forwarded-`.
+fn classify_x_forwarded(suffix: &[u8]) -> Class {
+    let known = [
+        (&b"for"[..], K::XForwardedFor),
+        (b"host", K::XForwardedHost),
+        (b"port", K::XForwardedPort),
+        (b"proto", K::XForwardedProto),
+        (b"client-cert", K::XForwardedClientCert),
+    ];
+    match known.into_iter().find(|(lower, _)| same(suffix, lower)) {
+        Some((_, kind)) => Class::Kind(kind),
+        None if is_twin(suffix, b"client-cert") => Class::Twin,
+        None => Class::Kind(K::XForwardedOther),
+    }
+}
+
+/// Whether the name begins like one of a family, spelled with underscores.
+#[cold]
+fn begins_with_twin(name: &[u8]) -> bool {
+    let begins_like = |prefix: &[u8]| name.get(..prefix.len()).is_some_and(|start| is_twin(start, prefix));
+    begins_like(X_FORWARDED) || begins_like(X_ENVOY)
 }
 
 /// Whether the name is the lower-case one with `_` in place of at least one `-`.
@@ -234,4 +373,26 @@ pub(super) fn trim(mut bytes: &[u8]) -> &[u8] {
         bytes = rest;
     }
     bytes
+}
+
+/// The classes of all bytes, as bits. Without an early end and with a last piece that overlaps the one before, so that the
+/// compiler makes vector instructions of it and no loop over what is left.
+#[inline(always)]
+pub(super) fn classes(bytes: &[u8], class: impl Fn(u8) -> u8) -> u8 {
+    let Some(last) = bytes.last_chunk::<16>() else { return bytes.iter().fold(0, |found, &b| found | class(b)) };
+    let mut found = [0; 16];
+    let mut add = |piece: &[u8; 16]| {
+        for (found, &b) in found.iter_mut().zip(piece) {
+            *found |= class(b);
+        }
+    };
+    add(last);
+    bytes.as_chunks::<16>().0.iter().for_each(add);
+    found.iter().fold(0, |all, &found| all | found)
+}
+
+/// Whether any byte is such a one.
+#[inline(always)]
+pub(super) fn any_byte(bytes: &[u8], is_such: impl Fn(u8) -> bool) -> bool {
+    classes(bytes, |b| u8::from(is_such(b))) != 0
 }

@@ -6,6 +6,7 @@
 //!
 //! - [`request::parse`] and [`response::parse`] read a head into [`Fields`] (spans into the caller's buffer),
 //! - [`BodyDecoder`] walks over a body without copying it,
+//! - [`path`] makes one spelling of each path, [`forwarding`] the fields that a hop adds,
 //! - [`serialize`] writes the head for the next hop, [`status`] the responses that we make ourselves.
 
 pub mod authority;
@@ -13,8 +14,10 @@ pub mod body;
 pub mod chunked;
 pub mod error;
 pub mod fields;
+pub mod forwarding;
 pub mod head;
 pub mod kind;
+pub mod path;
 pub mod request;
 pub mod response;
 pub mod serialize;
@@ -29,9 +32,11 @@ mod tests;
 pub use body::{BodyDecoder, CHUNK_END, ChunkHeader, Event, LAST_CHUNK, Step, chunk_header, encode_chunk};
 pub use error::{BadResponse, ChunkError, Refusal};
 pub use fields::{Field, Fields};
-pub use head::{BodyFraming, HeadScanner, Method, Span, Version};
+pub use head::{BodyFraming, Bounds, HeadScanner, Method, Span, Version};
 pub use kind::{FieldKind, KindSet};
+pub use path::PathNormalization;
 pub use request::{RequestHead, TargetForm};
 pub use response::ResponseHead;
 pub use serialize::{ConnectionOption, HeaderEdits, NoEdits, RequestOut, ResponseOut, request_head, response_head};
 pub use status::{CONTINUE, write_error_response};
+pub use target::check as check_target;

@@ -5,11 +5,12 @@ use std::mem::MaybeUninit;
 use super::authority;
 use super::error::Refusal;
 use super::fields::{Fields, RawFields};
-use super::head::{BodyFraming, Method, Span, Version, span_in};
+use super::head::{BodyFraming, Bounds, Method, Span, Version, span_in};
 use super::kind::{FieldKind, KindSet, TOKEN, is_token};
+use super::path::{self, PathNormalization};
 use super::rules;
 use super::target::{self, Target};
-use crate::limits::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX, REQUEST_LINE_BYTES_MAX, TARGET_BYTES_MAX};
+use crate::limits::{NEXT_HOP_HEAD_FIELDS_MAX, REQUEST_LINE_BYTES_MAX, TARGET_BYTES_MAX};
 
 /// The form of a request target (RFC 9112 section 3.2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,6 +62,9 @@ pub struct RequestHead {
     pub expect_continue: bool,
     /// Whether the client accepts trailers (`TE: trailers`).
     pub te_trailers: bool,
+    /// Max-Forwards of TRACE and OPTIONS, for which alone it means something (RFC 9110 section 7.6.2). 0: answer the
+    /// request here. A number beyond 32 bits counts as the largest.
+    pub max_forwards: Option<u32>,
     /// The protocol of an upgrade that the client asks for: one protocol, nominated by Connection, and not `h2c`.
     pub upgrade: Option<Span>,
 }
@@ -71,6 +75,24 @@ impl RequestHead {
     #[must_use]
     pub fn path_of<'b>(&self, buf: &'b [u8]) -> &'b [u8] {
         if self.path.is_empty() && self.form == TargetForm::Absolute { b"/" } else { self.path.of(buf) }
+    }
+
+    /// The path in the normal form of a level, see [`path::normalize`]: of targets that have a path. The asterisk form
+    /// and the authority form are left as they are.
+    ///
+    /// # Errors
+    /// See [`path::normalize`].
+    #[inline]
+    pub fn normalized_path<'a>(
+        &self,
+        buf: &'a [u8],
+        level: PathNormalization,
+        scratch: &'a mut Vec<u8>,
+    ) -> Result<&'a [u8], Refusal> {
+        match self.form {
+            TargetForm::Origin | TargetForm::Absolute => path::normalize(self.path_of(buf), level, scratch),
+            TargetForm::Authority | TargetForm::Asterisk => Ok(self.path_of(buf)),
+        }
     }
 
     /// Refuses a body whose announced length is above the limit, in bytes. A chunked body announces nothing: count it.
@@ -90,17 +112,18 @@ const SPECIAL: KindSet = KindSet::of(&[
     FieldKind::Te,
     FieldKind::Upgrade,
     FieldKind::Expect,
+    FieldKind::MaxForwards,
 ]);
 
-/// Parses the request head at the beginning of `buf`.
+/// Parses the request head at the beginning of `buf`, which must keep within `bounds`.
 ///
 /// `Ok(None)` means that more bytes are needed. `fields` holds the fields of the head after `Ok(Some(_))`, and nothing
 /// meaningful otherwise.
 ///
 /// # Errors
 /// The first rule that the head breaks, as far as it has arrived. Nothing of it may be forwarded.
-pub fn parse(buf: &[u8], fields: &mut Fields) -> Result<Option<RequestHead>, Refusal> {
-    let window = &buf[..buf.len().min(HEAD_BYTES_MAX)];
+pub fn parse(buf: &[u8], fields: &mut Fields, bounds: Bounds) -> Result<Option<RequestHead>, Refusal> {
+    let window = &buf[..buf.len().min(bounds.head_bytes)];
     let start = match window {
         [b'\r', b'\n', b'\r' | b'\n', ..] => return Err(Refusal::LeadingEmptyLines),
         [b'\r', b'\n', ..] => 2,
@@ -109,12 +132,13 @@ pub fn parse(buf: &[u8], fields: &mut Fields) -> Result<Option<RequestHead>, Ref
         [b'\r', ..] => return Err(Refusal::BareCr),
         _ => 0,
     };
-    let mut raw: RawFields<'_> = [const { MaybeUninit::uninit() }; HEAD_FIELDS_MAX];
+    let mut raw: RawFields<'_> = [const { MaybeUninit::uninit() }; NEXT_HOP_HEAD_FIELDS_MAX];
     let mut request = httparse::Request::new(&mut []);
-    let len = match request.parse_with_uninit_headers(&window[start..], &mut raw) {
+    let len = match request.parse_with_uninit_headers(&window[start..], &mut raw[..bounds.fields]) {
         Ok(httparse::Status::Complete(len)) => start + len,
-        Ok(httparse::Status::Partial) => return partial(window, start),
+        Ok(httparse::Status::Partial) => return partial(window, start, bounds),
         Err(httparse::Error::TooManyHeaders) => return Err(Refusal::TooManyFields),
+        Err(_) if is_cut_in_version(&window[start..]) => return Ok(None),
         Err(_) => return Err(diagnose(window, start)),
     };
     let (Some(method_name), Some(path), Some(version)) = (request.method, request.path, request.version) else {
@@ -164,6 +188,7 @@ fn examine(window: &[u8], len: usize, line: Line, fields: &mut Fields) -> Result
         keep_alive: is_http11,
         expect_continue: false,
         te_trailers: false,
+        max_forwards: None,
         upgrade: None,
     };
     if fields.kinds().intersects(SPECIAL) {
@@ -191,6 +216,9 @@ fn examine_special(window: &[u8], head: &mut RequestHead, fields: &mut Fields) -
     let options = rules::connection_options(window, fields)?;
     head.keep_alive = !options.close && (is_http11 || options.keep_alive);
     head.te_trailers = fields.has(FieldKind::Te) && rules::te_trailers(window, fields);
+    if matches!(head.method, Method::Trace | Method::Options) {
+        head.max_forwards = rules::max_forwards(window, fields)?;
+    }
     if options.upgrade && is_http11 && !fields.is_repeated(FieldKind::Upgrade) {
         head.upgrade = fields.first(FieldKind::Upgrade).map(|field| field.value).filter(|value| {
             let protocol = value.of(window);
@@ -245,7 +273,7 @@ fn authority(
 
 /// The head is not whole: is there any use in waiting for more?
 #[cold]
-fn partial(window: &[u8], start: usize) -> Result<Option<RequestHead>, Refusal> {
+fn partial(window: &[u8], start: usize, bounds: Bounds) -> Result<Option<RequestHead>, Refusal> {
     let rest = &window[start..];
     if rules::has_bare_lf(window) {
         return Err(Refusal::BareLf);
@@ -253,10 +281,27 @@ fn partial(window: &[u8], start: usize) -> Result<Option<RequestHead>, Refusal> 
     if rest.len() > REQUEST_LINE_BYTES_MAX && memchr::memchr(b'\n', rest).is_none() {
         return Err(Refusal::TargetTooLong);
     }
-    if window.len() >= HEAD_BYTES_MAX {
+    if window.len() >= bounds.head_bytes {
         return Err(Refusal::HeadTooLarge);
     }
     Ok(None)
+}
+
+/// Whether the bytes end within the version of an otherwise sound request line: httparse refuses `HTTP/9` at once, but the
+/// status must not depend on where the bytes were cut.
+#[cold]
+fn is_cut_in_version(rest: &[u8]) -> bool {
+    let mut parts = rest.split(|&b| b == b' ');
+    let (method, target, version, more) = (parts.next(), parts.next(), parts.next(), parts.next());
+    let begins_version = |version: &[u8]| {
+        let version = version.strip_suffix(b"\r").filter(|version| version.len() == 8).unwrap_or(version);
+        version.len() <= 8
+            && version.iter().zip(b"HTTP/d.d").all(|(&b, &form)| if form == b'd' { b.is_ascii_digit() } else { b == form })
+    };
+    method.is_some_and(is_token)
+        && target.is_some_and(|target| !target.is_empty() && target.iter().all(|b| (0x21..0x7f).contains(b)))
+        && version.is_some_and(begins_version)
+        && more.is_none()
 }
 
 /// What exactly is wrong with a head that httparse refused.

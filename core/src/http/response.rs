@@ -4,10 +4,10 @@ use std::mem::MaybeUninit;
 
 use super::error::{BadResponse, Refusal};
 use super::fields::{Fields, RawFields};
-use super::head::{BodyFraming, Method, Span, Version};
+use super::head::{BodyFraming, Bounds, Method, Span, Version};
 use super::kind::FieldKind;
 use super::rules;
-use crate::limits::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX};
+use crate::limits::NEXT_HOP_HEAD_FIELDS_MAX;
 
 /// A response head that passed every rule. Spans point into the buffer that was parsed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,6 +27,9 @@ pub struct ResponseHead {
     pub announced_length: Option<u64>,
     /// Whether the connection can carry another request once the body has ended.
     pub keep_alive: bool,
+    /// How long the server keeps an idle connection, in seconds: the least `timeout` of its Keep-Alive fields (RFC 2068
+    /// section 19.7.1.1). A pool that gives the connection up earlier does not meet its end.
+    pub keep_alive_timeout_s: Option<u32>,
     /// The protocol of a 101.
     pub upgrade: Option<Span>,
 }
@@ -54,25 +57,31 @@ impl ResponseHead {
     }
 }
 
-/// Parses the response head at the beginning of `buf`, for a request with method `request`.
+/// Parses the response head at the beginning of `buf`, which must keep within `bounds`, for a request with method
+/// `request`.
 ///
 /// `Ok(None)` means that more bytes are needed. `fields` holds the fields of the head after `Ok(Some(_))`, and nothing
 /// meaningful otherwise.
 ///
 /// # Errors
 /// The first rule that the head breaks, as far as it has arrived: 502 for the client, and the connection is closed.
-pub fn parse(buf: &[u8], fields: &mut Fields, request: Method) -> Result<Option<ResponseHead>, BadResponse> {
-    let window = &buf[..buf.len().min(HEAD_BYTES_MAX)];
+pub fn parse(
+    buf: &[u8],
+    fields: &mut Fields,
+    request: Method,
+    bounds: Bounds,
+) -> Result<Option<ResponseHead>, BadResponse> {
+    let window = &buf[..buf.len().min(bounds.head_bytes)];
     // httparse would skip empty lines; RFC 9112 section 2.2 has them before requests only.
     if let [b'\r' | b'\n', ..] = window {
         return Err(BadResponse::StatusLine);
     }
-    let mut raw: RawFields<'_> = [const { MaybeUninit::uninit() }; HEAD_FIELDS_MAX];
+    let mut raw: RawFields<'_> = [const { MaybeUninit::uninit() }; NEXT_HOP_HEAD_FIELDS_MAX];
     let mut response = httparse::Response::new(&mut []);
     let config = httparse::ParserConfig::default();
-    let len = match config.parse_response_with_uninit_headers(&mut response, window, &mut raw) {
+    let len = match config.parse_response_with_uninit_headers(&mut response, window, &mut raw[..bounds.fields]) {
         Ok(httparse::Status::Complete(len)) => len,
-        Ok(httparse::Status::Partial) => return partial(window),
+        Ok(httparse::Status::Partial) => return partial(window, bounds),
         Err(httparse::Error::TooManyHeaders) => return Err(BadResponse::TooManyFields),
         Err(httparse::Error::Version) => return Err(BadResponse::Version),
         Err(_) => return Err(diagnose(window)),
@@ -94,6 +103,7 @@ pub fn parse(buf: &[u8], fields: &mut Fields, request: Method) -> Result<Option<
         framing: BodyFraming::None,
         announced_length: None,
         keep_alive: false,
+        keep_alive_timeout_s: None,
         upgrade: None,
     };
     Ok(Some(examine(window, head, fields, request)?))
@@ -109,6 +119,9 @@ fn examine(
 ) -> Result<ResponseHead, Refusal> {
     let options = rules::connection_options(window, fields)?;
     head.keep_alive = !options.close && (head.version == Version::Http11 || options.keep_alive);
+    if fields.has(FieldKind::KeepAlive) {
+        head.keep_alive_timeout_s = rules::keep_alive_timeout_s(window, fields);
+    }
     if head.is_tunnel(request) || head.status < 200 {
         // Content-Length and Transfer-Encoding mean nothing here (RFC 9110 section 9.3.6) and are not relayed.
         if head.is_switching() && options.upgrade {
@@ -141,11 +154,11 @@ fn examine(
 
 /// The head is not whole: is there any use in waiting for more?
 #[cold]
-fn partial(window: &[u8]) -> Result<Option<ResponseHead>, BadResponse> {
+fn partial(window: &[u8], bounds: Bounds) -> Result<Option<ResponseHead>, BadResponse> {
     if rules::has_bare_lf(window) {
         return Err(BadResponse::BareLf);
     }
-    if window.len() >= HEAD_BYTES_MAX {
+    if window.len() >= bounds.head_bytes {
         return Err(BadResponse::HeadTooLarge);
     }
     Ok(None)

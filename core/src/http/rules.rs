@@ -3,7 +3,7 @@
 
 use super::error::Refusal;
 use super::fields::Fields;
-use super::kind::{Class, FieldKind, NEVER_NOMINATED, classify, is_token, is_value_byte, trim};
+use super::kind::{Class, FieldKind, NEVER_NOMINATED, classify, is_token, is_value_byte, same, trim};
 use crate::limits::CONNECTION_OPTIONS_MAX;
 
 /// What the Connection fields of a head say.
@@ -22,11 +22,11 @@ pub(super) fn connection_options(buf: &[u8], fields: &mut Fields) -> Result<Conn
         // Nearly every Connection field is one of these two.
         if !fields.is_repeated(FieldKind::Connection) {
             let value = first.value.of(buf);
-            if value.eq_ignore_ascii_case(b"keep-alive") {
+            if same(value, b"keep-alive") {
                 options.keep_alive = true;
                 return Ok(options);
             }
-            if value.eq_ignore_ascii_case(b"close") {
+            if same(value, b"close") {
                 options.close = true;
                 return Ok(options);
             }
@@ -63,9 +63,6 @@ fn read_options(buf: &[u8], fields: &mut Fields, options: &mut ConnectionOptions
                 Class::Kind(FieldKind::Upgrade) => options.upgrade = true,
                 Class::Kind(kind) if NEVER_NOMINATED.contains(kind) => return Err(Refusal::NominatedField),
                 Class::Twin => return Err(Refusal::NominatedField),
-                Class::Kind(_) if option.len() >= 12 && option[..12].eq_ignore_ascii_case(b"x-forwarded-") => {
-                    return Err(Refusal::NominatedField);
-                }
                 Class::Kind(_) => fields.drop_named(buf, option),
             }
         }
@@ -93,6 +90,33 @@ pub(super) fn content_length(buf: &[u8], fields: &Fields) -> Result<Option<u64>,
         length = length.checked_mul(10).and_then(|l| l.checked_add(u64::from(digit))).ok_or(Refusal::BadLength)?;
     }
     Ok(Some(length))
+}
+
+/// The least `timeout=SECONDS` in the Keep-Alive fields. It is advice: what is not well formed says nothing.
+#[cold]
+pub(super) fn keep_alive_timeout_s(buf: &[u8], fields: &Fields) -> Option<u32> {
+    let parameters = fields.values_of(buf, FieldKind::KeepAlive).flat_map(|value| value.split(|&b| b == b','));
+    let timeouts = parameters.filter_map(|parameter| {
+        let (name, value) = parameter.split_at(memchr::memchr(b'=', parameter)?);
+        let digits = trim(&value[1..]);
+        let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+        (is_number && trim(name).eq_ignore_ascii_case(b"timeout")).then(|| saturating_number(digits))
+    });
+    timeouts.min()
+}
+
+/// Digits as a number; one beyond 32 bits counts as the largest.
+fn saturating_number(digits: &[u8]) -> u32 {
+    digits.iter().fold(0, |number: u32, b| number.saturating_mul(10).saturating_add(u32::from(b - b'0')))
+}
+
+/// Max-Forwards, if there is any; a number beyond 32 bits counts as the largest (RFC 9110 section 7.6.2).
+pub(super) fn max_forwards(buf: &[u8], fields: &Fields) -> Result<Option<u32>, Refusal> {
+    let Some(value) = fields.first_value(buf, FieldKind::MaxForwards) else { return Ok(None) };
+    if fields.is_repeated(FieldKind::MaxForwards) || value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+        return Err(Refusal::BadMaxForwards);
+    }
+    Ok(Some(saturating_number(value)))
 }
 
 /// Whether the body is chunked; anything but exactly one `chunked` is refused.

@@ -5,6 +5,7 @@
 //! spelling is written in that form.
 
 use super::fields::Fields;
+use super::forwarding::via_line;
 use super::head::{BodyFraming, Method, Version};
 use super::kind::{FieldKind, KindSet};
 use super::request::{RequestHead, TargetForm};
@@ -85,7 +86,8 @@ pub enum ConnectionOption {
 /// How to write a request for the next hop.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestOut<'a, E> {
-    /// Replaces the path with these two pieces, concatenated (a rewritten prefix and the rest); the query stays.
+    /// Replaces the path with these two pieces, concatenated: a rewritten prefix and the rest, or the normalised path and
+    /// nothing. The query stays.
     pub path: Option<[&'a [u8]; 2]>,
     /// Replaces the authority in Host.
     pub authority: Option<&'a [u8]>,
@@ -93,6 +95,8 @@ pub struct RequestOut<'a, E> {
     pub framing: BodyFraming,
     /// What Connection says.
     pub connection: ConnectionOption,
+    /// Whether to append the received version to Via (RFC 9110 section 7.6.3), unless the edits remove or set it.
+    pub via: bool,
     /// Kinds of received fields to leave out.
     pub drop: KindSet,
     /// Changes to the fields.
@@ -111,6 +115,7 @@ impl<'a, E> RequestOut<'a, E> {
             authority: None,
             framing: head.framing,
             connection: ConnectionOption::Implied,
+            via: false,
             drop: KindSet::EMPTY,
             edits,
             extra: b"",
@@ -154,6 +159,9 @@ pub fn request_head<E: HeaderEdits>(
         upgrade(out, buf, fields);
     }
     framing(out, how.framing);
+    if how.via && !removes(how.edits, b"via") {
+        out.extend_from_slice(via_line(head.version));
+    }
     if !how.edits.is_empty() {
         how.edits.append(out);
     }
@@ -198,6 +206,8 @@ pub struct ResponseOut<'a, E> {
     pub framing: BodyFraming,
     /// What Connection says.
     pub connection: ConnectionOption,
+    /// Whether to append the received version to Via (RFC 9110 section 7.6.3), unless the edits remove or set it.
+    pub via: bool,
     /// Kinds of received fields to leave out.
     pub drop: KindSet,
     /// Changes to the fields.
@@ -216,6 +226,7 @@ impl<'a, E> ResponseOut<'a, E> {
         Self {
             framing: head.framing,
             connection: ConnectionOption::Implied,
+            via: false,
             drop: KindSet::EMPTY,
             edits,
             extra: b"",
@@ -241,8 +252,10 @@ pub fn response_head<E: HeaderEdits>(
         status_line(out, head.status, head.reason.of(buf));
     }
     copy_lines(out, buf, fields, from, skip);
+    // A Date that Connection nominates is not relayed: the client gets one all the same.
     if let Some(date) = how.date
-        && !fields.has(FieldKind::Date)
+        && fields.mask_of(KindSet::of(&[FieldKind::Date])) & !skip == 0
+        && !removes(how.edits, b"date")
     {
         field(out, b"date", date);
     }
@@ -257,6 +270,9 @@ pub fn response_head<E: HeaderEdits>(
     match (how.framing, head.announced_length) {
         (BodyFraming::None, Some(length)) => framing(out, BodyFraming::Length(length)),
         _ => framing(out, how.framing),
+    }
+    if how.via && !removes(how.edits, b"via") {
+        out.extend_from_slice(via_line(head.version));
     }
     if !how.edits.is_empty() {
         how.edits.append(out);
@@ -295,6 +311,12 @@ pub fn joined_field(out: &mut Vec<u8>, buf: &[u8], fields: &Fields, kind: FieldK
     }
     out.extend_from_slice(appended);
     out.extend_from_slice(b"\r\n");
+}
+
+/// Whether the edits leave a field of this name out.
+#[inline]
+fn removes<E: HeaderEdits>(edits: &E, name: &[u8]) -> bool {
+    !edits.is_empty() && edits.removes(name)
 }
 
 /// One bit for each field that the edits leave out.

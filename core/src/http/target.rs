@@ -3,6 +3,7 @@
 use super::authority;
 use super::error::Refusal;
 use super::head::{Method, Span};
+use super::kind::classes;
 use super::request::TargetForm;
 
 /// A target taken apart. Spans are positions in the request's buffer.
@@ -66,51 +67,60 @@ fn absolute(buf: &[u8], start: usize, end: usize) -> Result<Target, Refusal> {
     Ok(Target { form: TargetForm::Absolute, https, path, query, authority })
 }
 
-/// A byte that ends the path, or that must not stand in it, or needs a closer look.
-const PLAIN: u8 = 0;
+/// What a closer look at a target may find.
 const REFUSED: u8 = 1;
-const ESCAPE: u8 = 2;
-const PATH_CLASS: [u8; 256] = {
-    let mut table = [REFUSED; 256];
-    let mut i = 0x21;
-    while i < 0x7f {
-        table[i] = PLAIN;
-        i += 1;
-    }
-    table[b'#' as usize] = REFUSED;
-    table[b'\\' as usize] = REFUSED;
-    table[b'%' as usize] = ESCAPE;
-    table
-};
+const BACKSLASH: u8 = 2;
+const ESCAPE: u8 = 4;
+const QUERY: u8 = 8;
 
 /// Splits at the first `?` and checks both parts. The query may hold backslashes and `%00`, which browsers send and
 /// nobody routes by; in the path they change what a server sees.
 #[inline]
 fn path_and_query(buf: &[u8], start: usize, end: usize) -> Result<(Span, Option<Span>), Refusal> {
     let bytes = &buf[start..end];
-    let path_len = memchr::memchr(b'?', bytes).unwrap_or(bytes.len());
-    let (path, rest) = bytes.split_at(path_len);
-    let found = path.iter().fold(0, |found, &b| found | PATH_CLASS[b as usize]);
-    if found & REFUSED != 0 {
+    let found = classes(bytes, |b| {
+        (u8::from(!is_visible(b) | (b == b'#')) * REFUSED)
+            | (u8::from(b == b'\\') * BACKSLASH)
+            | (u8::from(b == b'%') * ESCAPE)
+            | (u8::from(b == b'?') * QUERY)
+    });
+    let query_at = if found & QUERY == 0 { None } else { memchr::memchr(b'?', bytes) };
+    if found & !QUERY != 0 {
+        let (path, query) = bytes.split_at(query_at.unwrap_or(bytes.len()));
+        examine_odd(path, query)?;
+    }
+    let Some(query_at) = query_at else { return Ok((Span::new(start, end), None)) };
+    Ok((Span::new(start, start + query_at), Some(Span::new(start + query_at + 1, end))))
+}
+
+/// Refuses what must not stand in a path, or in a query, which begins with its `?`.
+fn examine_odd(path: &[u8], query: &[u8]) -> Result<(), Refusal> {
+    let is_refused = |b: &u8| !is_visible(*b) || *b == b'#';
+    if path.iter().any(|b| is_refused(b) || *b == b'\\') {
         return Err(refused_byte(path));
     }
-    if found & ESCAPE != 0 {
-        check_escapes(path)?;
-    }
-    let path = Span::new(start, start + path_len);
-    if rest.is_empty() {
-        return Ok((path, None));
-    }
-    let found = rest.iter().fold(false, |found, &b| found | (b == b'#' || !(0x21..0x7f).contains(&b)));
-    if found {
-        return Err(refused_byte(rest));
-    }
-    Ok((path, Some(Span::new(start + path_len + 1, end))))
+    check_escapes(path)?;
+    if query.iter().any(is_refused) { Err(refused_byte(query)) } else { Ok(()) }
+}
+
+/// Checks a configured path with its query, such as that of a rewrite, as strictly as one that is received. It need not
+/// begin with a slash.
+///
+/// # Errors
+/// What a request with it would be refused for.
+pub fn check(path_and_query: &[u8]) -> Result<(), Refusal> {
+    self::path_and_query(path_and_query, 0, path_and_query.len()).map(drop)
+}
+
+/// ASCII that is neither a space nor a control character.
+#[inline(always)]
+fn is_visible(b: u8) -> bool {
+    b.wrapping_sub(0x21) < 0x7f - 0x21
 }
 
 #[cold]
 fn refused_byte(part: &[u8]) -> Refusal {
-    match part.iter().find(|&&b| matches!(b, b'#' | b'\\') || !(0x21..0x7f).contains(&b)) {
+    match part.iter().find(|&&b| matches!(b, b'#' | b'\\') || !is_visible(b)) {
         Some(b'#') => Refusal::TargetFragment,
         Some(b'\\') if part.first() != Some(&b'?') => Refusal::TargetBackslash,
         // Only reachable in a query, where the backslash itself is not what was refused.

@@ -1,26 +1,31 @@
 //! Tests of the codec, named after the promises and the items of the list of HTTP rules that they keep.
 
+mod attacks;
 mod bodies;
+mod forwarding;
 mod heads;
+mod paths;
 mod properties;
 mod requests;
 mod responses;
 mod serialized;
 mod speed;
 
-use super::{Fields, Method, Refusal, RequestHead, ResponseHead, request, response};
+use super::{Bounds, Fields, Method, Refusal, RequestHead, ResponseHead, request, response};
+
+const FIRST_HOP: Bounds = Bounds::FIRST_HOP;
 
 /// Parses a whole request and returns head and fields.
 fn parsed(bytes: &[u8]) -> (RequestHead, Box<Fields>) {
     let mut fields = Fields::new();
-    let head = request::parse(bytes, &mut fields).expect("an acceptable request").expect("a whole request");
+    let head = request::parse(bytes, &mut fields, FIRST_HOP).expect("an acceptable request").expect("a whole request");
     (head, fields)
 }
 
 /// Why a request is refused.
 fn refused(bytes: &[u8]) -> Refusal {
     let mut fields = Fields::new();
-    match request::parse(bytes, &mut fields) {
+    match request::parse(bytes, &mut fields, FIRST_HOP) {
         Err(refusal) => refusal,
         other => panic!("{:?} was not refused: {other:?}", String::from_utf8_lossy(bytes)),
     }
@@ -38,6 +43,7 @@ fn responded(bytes: &[u8]) -> (ResponseHead, Box<Fields>) {
 
 fn responded_to(method: Method, bytes: &[u8]) -> (ResponseHead, Box<Fields>) {
     let mut fields = Fields::new();
-    let head = response::parse(bytes, &mut fields, method).expect("an acceptable response").expect("a whole one");
+    let head =
+        response::parse(bytes, &mut fields, method, FIRST_HOP).expect("an acceptable response").expect("a whole one");
     (head, fields)
 }

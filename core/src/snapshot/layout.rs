@@ -9,7 +9,7 @@ pub const MAGIC: [u8; 8] = *b"MESHRING";
 pub const HEADER_BYTES: usize = 64;
 
 /// Counted up with each change of the archived types that sizes alone do not show.
-const REVISION: u64 = 1;
+const REVISION: u64 = 2;
 
 /// Identifies what the archive's bytes mean: the revision and the sizes of the archived types. A proxy refuses any
 /// other value, so that control and proxies of different builds never misread each other.
@@ -27,6 +27,8 @@ pub const LAYOUT: u64 = {
         size_of::<m::ArchivedCluster>() as u64,
         size_of::<m::ArchivedEndpoint>() as u64,
         size_of::<m::ArchivedWorkload>() as u64,
+        size_of::<m::ArchivedSettings>() as u64,
+        size_of::<m::ArchivedHeavyWeight>() as u64,
     ];
     // FNV-1a over the words: const, and collisions do not matter for a handful of builds.
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;

@@ -32,7 +32,7 @@ counters! {
     ConnectionsAccepted = "downstream_connections_total", "Downstream connections that this worker has accepted or taken over.";
     ConnectionsActive = "downstream_connections_active", "Downstream connections that are open (gauge).";
     ConnectionsHandedOver = "downstream_connections_handed_over_total", "Accepted connections passed to a less loaded worker.";
-    ConnectionsRefused = "downstream_connections_refused_total", "Connections closed at once because the worker was at its limit.";
+    ConnectionsRefused = "downstream_connections_refused_total", "Connections answered with 503, or closed at once, because the worker was at its limit.";
     Requests = "downstream_requests_total", "Requests whose head was understood.";
     Responses2xx = "downstream_responses_2xx_total", "Responses with status 200 to 299.";
     Responses3xx = "downstream_responses_3xx_total", "Responses with status 300 to 399.";
@@ -41,6 +41,9 @@ counters! {
     RequestsRefused = "downstream_requests_refused_total", "Malformed requests that were answered with an error and not forwarded.";
     RequestsAborted = "downstream_requests_aborted_total", "Requests whose client went away before the response was complete.";
     HeadTimeouts = "downstream_head_timeouts_total", "Requests whose head did not arrive in time (408).";
+    BodyTimeouts = "downstream_body_timeouts_total", "Requests whose body came below the minimum rate (408).";
+    RequestsOverload = "downstream_requests_overload_total", "Requests answered with 503 because memory or descriptors were used up.";
+    BufferBytes = "buffer_bytes", "Bytes in I/O buffers outside of the pool (gauge).";
     NoRoute = "no_route_total", "Requests for a host, port or path that no configuration knows (404).";
     NoEndpoint = "no_endpoint_total", "Requests whose cluster has no endpoint (503).";
     UpstreamConnects = "upstream_connects_total", "Upstream connections that were opened.";

@@ -4,8 +4,9 @@
 use std::{collections::HashMap, net::SocketAddr};
 
 use super::model::{
-    Action, BalancePolicy, Cluster, ClusterKind, Destination, DestinationHeaders, Domain, Endpoint, FILE_NONE, Origin,
-    Route, SCOPE_ALL, Table, VirtualHost, Workload,
+    Action, BalancePolicy, Cluster, ClusterKind, Destination, DestinationHeaders, Domain, ENDPOINT_V6, Endpoint,
+    FILE_NONE, HeavyWeight, Origin, Route, SCOPE_ALL, Settings, Table, VirtualHost, WEIGHT_INLINE_MAX, Workload,
+    precedence,
 };
 use crate::{
     id::{ClusterId, EndpointId, NamespaceId, OriginId, RegexId},
@@ -21,6 +22,9 @@ pub enum BuildError {
     /// A route without destination, or with weights that sum to 0 or beyond 32 bits.
     #[error("the weights of a route sum to {0}: the sum must be between 1 and {WEIGHT_SUM_MAX}")]
     WeightSum(u64),
+    /// A cluster whose endpoints' weights sum beyond 32 bits.
+    #[error("the weights of the endpoints of a cluster sum to {0}: the sum must be at most {WEIGHT_SUM_MAX}")]
+    EndpointWeightSum(u64),
     /// Two virtual hosts for the same domain, scope and port.
     #[error("two virtual hosts for domain {domain:?}, port {port}, in the same scope")]
     DuplicateVirtualHost {
@@ -75,6 +79,8 @@ pub struct TableBuilder {
     regexes: HashMap<String, u32>,
     addresses_v6: HashMap<[u8; 16], u32>,
     virtual_hosts: Vec<VirtualHostInput>,
+    /// Largest sum of the endpoints' weights of a cluster.
+    weight_sum_max: u64,
 }
 
 fn intern(map: &mut HashMap<String, u32>, list: &mut Vec<String>, value: &str) -> u32 {
@@ -93,6 +99,11 @@ impl TableBuilder {
     pub fn new(domain_suffix: &str) -> Self {
         let table = Table { domain_suffix: domain_suffix.to_ascii_lowercase(), ..Table::default() };
         Self { table, ..Self::default() }
+    }
+
+    /// Sets what holds for the whole mesh; without it the [default](Settings::default) holds.
+    pub fn settings(&mut self, settings: Settings) {
+        self.table.settings = settings;
     }
 
     /// The id of a namespace.
@@ -127,11 +138,11 @@ impl TableBuilder {
     }
 
     /// Adds a run of endpoints; `weight` 0 is taken as 1. Returns its first id.
-    pub fn endpoints(&mut self, endpoints: impl IntoIterator<Item = (SocketAddr, u16)>) -> (EndpointId, u32) {
+    pub fn endpoints(&mut self, endpoints: impl IntoIterator<Item = (SocketAddr, u32)>) -> (EndpointId, u32) {
         let first = self.table.endpoints.len() as u32;
         for (address, weight) in endpoints {
-            let (value, v6) = match address {
-                SocketAddr::V4(v4) => (u32::from(*v4.ip()), false),
+            let (value, family) = match address {
+                SocketAddr::V4(v4) => (u32::from(*v4.ip()), 0),
                 SocketAddr::V6(v6) => {
                     let octets = v6.ip().octets();
                     let next = self.table.addresses_v6.len() as u32;
@@ -139,15 +150,32 @@ impl TableBuilder {
                     if index == next {
                         self.table.addresses_v6.push(octets);
                     }
-                    (index, true)
+                    (index, ENDPOINT_V6)
                 }
             };
-            self.table.endpoints.push(Endpoint { address: value, port: address.port(), weight: weight.max(1), v6 });
+            let inline = u16::try_from(weight.max(1)).ok().filter(|&weight| weight <= WEIGHT_INLINE_MAX);
+            if inline.is_none() {
+                let endpoint = EndpointId(self.table.endpoints.len() as u32);
+                self.table.heavy_weights.push(HeavyWeight { endpoint, weight });
+            }
+            let family_and_weight = family | inline.unwrap_or(0);
+            self.table.endpoints.push(Endpoint { address: value, port: address.port(), family_and_weight });
         }
         (EndpointId(first), self.table.endpoints.len() as u32 - first)
     }
 
-    /// Adds a cluster.
+    fn weight(&self, id: EndpointId) -> u32 {
+        match self.table.endpoints[id.index()].family_and_weight & WEIGHT_INLINE_MAX {
+            0 => {
+                let heavy = &self.table.heavy_weights;
+                let at = heavy.partition_point(|heavy| heavy.endpoint < id);
+                heavy[at].weight
+            }
+            inline => inline.into(),
+        }
+    }
+
+    /// Adds a cluster. Its endpoints' weights must not sum to more than [`WEIGHT_SUM_MAX`].
     pub fn cluster(
         &mut self,
         name: &str,
@@ -166,9 +194,13 @@ impl TableBuilder {
         };
         let weight = |position: u32| {
             let index = if selected { self.table.members[position as usize] } else { position };
-            self.table.endpoints[index as usize].weight
+            self.weight(EndpointId(index))
         };
         let weighted = count > 1 && (first + 1..first + count).any(|position| weight(position) != weight(first));
+        if weighted {
+            let sum: u64 = (first..first + count).map(|position| u64::from(weight(position))).sum();
+            self.weight_sum_max = self.weight_sum_max.max(sum);
+        }
         let id = ClusterId(self.table.clusters.len() as u32);
         self.table.clusters.push(Cluster { name: name.to_owned(), policy, kind, first, count, selected, weighted });
         id
@@ -209,10 +241,12 @@ impl TableBuilder {
         for host in &mut self.virtual_hosts {
             host.domain = stored_domain(&host.domain)?;
         }
-        // Narrow scopes first, so that the first visible virtual host is the most specific one; port order makes the
-        // layout independent of the order of calls.
+        if self.weight_sum_max > WEIGHT_SUM_MAX {
+            return Err(BuildError::EndpointWeightSum(self.weight_sum_max));
+        }
+        // The layout is independent of the order of calls.
         self.virtual_hosts.sort_by(|a, b| {
-            let key = |h: &VirtualHostInput| (h.scope.map_or(SCOPE_ALL, |n| n.0), h.port);
+            let key = |h: &VirtualHostInput| precedence(h.scope.map_or(SCOPE_ALL, |n| n.0), h.port);
             a.domain.cmp(&b.domain).then_with(|| key(a).cmp(&key(b)))
         });
         for host in std::mem::take(&mut self.virtual_hosts) {

@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::{
     model::{
-        ArchivedCluster, ArchivedCondition, ArchivedMatch, ArchivedRoute, ArchivedStringMatch, ArchivedTable,
-        ArchivedVirtualHost, PORT_ANY, SCOPE_ALL,
+        ArchivedCluster, ArchivedCondition, ArchivedMatch, ArchivedPathNormalization, ArchivedRoute, ArchivedSettings,
+        ArchivedStringMatch, ArchivedTable, ArchivedVirtualHost, PORT_ANY, PathNormalization, SCOPE_ALL, Settings,
     },
     regexes::Regexes,
 };
@@ -268,6 +268,20 @@ impl ArchivedTable {
         Err(NoRoute::NoRule(virtual_host))
     }
 
+    /// What holds for every request.
+    #[inline]
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        let path_normalization = match self.settings.path_normalization {
+            ArchivedPathNormalization::None => PathNormalization::None,
+            ArchivedPathNormalization::Base => PathNormalization::Base,
+            ArchivedPathNormalization::MergeSlashes => PathNormalization::MergeSlashes,
+            ArchivedPathNormalization::DecodeAndMergeSlashes => PathNormalization::DecodeAndMergeSlashes,
+        };
+        let ArchivedSettings { trusted_hops, request_id, .. } = self.settings;
+        Settings { path_normalization, trusted_hops, request_id }
+    }
+
     /// A cluster.
     #[must_use]
     pub fn cluster(&self, id: ClusterId) -> &ArchivedCluster {
@@ -286,12 +300,23 @@ impl ArchivedTable {
     pub fn address(&self, id: EndpointId) -> SocketAddr {
         let endpoint = &self.endpoints[id.index()];
         let address = endpoint.address.to_native();
-        let ip = if endpoint.v6 {
+        let ip = if endpoint.is_v6() {
             IpAddr::V6(Ipv6Addr::from(self.addresses_v6[address as usize]))
         } else {
             IpAddr::V4(Ipv4Addr::from(address))
         };
         SocketAddr::new(ip, endpoint.port.to_native())
+    }
+
+    /// The load balancing weight of an endpoint, at least 1. Not for each request: a large one is searched for.
+    #[must_use]
+    pub fn weight(&self, id: EndpointId) -> u32 {
+        self.endpoints[id.index()].weight_inline().unwrap_or_else(|| {
+            let heavy = &self.heavy_weights;
+            let found = heavy.binary_search_by_key(&id, |heavy| EndpointId::from(&heavy.endpoint));
+            // Validation has proved that it is there.
+            found.map_or(1, |at| heavy[at].weight.to_native())
+        })
     }
 
     /// The description of a resource, for people: `VirtualService default/reviews (reviews.yaml:4)`.

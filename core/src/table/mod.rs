@@ -1,12 +1,14 @@
 //! The routing table: what control compiles, what a proxy looks up. Immutable; one per generation.
 //!
 //! [`model`] holds the archived types, [`build`] is how a compiler fills them, [`lookup`] finds virtual host and route,
-//! [`validate`] proves that every index is in bounds before a proxy uses a table that somebody else wrote.
+//! [`validate`] proves that every index is in bounds before a proxy uses a table that somebody else wrote, [`text`] says
+//! which of its texts may become part of a message.
 
 pub mod build;
 pub mod lookup;
 pub mod model;
 pub mod regexes;
+pub mod text;
 pub mod validate;
 
 pub use build::TableBuilder;

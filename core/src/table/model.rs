@@ -5,12 +5,20 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 
-use crate::id::{ClusterId, NamespaceId, OriginId, RegexId};
+use crate::id::{ClusterId, EndpointId, NamespaceId, OriginId, RegexId};
 
 /// `scope` of a virtual host that every namespace sees (Istio `exportTo: ["*"]`).
 pub const SCOPE_ALL: u32 = u32::MAX;
 /// `port` of a virtual host or condition that any port matches.
 pub const PORT_ANY: u16 = 0;
+
+/// Orders the virtual hosts of one domain: narrower scopes before [`SCOPE_ALL`], in one scope each port before
+/// [`PORT_ANY`], so that the first one that serves a request is the most specific one.
+#[must_use]
+pub fn precedence(scope: u32, port: u16) -> (u32, u16) {
+    // 0 becomes the largest number, the others keep their order.
+    (scope, port.wrapping_sub(1))
+}
 
 /// One generation's routing data.
 #[derive(Archive, Serialize, Deserialize, Debug, Default, PartialEq)]
@@ -32,7 +40,7 @@ pub struct Table {
     pub domains: Vec<Domain>,
     /// Whether any domain is a wildcard; without one a miss needs no suffix search.
     pub has_wildcards: bool,
-    /// Virtual hosts, those of one domain adjacent, narrower scopes before `SCOPE_ALL`.
+    /// Virtual hosts, those of one domain adjacent, in the [order](precedence) in which a lookup tries them.
     pub virtual_hosts: Vec<VirtualHost>,
     /// Routes, those of one virtual host adjacent, in order of evaluation.
     pub routes: Vec<Route>,
@@ -42,12 +50,67 @@ pub struct Table {
     pub clusters: Vec<Cluster>,
     /// Endpoint indices of clusters that are a selection (subsets).
     pub members: Vec<u32>,
-    /// Endpoints by [`EndpointId`](crate::id::EndpointId).
+    /// Endpoints by [`EndpointId`].
     pub endpoints: Vec<Endpoint>,
+    /// Weights that do not fit into their endpoints, in the order of these.
+    pub heavy_weights: Vec<HeavyWeight>,
     /// IPv6 addresses that endpoints refer to.
     pub addresses_v6: Vec<[u8; 16]>,
     /// Workloads whose labels are known, sorted by (namespace, name).
     pub workloads: Vec<Workload>,
+    /// What holds for the whole mesh.
+    pub settings: Settings,
+}
+
+/// What holds for every request (Istio `MeshConfig`). Plain values: [`ArchivedTable::settings`] copies them out.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+#[rkyv(derive(Debug))]
+pub struct Settings {
+    /// `pathNormalization.normalization`.
+    pub path_normalization: PathNormalization,
+    /// `defaultConfig.gatewayTopology.numTrustedProxies`: how many hops before a proxy are believed in what their
+    /// forwarding fields say. At most [`crate::limits::TRUSTED_HOPS_MAX`].
+    pub trusted_hops: u8,
+    /// Whether a request without `X-Request-Id` gets one (`defaultConfig.proxyHeaders.requestId.disabled`, inverted).
+    pub request_id: bool,
+}
+
+impl Default for Settings {
+    /// Without a `MeshConfig`: the safest normalisation, nobody is trusted, requests get an id.
+    fn default() -> Self {
+        Self { path_normalization: PathNormalization::DecodeAndMergeSlashes, trusted_hops: 0, request_id: true }
+    }
+}
+
+/// How far paths are normalised before anything looks at them (Istio
+/// `MeshConfig.ProxyPathNormalization.NormalizationType`). Each level does what the ones before it do, and more.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[rkyv(derive(Debug))]
+pub enum PathNormalization {
+    /// As sent.
+    None,
+    /// RFC 3986 section 6.2.2: escapes of unreserved characters decoded, dot segments removed.
+    Base,
+    /// `//` becomes `/`.
+    MergeSlashes,
+    /// `%2F` and `%5C` become `/` before the rest.
+    DecodeAndMergeSlashes,
+}
+
+impl PathNormalization {
+    /// All of them, from the weakest to the strictest.
+    pub const ALL: [Self; 4] = [Self::None, Self::Base, Self::MergeSlashes, Self::DecodeAndMergeSlashes];
+
+    /// As Istio writes it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "NONE",
+            Self::Base => "BASE",
+            Self::MergeSlashes => "MERGE_SLASHES",
+            Self::DecodeAndMergeSlashes => "DECODE_AND_MERGE_SLASHES",
+        }
+    }
 }
 
 /// `file` of an origin without one.
@@ -382,7 +445,7 @@ pub enum ClusterKind {
     NoSuchPort,
 }
 
-/// One address that requests can be sent to. 12 bytes archived.
+/// One address that requests can be sent to. 8 bytes archived: there may be a million of them.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq)]
 #[rkyv(derive(Debug))]
 pub struct Endpoint {
@@ -390,10 +453,41 @@ pub struct Endpoint {
     pub address: u32,
     /// Port.
     pub port: u16,
-    /// Load balancing weight, at least 1.
-    pub weight: u16,
+    /// [`ENDPOINT_V6`] where `address` is an index; in the other bits the load balancing weight, or 0 for a weight beyond
+    /// [`WEIGHT_INLINE_MAX`], which stands in `heavy_weights`.
+    pub family_and_weight: u16,
+}
+
+/// The bit of an endpoint whose address is an index into `addresses_v6`.
+pub const ENDPOINT_V6: u16 = 0x8000;
+/// Largest weight that an endpoint holds itself. Weights are shares, mostly below 1,000; Istio allows 32 bits.
+pub const WEIGHT_INLINE_MAX: u16 = 0x7fff;
+
+impl ArchivedEndpoint {
     /// Whether `address` is an index into `addresses_v6`.
-    pub v6: bool,
+    #[inline]
+    #[must_use]
+    pub fn is_v6(&self) -> bool {
+        self.family_and_weight.to_native() & ENDPOINT_V6 != 0
+    }
+
+    /// Its weight; `None` where it stands in `heavy_weights`.
+    #[inline]
+    #[must_use]
+    pub fn weight_inline(&self) -> Option<u32> {
+        let weight = self.family_and_weight.to_native() & WEIGHT_INLINE_MAX;
+        (weight != 0).then_some(weight.into())
+    }
+}
+
+/// The weight of one endpoint that is too large to stand in it.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq)]
+#[rkyv(derive(Debug))]
+pub struct HeavyWeight {
+    /// Whose.
+    pub endpoint: EndpointId,
+    /// Above [`WEIGHT_INLINE_MAX`].
+    pub weight: u32,
 }
 
 /// A workload that control knows by name: its labels decide `sourceLabels`.

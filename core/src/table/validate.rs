@@ -1,11 +1,16 @@
-//! What bytecheck cannot know: that every index is in bounds and every weight is sane. After this a lookup needs no
+//! What bytecheck cannot know: that every index is in bounds, every weight is sane, and no text breaks a message. After this a lookup needs no
 //! check of its own, whoever wrote the table.
 
-use super::model::{
-    ArchivedAction, ArchivedCondition, ArchivedHeaderOp, ArchivedMatch, ArchivedRoute, ArchivedStringMatch,
-    ArchivedTable, FILE_NONE, SCOPE_ALL,
+use rkyv::string::ArchivedString;
+
+use super::{
+    model::{
+        ArchivedAction, ArchivedCondition, ArchivedHeaderOp, ArchivedMatch, ArchivedRoute, ArchivedStringMatch,
+        ArchivedTable, ArchivedVirtualHost, FILE_NONE, SCOPE_ALL, WEIGHT_INLINE_MAX, precedence,
+    },
+    text::{self, BadText},
 };
-use crate::limits::DIRECT_RESPONSE_BODY_BYTES_MAX;
+use crate::limits::{DIRECT_RESPONSE_BODY_BYTES_MAX, TRUSTED_HOPS_MAX};
 
 /// The first thing that is wrong with a table.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -31,7 +36,11 @@ pub fn validate(table: &ArchivedTable) -> Result<(), Invalid> {
         return Err(Invalid { array: "buckets", position: size, reason: "no bucket is empty".into() });
     }
     each("buckets", &table.buckets, |b| below("domain", b.to_native(), table.domains.len() + 1))?;
-    each("domains", &table.domains, |d| range("virtual host", &d.first, &d.count, table.virtual_hosts.len()))?;
+    each("domains", &table.domains, |d| {
+        range("virtual host", &d.first, &d.count, table.virtual_hosts.len())?;
+        let first = d.first.to_native() as usize;
+        in_precedence(&table.virtual_hosts[first..first + d.count.to_native() as usize])
+    })?;
     each("origins", &table.origins, |o| match o.file.to_native() {
         FILE_NONE => Ok(()),
         file => below("file", file, table.files.len()),
@@ -47,7 +56,10 @@ pub fn validate(table: &ArchivedTable) -> Result<(), Invalid> {
     each("destinations", &table.destinations, |d| {
         below("cluster", d.cluster.0.to_native(), table.clusters.len())?;
         match d.headers.as_ref() {
-            Some(headers) => headers.request.iter().chain(headers.response.iter()).try_for_each(header_op),
+            Some(headers) => {
+                headers.request.iter().try_for_each(request_op)?;
+                headers.response.iter().try_for_each(response_op)
+            }
             None => Ok(()),
         }
     })?;
@@ -57,13 +69,47 @@ pub fn validate(table: &ArchivedTable) -> Result<(), Invalid> {
     })?;
     each("members", &table.members, |m| below("endpoint", m.to_native(), table.endpoints.len()))?;
     each("endpoints", &table.endpoints, |e| {
-        if e.v6 {
+        if e.is_v6() {
             below("IPv6 address", e.address.to_native(), table.addresses_v6.len())?;
         }
-        check(e.weight.to_native() > 0, || "weight is 0".into())?;
         check(e.port.to_native() > 0, || "port is 0".into())
     })?;
-    each("workloads", &table.workloads, |w| below("namespace", w.namespace.0.to_native(), table.namespaces.len()))
+    heavy_weights(table)?;
+    each("workloads", &table.workloads, |w| below("namespace", w.namespace.0.to_native(), table.namespaces.len()))?;
+    each("settings", std::slice::from_ref(&table.settings), |settings| {
+        let hops = settings.trusted_hops;
+        check(hops <= TRUSTED_HOPS_MAX, || format!("{hops} trusted hops are more than {TRUSTED_HOPS_MAX}"))
+    })
+}
+
+/// Each endpoint without a weight of its own has one among the heavy ones, and the other way round.
+fn heavy_weights(table: &ArchivedTable) -> Result<(), Invalid> {
+    let mut after = 0;
+    each("heavy_weights", &table.heavy_weights, |heavy| {
+        let (endpoint, weight) = (heavy.endpoint.0.to_native(), heavy.weight.to_native());
+        below("endpoint", endpoint, table.endpoints.len())?;
+        check(endpoint >= after, || format!("endpoint {endpoint} is out of order"))?;
+        after = endpoint + 1;
+        let inline = table.endpoints[endpoint as usize].weight_inline();
+        check(inline.is_none(), || format!("endpoint {endpoint} has a weight of its own"))?;
+        check(weight > u32::from(WEIGHT_INLINE_MAX), || format!("weight {weight} is not heavy"))
+    })?;
+    let mut heavy = table.heavy_weights.iter().map(|heavy| heavy.endpoint.0.to_native() as usize).peekable();
+    for (position, endpoint) in table.endpoints.iter().enumerate() {
+        if endpoint.weight_inline().is_none() && heavy.next_if_eq(&position).is_none() {
+            return Err(Invalid { array: "endpoints", position, reason: "weight is 0".into() });
+        }
+    }
+    Ok(())
+}
+
+/// A lookup takes the first virtual host that serves a request: the others would never be found.
+fn in_precedence(hosts: &[ArchivedVirtualHost]) -> Checked {
+    let key = |host: &ArchivedVirtualHost| precedence(host.scope.to_native(), host.port.to_native());
+    match hosts.windows(2).find(|pair| key(&pair[0]) >= key(&pair[1])) {
+        Some([_, late]) => Err(format!("virtual host for scope {}, port {} is out of order", late.scope, late.port)),
+        _ => Ok(()),
+    }
 }
 
 fn each<T>(array: &'static str, list: &[T], mut check: impl FnMut(&T) -> Checked) -> Result<(), Invalid> {
@@ -102,10 +148,9 @@ fn route(table: &ArchivedTable, route: &ArchivedRoute) -> Checked {
         ArchivedAction::Redirect(redirect) => {
             let status = redirect.status.to_native();
             check(matches!(status, 301 | 302 | 303 | 307 | 308), || format!("redirect status {status}"))?;
-            [&redirect.uri, &redirect.authority, &redirect.scheme]
-                .into_iter()
-                .filter_map(|part| part.as_ref())
-                .try_for_each(|part| field_value("redirect", part))?;
+            part("redirect.uri", redirect.uri.as_ref(), text::redirect_uri)?;
+            part("redirect.authority", redirect.authority.as_ref(), text::authority_text)?;
+            part("redirect.scheme", redirect.scheme.as_ref(), text::scheme)?;
         }
         ArchivedAction::DirectResponse(response) => {
             let (status, len) = (response.status.to_native(), response.body.len());
@@ -114,19 +159,24 @@ fn route(table: &ArchivedTable, route: &ArchivedRoute) -> Checked {
         }
     }
     let Some(options) = route.options.as_ref() else { return Ok(()) };
-    options.request_headers.iter().chain(options.response_headers.iter()).try_for_each(header_op)?;
+    options.request_headers.iter().try_for_each(request_op)?;
+    options.response_headers.iter().try_for_each(response_op)?;
     let Some(rewrite) = options.rewrite.as_ref() else { return Ok(()) };
-    [&rewrite.uri, &rewrite.authority]
-        .into_iter()
-        .filter_map(|part| part.as_ref())
-        .try_for_each(|part| field_value("rewrite", part))?;
+    part("rewrite.uri", rewrite.uri.as_ref(), text::rewrite_uri)?;
+    part("rewrite.authority", rewrite.authority.as_ref(), text::authority_text)?;
     match rewrite.regex.as_ref() {
         Some(regex) => {
             below("regex", regex.pattern.0.to_native(), table.regexes.len())?;
-            field_value("rewrite", &regex.replacement)
+            part("rewrite.uriRegexRewrite", Some(&regex.replacement), text::rewrite_replacement)
         }
         None => Ok(()),
     }
+}
+
+/// A text of a rule that becomes part of a message.
+fn part(what: &str, value: Option<&ArchivedString>, sound: fn(&str) -> Result<(), BadText>) -> Checked {
+    let Some(value) = value else { return Ok(()) };
+    sound(value).map_err(|why| format!("{what} {:?} {why}", value.as_str()))
 }
 
 fn conditions(table: &ArchivedTable, candidate: &ArchivedMatch) -> Checked {
@@ -151,18 +201,22 @@ fn conditions(table: &ArchivedTable, candidate: &ArchivedMatch) -> Checked {
     })
 }
 
-/// A table must not be able to split a message: names are tokens, values hold no control bytes.
-fn header_op(op: &ArchivedHeaderOp) -> Checked {
-    let (name, value) = match op {
-        ArchivedHeaderOp::Remove { name } => (name, None),
-        ArchivedHeaderOp::Set { name, value } | ArchivedHeaderOp::Add { name, value } => (name, Some(value)),
-    };
-    let token = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(&b);
-    check(!name.is_empty() && name.bytes().all(token), || format!("header name {:?}", name.as_str()))?;
-    value.map_or(Ok(()), |value| field_value(name, value))
+/// A table must not be able to split a message: names are tokens, values hold no control bytes. The authority can be
+/// set, and must be one then.
+fn request_op(op: &ArchivedHeaderOp) -> Checked {
+    match op {
+        ArchivedHeaderOp::Remove { name } if name == "host" => Err(format!("header name \"host\" {}", BadText::Host)),
+        ArchivedHeaderOp::Set { name, value } if name == "host" => part("host", Some(value), text::authority_text),
+        _ => response_op(op),
+    }
 }
 
-fn field_value(what: &str, value: &str) -> Checked {
-    let printable = |b: u8| b == b'\t' || (b >= 0x20 && b != 0x7f);
-    check(value.bytes().all(printable), || format!("control byte in {what}: {value:?}"))
+fn response_op(op: &ArchivedHeaderOp) -> Checked {
+    match op {
+        ArchivedHeaderOp::Remove { name } => part("header name", Some(name), text::field_name),
+        ArchivedHeaderOp::Set { name, value } | ArchivedHeaderOp::Add { name, value } => {
+            part("header name", Some(name), text::written_field_name)?;
+            part(name, Some(value), text::field_value)
+        }
+    }
 }

@@ -1,6 +1,6 @@
 use super::super::kind::{Class, classify};
 use super::super::{FieldKind, KindSet};
-use super::{parsed, with};
+use super::{FIRST_HOP, parsed, with};
 
 #[test]
 fn names_are_classified_in_any_case_and_only_whole() {
@@ -15,6 +15,15 @@ fn names_are_classified_in_any_case_and_only_whole() {
         ("HTTP2-Settings", FieldKind::Http2Settings),
         ("keep-alive", FieldKind::KeepAlive),
         ("Set-Cookie", FieldKind::SetCookie),
+        ("X-Forwarded-Prefix", FieldKind::XForwardedOther),
+        ("x-forwarded-", FieldKind::XForwardedOther),
+        ("X-Envoy-Attempt-Count", FieldKind::XEnvoy),
+        ("x-envoy-", FieldKind::XEnvoy),
+        ("x-forwarded", FieldKind::Other),
+        ("x-envoy", FieldKind::Other),
+        ("x-envoys-a", FieldKind::Other),
+        ("y-envoy-a", FieldKind::Other),
+        ("x", FieldKind::Other),
         ("hos", FieldKind::Other),
         ("hosts", FieldKind::Other),
         ("accept", FieldKind::Other),
@@ -39,6 +48,7 @@ fn no_token_character_passes_for_another_in_a_known_name() {
 #[test]
 fn a_kind_set_holds_kinds_and_never_other() {
     let set = KindSet::of(&[FieldKind::Host, FieldKind::Traceparent, FieldKind::Other]);
+    assert!(set.union(KindSet::of(&[FieldKind::Te])).contains(FieldKind::Te));
     assert!(set.contains(FieldKind::Host) && set.contains(FieldKind::Traceparent));
     assert!(!set.contains(FieldKind::Other) && !set.contains(FieldKind::Te));
     assert!(KindSet::EMPTY.is_empty());
@@ -62,10 +72,10 @@ fn fields_are_found_by_kind_and_by_name() {
 fn the_table_is_clean_when_it_is_used_again() {
     let mut fields = super::Fields::new();
     let first = with("Connection: x\r\nX: 1\r\nCookie: c\r\n");
-    super::request::parse(&first, &mut fields).expect("acceptable").expect("whole");
+    super::request::parse(&first, &mut fields, FIRST_HOP).expect("acceptable").expect("whole");
     assert!(fields.is_hop_by_hop(1) && fields.is_hop_by_hop(2));
     let second = b"GET / HTTP/1.1\r\nA: b\r\nHost: a\r\nX: 1\r\n\r\n";
-    super::request::parse(second, &mut fields).expect("acceptable").expect("whole");
+    super::request::parse(second, &mut fields, FIRST_HOP).expect("acceptable").expect("whole");
     assert_eq!(fields.len(), 3);
     assert!(!fields.has(FieldKind::Cookie) && !fields.has(FieldKind::Connection));
     assert!(!(0..3).any(|i| fields.is_hop_by_hop(i)));

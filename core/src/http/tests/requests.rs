@@ -1,5 +1,5 @@
 use super::super::{BodyFraming, Fields, HeadScanner, Method, Refusal, TargetForm, Version, request};
-use super::{parsed, refused, with};
+use super::{FIRST_HOP, parsed, refused, with};
 
 #[test]
 fn item_1_bare_lf_is_refused_wherever_it_stands() {
@@ -112,7 +112,7 @@ fn item_26_one_leading_empty_line_is_ignored() {
     assert_eq!(refused(b"\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n"), Refusal::LeadingEmptyLines);
     let mut fields = Fields::new();
     for partial in [&b""[..], b"\r", b"\r\n"] {
-        assert_eq!(request::parse(partial, &mut fields), Ok(None), "{partial:?}");
+        assert_eq!(request::parse(partial, &mut fields, FIRST_HOP), Ok(None), "{partial:?}");
     }
 }
 
@@ -218,11 +218,15 @@ fn item_32_the_authority_of_an_absolute_target_wins_over_host() {
     assert_eq!(refused(b"GET http://b/ HTTP/1.1\r\nHost: a,b\r\n\r\n"), Refusal::BadAuthority);
     for target in ["http://", "http:///x", "http://u@b/", "http://b:x/", "http://b\\c/"] {
         let bytes = format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n");
-        assert_eq!(request::parse(bytes.as_bytes(), &mut Fields::new()).map_err(Refusal::status), Err(400), "{target}");
+        assert_eq!(
+            request::parse(bytes.as_bytes(), &mut Fields::new(), FIRST_HOP).map_err(Refusal::status),
+            Err(400),
+            "{target}"
+        );
     }
     for target in ["ftp://b/", "b", "a/b", "//b"] {
         let bytes = format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n");
-        let refused = request::parse(bytes.as_bytes(), &mut Fields::new()) == Err(Refusal::BadTarget);
+        let refused = request::parse(bytes.as_bytes(), &mut Fields::new(), FIRST_HOP) == Err(Refusal::BadTarget);
         assert_eq!(refused, target != "//b", "{target}");
     }
 }
@@ -266,7 +270,23 @@ fn item_37_underscore_twins_are_refused() {
     for name in ["Content_Length", "X_Forwarded_For", "x-forwarded_for", "TRANSFER_ENCODING", "X_Forwarded-Proto"] {
         assert_eq!(refused(&with(&format!("{name}: 1\r\n"))), Refusal::UnderscoreTwin, "{name}");
     }
-    for name in ["user_id", "x_request_id", "content_lengt", "contentxlength"] {
+    // Families of names, and a trusted one in the spelling of CGI.
+    for name in [
+        "X_Forwarded_Prefix",
+        "x-forwarded_x",
+        "X_Forwarded_",
+        "X_Forwarded_Client_Cert",
+        "x-forwarded-client_cert",
+        "X_Envoy_External_Address",
+        "x-envoy_internal",
+        "Keep_Alive",
+        "Max_Forwards",
+    ] {
+        assert_eq!(refused(&with(&format!("{name}: 1\r\n"))), Refusal::UnderscoreTwin, "{name}");
+    }
+    for name in
+        ["user_id", "x_request_id", "content_lengt", "contentxlength", "x_envo", "x_envoys", "x-forwarded-a_b", "_"]
+    {
         parsed(&with(&format!("{name}: 1\r\n")));
     }
 }
@@ -289,7 +309,7 @@ fn items_38_and_39_bounds_of_target_head_and_fields() {
     assert_eq!(parsed(&sized(60 * 1024)).0.len, 60 * 1024);
     assert_eq!(refused(&sized(60 * 1024 + 1)), Refusal::HeadTooLarge);
     assert_eq!(refused(&sized(70 * 1024)).status(), 431);
-    assert_eq!(request::parse(&sized(61_000)[..60_999], &mut Fields::new()), Ok(None));
+    assert_eq!(request::parse(&sized(61_000)[..60_999], &mut Fields::new(), FIRST_HOP), Ok(None));
 }
 
 #[test]
@@ -312,9 +332,27 @@ fn item_41_pipelined_heads_are_parsed_one_by_one() {
 
 #[test]
 fn item_43_connection_must_not_nominate_what_decides() {
-    for name in
-        ["Host", "content-length", "Transfer-Encoding", "Authorization", "X-Forwarded-For", "x-forwarded-prefix"]
-    {
+    for name in [
+        "Host",
+        "content-length",
+        "Transfer-Encoding",
+        "Authorization",
+        "Cookie",
+        "Expect",
+        "Via",
+        "Forwarded",
+        "Max-Forwards",
+        "X-Forwarded-For",
+        "X-Forwarded-Proto",
+        "X-Forwarded-Host",
+        "X-Forwarded-Port",
+        "X-Forwarded-Client-Cert",
+        "x-forwarded-prefix",
+        "X-Request-Id",
+        "X-Envoy-External-Address",
+        "x_forwarded_for",
+        "x_envoy_internal",
+    ] {
         let bytes = with(&format!("Connection: close, {name}\r\n"));
         assert_eq!(refused(&bytes), Refusal::NominatedField, "{name}");
     }
@@ -367,6 +405,13 @@ fn item_56_only_a_nominated_upgrade_to_one_protocol_other_than_h2c_counts() {
 }
 
 #[test]
+fn item_67_only_idempotent_methods_may_be_sent_twice() {
+    let methods = ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "POST", "PATCH", "CONNECT", "get", "LOCK"];
+    let idempotent = methods.map(|name| Method::named(name.as_bytes()).is_idempotent());
+    assert_eq!(idempotent, [true, true, true, true, true, true, false, false, false, false, false]);
+}
+
+#[test]
 fn persistence_follows_version_and_connection() {
     let keeps =
         |version: &str, line: &str| parsed(format!("GET / {version}\r\nHost: a\r\n{line}\r\n").as_bytes()).0.keep_alive;
@@ -385,9 +430,9 @@ fn a_head_that_comes_byte_by_byte_is_parsed_at_most_twice() {
     let bytes = b"\r\nGET / HTTP/1.1\r\nHost: a\r\nX: y\r\n\r\nGET";
     let (mut scanner, mut fields, mut attempts) = (HeadScanner::default(), Fields::new(), 0);
     for end in 1..=bytes.len() {
-        if scanner.ready(&bytes[..end]) {
+        if scanner.ready(&bytes[..end], FIRST_HOP) {
             attempts += 1;
-            if let Some(head) = request::parse(&bytes[..end], &mut fields).expect("an acceptable request") {
+            if let Some(head) = request::parse(&bytes[..end], &mut fields, FIRST_HOP).expect("an acceptable request") {
                 assert_eq!(head.len, bytes.len() - 3);
                 assert_eq!(attempts, 2);
                 return;
@@ -407,9 +452,9 @@ fn the_scanner_lets_hopeless_heads_be_refused_at_once() {
             Some(*len)
         });
         let refused = refused.into_iter().any(|len| {
-            scanner.ready(&bytes[..len]) && {
+            scanner.ready(&bytes[..len], FIRST_HOP) && {
                 parses += 1;
-                request::parse(&bytes[..len], &mut fields).is_err()
+                request::parse(&bytes[..len], &mut fields, FIRST_HOP).is_err()
             }
         });
         assert!(refused);

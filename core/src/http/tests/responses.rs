@@ -1,8 +1,8 @@
-use super::super::{BadResponse, BodyFraming, Fields, Method, Version, response};
-use super::{responded, responded_to};
+use super::super::{BadResponse, BodyDecoder, BodyFraming, CONTINUE, Fields, Method, Version, response};
+use super::{FIRST_HOP, responded, responded_to};
 
 fn bad(bytes: &[u8]) -> BadResponse {
-    match response::parse(bytes, &mut Fields::new(), Method::Get) {
+    match response::parse(bytes, &mut Fields::new(), Method::Get, FIRST_HOP) {
         Err(bad) => bad,
         other => panic!("{:?} was accepted: {other:?}", String::from_utf8_lossy(bytes)),
     }
@@ -81,7 +81,63 @@ fn framing_and_persistence_of_ordinary_responses() {
 }
 
 #[test]
-fn interim_responses_are_heads_of_their_own() {
+fn a_server_says_how_long_it_keeps_a_connection() {
+    for (lines, seconds) in [
+        ("Keep-Alive: timeout=5, max=100\r\n", Some(5)),
+        ("Keep-Alive: max=100,Timeout = 007\r\n", Some(7)),
+        ("Keep-Alive: timeout=5\r\nkeep-alive: timeout=3\r\n", Some(3)),
+        ("Keep-Alive: timeout=0\r\n", Some(0)),
+        ("Keep-Alive: timeout=99999999999999999999\r\n", Some(u32::MAX)),
+        ("Keep-Alive: timeout=-5\r\n", None),
+        ("Keep-Alive: timeout=\r\n", None),
+        ("Keep-Alive: timeout\r\n", None),
+        ("Keep-Alive: xtimeout=5\r\n", None),
+        ("Keep-Alive:\r\n", None),
+        ("", None),
+    ] {
+        let bytes = format!("HTTP/1.1 200 OK\r\n{lines}Content-Length: 0\r\n\r\n");
+        assert_eq!(responded(bytes.as_bytes()).0.keep_alive_timeout_s, seconds, "{lines:?}");
+    }
+}
+
+#[test]
+fn item_51_a_100_is_a_head_of_its_own() {
+    let (head, _) = responded(CONTINUE);
+    assert_eq!((head.status, head.is_interim(), head.len), (100, true, CONTINUE.len()));
+    assert_eq!((head.framing, head.keep_alive), (BodyFraming::None, true));
+}
+
+#[test]
+fn item_53_a_101_that_nobody_asked_for_names_no_protocol() {
+    let (head, _) = responded(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n");
+    assert!(head.is_switching() && head.upgrade.is_none());
+    let (head, _) = responded(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n\r\n");
+    assert!(head.is_switching() && head.upgrade.is_none());
+}
+
+#[test]
+fn item_54_what_follows_a_101_or_a_tunnel_is_no_part_of_its_head() {
+    let tunnelled = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
+    let (head, _) = responded_to(Method::Connect, tunnelled);
+    assert!(head.is_tunnel(Method::Connect));
+    assert_eq!(&tunnelled[head.len..], b"hello");
+    let switched = b"HTTP/1.1 101 X\r\nConnection: upgrade\r\nUpgrade: a\r\nContent-Length: 5\r\n\r\n\x81\0";
+    let (head, _) = responded(switched);
+    assert_eq!((head.framing, &switched[head.len..]), (BodyFraming::None, &b"\x81\0"[..]));
+}
+
+#[test]
+fn items_58_and_60_bytes_behind_a_response_are_left_over() {
+    for start in ["204 No Content", "304 Not Modified"] {
+        let bytes = format!("HTTP/1.1 {start}\r\n\r\nHTTP/1.1 200 OK\r\n\r\n");
+        let (head, _) = responded(bytes.as_bytes());
+        assert!(BodyDecoder::new(head.framing).is_done());
+        assert!(bytes[head.len..].starts_with("HTTP/1.1 200"), "they belong to nobody");
+    }
+}
+
+#[test]
+fn item_52_a_103_is_a_head_of_its_own() {
     let bytes = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
     let (head, _) = responded(bytes);
     assert!(head.is_interim());

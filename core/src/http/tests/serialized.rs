@@ -184,6 +184,28 @@ fn item_48_a_date_that_is_there_stays() {
 }
 
 #[test]
+fn item_48_a_date_is_added_where_there_is_none_or_none_is_relayed() {
+    let with_date = |lines: &str| {
+        let bytes = format!("HTTP/1.1 200 OK\r\n{lines}Content-Length: 1\r\n\r\n");
+        relayed(Method::Get, bytes.as_bytes(), |how| how.date = Some(b"now"))
+    };
+    assert_eq!(with_date(""), "HTTP/1.1 200 OK\r\ndate: now\r\ncontent-length: 1\r\n\r\n");
+    assert_eq!(with_date("Connection: date\r\nDate: then\r\n"), with_date(""));
+}
+
+#[test]
+fn items_64_and_66_our_own_errors_are_whole_and_say_that_the_connection_closes() {
+    for status in [408, 413, 502, 503, 504] {
+        let mut out = Vec::new();
+        write_error_response(&mut out, status, b"why\n", true, None);
+        let (head, _) = responded(&out);
+        assert_eq!((head.status, head.framing, head.keep_alive), (status, BodyFraming::Length(4), false));
+        assert_ne!(head.reason.of(&out), b"Unknown");
+        assert_eq!(&out[head.len..], b"why\n");
+    }
+}
+
+#[test]
 fn item_57_the_length_of_a_response_to_head_is_relayed() {
     let bytes = b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n";
     assert_eq!(relayed(Method::Head, bytes, |_| {}), "HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n");

@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use std::time::{Duration, Instant};
 
 use super::super::{Fields, Method, NoEdits, RequestOut, ResponseOut, request, request_head, response, response_head};
+use super::FIRST_HOP;
 
 const REQUEST: &[u8] = b"GET /api/v1/reviews/0?page=2 HTTP/1.1\r\nHost: reviews.default.svc.cluster.local:9080\r\n\
     User-Agent: python-requests/2.31.0\r\nAccept-Encoding: gzip, deflate\r\nAccept: */*\r\nConnection: keep-alive\r\n\
@@ -38,9 +39,9 @@ fn speed_of_parse_and_serialise() {
         black_box(request.headers.len());
     });
     let parse = nanos(|| {
-        black_box(request::parse(black_box(REQUEST), &mut fields)).expect("acceptable");
+        black_box(request::parse(black_box(REQUEST), &mut fields, FIRST_HOP)).expect("acceptable");
     });
-    let head = request::parse(REQUEST, &mut fields).expect("acceptable").expect("whole");
+    let head = request::parse(REQUEST, &mut fields, FIRST_HOP).expect("acceptable").expect("whole");
     let mut out = Vec::with_capacity(4096);
     let write = nanos(|| {
         out.clear();
@@ -48,9 +49,9 @@ fn speed_of_parse_and_serialise() {
         black_box(&out);
     });
     let response_parse = nanos(|| {
-        black_box(response::parse(black_box(RESPONSE), &mut fields, Method::Get)).expect("acceptable");
+        black_box(response::parse(black_box(RESPONSE), &mut fields, Method::Get, FIRST_HOP)).expect("acceptable");
     });
-    let head = response::parse(RESPONSE, &mut fields, Method::Get).expect("acceptable").expect("whole");
+    let head = response::parse(RESPONSE, &mut fields, Method::Get, FIRST_HOP).expect("acceptable").expect("whole");
     let response_write = nanos(|| {
         out.clear();
         response_head(&mut out, black_box(RESPONSE), &head, &fields, &ResponseOut::new(&head, &NoEdits));

@@ -6,7 +6,11 @@ use super::{
     super::build::{BuildError, ClusterEndpoints},
     *,
 };
-use crate::{id::EndpointId, limits::CONNECT_MS_MAX};
+use crate::{
+    id::EndpointId,
+    limits::CONNECT_MS_MAX,
+    table::model::{PathNormalization, Settings},
+};
 
 #[test]
 fn the_same_calls_give_the_same_bytes() {
@@ -116,7 +120,55 @@ fn clusters_give_their_endpoints_and_know_whether_weights_differ() {
     assert!(addresses(none).is_empty());
     let weighted = [whole, even, subset, even_subset, none].map(|id| table.cluster(id).weighted);
     assert_eq!(weighted, [true, false, true, false, false]);
-    assert_eq!(table.endpoints[4].weight.to_native(), 1, "weight 0 is taken as 1");
+    assert_eq!(table.weight(EndpointId(4)), 1, "weight 0 is taken as 1");
+}
+
+#[test]
+fn an_endpoint_takes_8_bytes_and_its_weight_is_exact_up_to_32_bits() {
+    assert_eq!(size_of::<crate::table::model::ArchivedEndpoint>(), 8);
+    let v4 = |last: u8| SocketAddr::from(([10, 0, 0, last], 80));
+    let v6: SocketAddr = "[fd00::1]:8080".parse().expect("an address");
+    let expected = [(v4(1), 1), (v6, 32_767), (v4(2), 32_768), (v4(3), 32_767), (v6, 65_536), (v4(4), u32::MAX / 2)];
+    let mut builder = TableBuilder::new("cluster.local");
+    let (first, count) = builder.endpoints(expected);
+    let last_two = ClusterEndpoints::Selection(&[EndpointId(4), EndpointId(5)]);
+    let heavy = builder.cluster("c", BalancePolicy::Random, ClusterKind::Static, last_two);
+    let whole = ClusterEndpoints::Range { first, count };
+    builder.cluster("d", BalancePolicy::Random, ClusterKind::Static, whole);
+    let snapshot = finished(builder);
+    let table = snapshot.table();
+    let stored = [0, 1, 2, 3, 4, 5].map(|index| (table.address(EndpointId(index)), table.weight(EndpointId(index))));
+    assert_eq!(stored, expected);
+    assert!(table.cluster(heavy).weighted);
+    assert_eq!(table.heavy_weights.len(), 3);
+}
+
+#[test]
+fn endpoint_weights_that_sum_beyond_32_bits_are_refused() {
+    let built = |weights: [u32; 2]| {
+        let mut builder = TableBuilder::new("cluster.local");
+        let (first, count) = builder.endpoints(weights.map(|weight| (SocketAddr::from(([10, 0, 0, 1], 80)), weight)));
+        let range = ClusterEndpoints::Range { first, count };
+        builder.cluster("c", BalancePolicy::Random, ClusterKind::Static, range);
+        builder.finish().map(drop)
+    };
+    assert_eq!(built([u32::MAX - 1, 1]), Ok(()));
+    assert_eq!(built([u32::MAX, 1]), Err(BuildError::EndpointWeightSum(u64::from(u32::MAX) + 1)));
+    assert_eq!(built([u32::MAX, u32::MAX]), Ok(()), "equal weights are never summed");
+}
+
+#[test]
+fn the_settings_of_a_table_survive_the_archive() {
+    for path_normalization in PathNormalization::ALL {
+        let settings = Settings { path_normalization, trusted_hops: 3, request_id: false };
+        let mut builder = TableBuilder::new("cluster.local");
+        builder.settings(settings);
+        assert_eq!(finished(builder).table().settings(), settings);
+    }
+    let unset = finished(TableBuilder::new("cluster.local"));
+    let level = PathNormalization::DecodeAndMergeSlashes;
+    let expected = Settings { path_normalization: level, trusted_hops: 0, request_id: true };
+    assert_eq!(unset.table().settings(), expected);
 }
 
 #[test]

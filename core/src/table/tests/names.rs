@@ -170,6 +170,22 @@ fn a_virtual_host_for_any_port_serves_every_port() {
 }
 
 #[test]
+fn the_exact_port_wins_over_any_port_in_the_same_scope() {
+    let mut builder = TableBuilder::new("cluster.local");
+    let a = builder.namespace("a");
+    for port in [0, 80, 9080] {
+        host(&mut builder, "x", None, port);
+    }
+    host(&mut builder, "y", Some(a), 0);
+    host(&mut builder, "y", None, 80);
+    let table = finished(builder);
+    for (port, expected) in [(Some(80), 80), (Some(9080), 9080), (Some(81), 0), (None, 80)] {
+        assert_eq!(found(&table, "default", "x", port), Ok(format!("x|all|{expected}")), "{port:?}");
+    }
+    assert_eq!(found(&table, "a", "y", Some(80)).as_deref(), Ok("y|a|0"), "the narrower scope comes before the port");
+}
+
+#[test]
 fn a_wrong_port_in_the_own_scope_falls_back_to_the_scope_of_all() {
     let mut builder = TableBuilder::new("cluster.local");
     let a = builder.namespace("a");

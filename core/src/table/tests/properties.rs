@@ -144,7 +144,8 @@ fn reference_host(hosts: &[Host], name: &str, namespace: &str, port: Option<u16>
             .filter(|&i| hosts[i].domain.eq_ignore_ascii_case(candidate))
             .filter(|&i| hosts[i].scope.is_none_or(|scope| NAMESPACES[scope] == namespace))
             .collect();
-        visible.sort_by_key(|&i| (hosts[i].scope.is_none(), hosts[i].port));
+        // The most specific one first: 0 stands for any port.
+        visible.sort_by_key(|&i| (hosts[i].scope.is_none(), hosts[i].port == 0, hosts[i].port));
         let serves = |wanted| visible.iter().copied().find(|&i| hosts[i].port == wanted || hosts[i].port == 0);
         match port {
             Some(port) => serves(port),
