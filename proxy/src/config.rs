@@ -3,7 +3,9 @@
 use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
 use clap::Parser;
-use meshring_core::limits::WORKERS_MAX;
+use meshring_core::limits::{
+    BODY_GRACE_MS, BODY_RATE_MIN, BUFFER_BYTES, REQUEST_HEAD_MS_MAX, TRUSTED_HOPS_MAX, WORKERS_MAX,
+};
 
 use crate::{accept::Direction, worker::driver::Choice};
 
@@ -39,6 +41,87 @@ pub(crate) struct Config {
     /// [default: RUN_DIR/state/NAMESPACE.NAME].
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
+
+    /// What each worker goes by.
+    #[command(flatten)]
+    pub(crate) tuning: Tuning,
+}
+
+/// The part of the command line that is for the workers.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct Tuning {
+    /// Proxies before this one whose X-Forwarded-*, Forwarded and X-Request-Id are believed; 0: nobody is, not even the local
+    /// application [default: the mesh's numTrustedProxies; the local application is always believed].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=i64::from(TRUSTED_HOPS_MAX)))]
+    pub(crate) trusted_hops: Option<u8>,
+
+    /// From the first byte of a request to the end of its head; beyond it 408.
+    #[arg(long, value_name = "DURATION", default_value_t = Milliseconds(REQUEST_HEAD_MS_MAX))]
+    pub(crate) head_timeout: Milliseconds,
+
+    /// Least average rate of a request body in bytes per second, counted while the client is waited for; below it 408.
+    /// 0 for any rate.
+    #[arg(long, value_name = "BYTES_PER_S", default_value_t = BODY_RATE_MIN)]
+    pub(crate) min_body_rate: u64,
+
+    /// How long a client may be waited for in all before the rate of its body counts.
+    #[arg(long, value_name = "DURATION", default_value_t = Milliseconds(BODY_GRACE_MS))]
+    pub(crate) body_grace: Milliseconds,
+
+    /// Largest request body; beyond it 413 [default: any].
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) request_body_max: Option<u64>,
+
+    /// Bytes in I/O buffers of one worker, beyond which it answers new requests with 503 [default: the memory limit of the
+    /// control group, or the machine's memory, divided by four and by the workers].
+    #[arg(long, value_name = "BYTES", value_parser = buffer_bytes)]
+    pub(crate) buffer_bytes_max: Option<usize>,
+
+    /// Connections of one worker, beyond which it answers new ones with 503 [default: what the limits of open files and
+    /// memory allow, 50,000 at the most].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) connections_max: Option<u32>,
+}
+
+/// A request needs three buffers, and some more are needed to read and to refuse others.
+const BUFFER_BYTES_MAX_LEAST: usize = 8 * BUFFER_BYTES;
+
+fn buffer_bytes(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(bytes) if bytes >= BUFFER_BYTES_MAX_LEAST => Ok(bytes),
+        Ok(_) => Err(format!("at least {BUFFER_BYTES_MAX_LEAST} bytes are needed")),
+        Err(_) => Err("write a number of bytes".into()),
+    }
+}
+
+/// `30s` or `500ms`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Milliseconds(pub(crate) u64);
+
+impl FromStr for Milliseconds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (digits, unit_ms) = match (text.strip_suffix("ms"), text.strip_suffix('s')) {
+            (Some(digits), _) => (digits, 1),
+            (None, Some(digits)) => (digits, 1_000),
+            (None, None) => (text, 0),
+        };
+        let count = digits.parse::<u64>().ok().filter(|_| unit_ms > 0 && digits.bytes().all(|b| b.is_ascii_digit()));
+        let ms = count.and_then(|count| count.checked_mul(unit_ms)).filter(|ms| (1..=DAY_MS).contains(ms));
+        ms.map(Self).ok_or_else(|| "write a time above 0 and up to a day, such as 30s or 500ms".into())
+    }
+}
+
+const DAY_MS: u64 = 24 * 3_600 * 1_000;
+
+impl std::fmt::Display for Milliseconds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            ms if ms % 1_000 == 0 => write!(f, "{}s", ms / 1_000),
+            ms => write!(f, "{ms}ms"),
+        }
+    }
 }
 
 /// `NAMESPACE/NAME`.
@@ -140,6 +223,12 @@ mod tests {
             (vec!["--workload=a/b", "--inbound=127.0.0.1:1"], "ADDR=APP_ADDR"),
             (vec!["--workload=a/b", "--inbound=nonsense=127.0.0.1:1"], "nonsense"),
             (vec!["--workload=a/b", "--workers=0"], "workers"),
+            (vec!["--workload=a/b", "--head-timeout=30"], "30s or 500ms"),
+            (vec!["--workload=a/b", "--head-timeout=0s"], "30s or 500ms"),
+            (vec!["--workload=a/b", "--body-grace=+5s"], "30s or 500ms"),
+            (vec!["--workload=a/b", "--buffer-bytes-max=1000"], "131072"),
+            (vec!["--workload=a/b", "--connections-max=0"], "connections-max"),
+            (vec!["--workload=a/b", "--min-body-rate=-1"], "min-body-rate"),
         ] {
             let all = std::iter::once("meshring-proxy").chain(arguments.iter().copied());
             let error = Config::try_parse_from(all).unwrap_err().to_string();

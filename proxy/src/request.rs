@@ -1,18 +1,30 @@
 //! The life of a request, in order: parse, route, policy, balance, upstream, respond, observe.
 
-use std::{cell::Cell, io, net::SocketAddr, pin::pin, rc::Rc};
+use std::{
+    cell::Cell,
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    pin::pin,
+    rc::Rc,
+};
 
 use meshring_core::{
     http::{
+        error::Refusal,
         fields::Fields,
-        head::Method,
+        forwarding::{self, Hop},
+        head::{Bounds, Method},
+        path::without_parameters,
         request::RequestHead,
-        serialize::{self, NoEdits, RequestOut},
+        serialize::{self, HeaderEdits, NoEdits, RequestOut},
         status::reason,
     },
-    limits::{ATTEMPTS_MAX, CONNECT_MS_MAX, HEAD_BYTES_MAX, RESPONSE_HEAD_MS_MAX},
+    limits::{ATTEMPTS_MAX, CONNECT_MS_MAX, RESPONSE_HEAD_MS_MAX},
     stats::Counter,
-    table::{lookup::NoRoute, model::ArchivedClusterKind},
+    table::{
+        lookup::NoRoute,
+        model::{ArchivedClusterKind, PathNormalization, Settings},
+    },
 };
 use monoio::io::{AsyncReadRent as _, AsyncWriteRent as _};
 
@@ -20,18 +32,22 @@ use crate::{
     accept::{Direction, Listener},
     balance::ClusterState,
     observe::Record,
-    parse::{self, Next},
+    parse::{self, Begin, Next, PartialHead},
     policy::{self, Edits, Rewritten},
     respond::{
+        last_hop,
         local::{self, After, Response},
-        relay::{self, Body, BodyError, Exchange, Failure, Patience, Relayed, Side},
+        relay::{
+            self, BadBody, Body, BodyError, BodyRate, Exchange, Failure, HEAD_READ_BYTES_MAX, Patience, Relayed, Side,
+            Upload,
+        },
     },
     route::{self, Decision, Forward, Request},
-    upstream::{Endpoint, Lease},
+    upstream::{Endpoint, Lease, Reuse},
     worker::{
         Worker,
-        buffers::Input,
-        conn::{Conn, write_rest},
+        buffers::{Buffer, Input},
+        conn::{Conn, exhausted, write_rest},
         deadlines::{Expiry, now_ms},
         generation::{ClusterShared, Pinned},
         join::both,
@@ -39,58 +55,119 @@ use crate::{
 };
 
 /// How a run of requests on one connection ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum End {
     /// The client is silent: wait for it without a buffer.
     Idle,
+    /// The client is silent in the middle of a head: likewise.
+    Partial(PartialHead),
     /// The connection is done.
     Closed,
 }
 
-/// Tables of header fields, reused from request to request.
+/// Tables of header fields and texts of a request, reused from request to request.
 pub(crate) struct Scratch {
     request: Box<Fields>,
     response: Box<Fields>,
+    texts: Texts,
+}
+
+/// What is made of a request on its way upstream.
+#[derive(Debug, Default)]
+struct Texts {
+    /// The path in its normal form, where that is not the received one.
+    path: Vec<u8>,
+    /// The path without parameters, where it has any.
+    rule_path: Vec<u8>,
+    /// The path that a rule's rewrite makes, and its normal form.
+    rewritten: policy::RewrittenPath,
+    /// Forwarding fields.
+    lines: Vec<u8>,
 }
 
 impl Default for Scratch {
     fn default() -> Self {
-        Self { request: Fields::new(), response: Fields::new() }
+        Self { request: Fields::new(), response: Fields::new(), texts: Texts::default() }
     }
 }
 
-/// Serves requests on a connection until it is idle or done. `ready`: the first one has begun to arrive.
-pub(crate) async fn serve(worker: &Rc<Worker>, conn: &mut Conn, listener: &Listener, mut ready: bool) -> End {
-    let mut input = Input::new(worker.buffers.take());
+/// The other side of a downstream connection.
+#[derive(Debug, Clone, Copy)]
+struct Client {
+    address: IpAddr,
+    /// The application beside this proxy: it speaks for the workload.
+    is_local_application: bool,
+}
+
+impl Client {
+    fn of(conn: &Conn, listener: &Listener) -> Self {
+        // A connection that is gone already has no address; nothing will be forwarded from it.
+        let address = conn.peer().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip().to_canonical());
+        let is_local_application = listener.direction == Direction::Outbound && address.is_loopback();
+        Self { address, is_local_application }
+    }
+
+    /// Whether to believe what it says about where a request came from.
+    fn is_trusted(self, worker: &Worker, settings: Settings) -> bool {
+        match worker.tuning.trusted_hops {
+            Some(hops) => hops > 0,
+            None => self.is_local_application || settings.trusted_hops > 0,
+        }
+    }
+}
+
+/// Serves requests on a connection until it is idle or done.
+pub(crate) async fn serve(worker: &Rc<Worker>, conn: &mut Conn, listener: &Listener, mut begin: Begin) -> End {
+    let mut input = Input::new(worker.buffers.lazy());
     let mut scratch = worker.take_scratch();
+    let client = Client::of(conn, listener);
+    let bounds = listener.direction.request_bounds();
     let end = loop {
-        match parse::request_head(worker, conn, &mut input, &mut scratch.request, std::mem::take(&mut ready)).await {
+        let begin = std::mem::take(&mut begin);
+        match parse::request_head(worker, conn, &mut input, &mut scratch.request, begin, bounds).await {
             Next::Request(head) => {
-                if exchange(worker, conn, listener, &mut input, &mut scratch, &head).await == After::Close {
+                if exchange(worker, conn, listener, client, &mut input, &mut scratch, &head).await == After::Close {
                     break End::Closed;
                 }
             }
             Next::Idle => break End::Idle,
+            Next::Partial(partial) => break End::Partial(partial),
             Next::Closed => break End::Closed,
             Next::Refused(refusal) => {
+                input.clear();
+                input.release();
                 worker.stats.add(Counter::RequestsRefused, 1);
-                let (status, code) = (refusal.status(), refusal.code());
-                worker.log_refusal(code, &refusal);
-                let body = format!("meshring: {} ({code}): {refusal}\n", reason(status));
-                local::refuse(worker, conn, &mut input, status, &body).await;
+                refuse(worker, conn, refusal.status(), refusal.code(), &refusal).await;
                 break End::Closed;
             }
             Next::TimedOut => {
-                worker.stats.add(Counter::HeadTimeouts, 1);
-                let body = "meshring: Request Timeout (http1.head_timeout): the request head did not arrive in time\n";
-                local::refuse(worker, conn, &mut input, 408, body).await;
+                input.clear();
+                input.release();
+                time_out(worker, conn).await;
                 break End::Closed;
             }
         }
     };
-    worker.buffers.give(input.into_buffer());
     worker.give_scratch(scratch);
     end
+}
+
+/// The last words to a client whose request head has not come in time.
+pub(crate) async fn time_out(worker: &Worker, conn: &mut Conn) {
+    worker.stats.add(Counter::HeadTimeouts, 1);
+    refuse(worker, conn, 408, "http1.head_timeout", &"the request head did not arrive in time").await;
+}
+
+/// The last words to a client for which there is no room.
+pub(crate) async fn turn_away(worker: &Worker, conn: &mut Conn) {
+    refuse(worker, conn, 503, "overload", &"the worker has as many connections as it may have").await;
+}
+
+/// Answers what is not even a request.
+async fn refuse(worker: &Worker, conn: &mut Conn, status: u16, code: &'static str, what: &dyn std::fmt::Display) {
+    worker.log_refusal(code, conn.peer(), what);
+    let body = format!("meshring: {} ({code}): {what}\n", reason(status));
+    local::refuse(worker, conn, status, &body).await;
 }
 
 /// One request and its response.
@@ -98,29 +175,66 @@ async fn exchange(
     worker: &Rc<Worker>,
     conn: &mut Conn,
     listener: &Listener,
+    client: Client,
     input: &mut Input,
     scratch: &mut Scratch,
     head: &RequestHead,
 ) -> After {
     let record = Record::start(&worker.stats);
-    let pinned = worker.current.pin();
-    let request = Request { bytes: &input.unread()[..head.len], head, fields: &scratch.request };
-    if head.method == Method::Connect {
-        return deny(worker, conn, input, head, &record, Denial::ConnectNotConfigured).await;
+    if worker.overloaded() {
+        let denial = Denial::Overload("the worker's memory for messages is used up");
+        let last = RequestHead { keep_alive: false, ..*head };
+        return deny(worker, conn, input, &last, &record, denial).await;
     }
+    if head.limit_body(worker.limits.request_body_bytes_max).is_err() {
+        let last = RequestHead { keep_alive: false, ..*head };
+        return deny(worker, conn, input, &last, &record, Denial::BadBody(BadBody::TooLarge)).await;
+    }
+    let pinned = worker.current.pin();
+    let settings = pinned.table().settings();
+    let Scratch { request: fields, response: response_fields, texts } = scratch;
+    if head.method == Method::Connect {
+        // What follows may be meant for the tunnel: it must not be taken for a next request.
+        let last = RequestHead { keep_alive: false, ..*head };
+        return deny(worker, conn, input, &last, &record, Denial::ConnectNotConfigured).await;
+    }
+    let bytes = &input.unread()[..head.len];
+    let request = match normalized(settings, bytes, head, fields, &mut texts.path, &mut texts.rule_path) {
+        Ok(request) => request,
+        Err(refusal) => return refuse_path(worker, conn, input, head, &record, refusal).await,
+    };
+    if head.max_forwards == Some(0) {
+        let response = last_hop::answer(&request, &mut texts.lines);
+        return answer(worker, conn, input, head, &record, &response, &NoEdits).await;
+    }
+    let is_trusted = client.is_trusted(worker, settings);
+    let hop = |is_host_rewritten| {
+        let has_id = forwarding::kept_request_id(bytes, fields, is_trusted).is_some();
+        Hop {
+            peer: client.address,
+            is_https: false,
+            port: listener.address.port(),
+            is_trusted,
+            new_request_id: (settings.request_id && !has_id).then(|| worker.request_ids.next()),
+            is_host_rewritten,
+        }
+    };
     let Direction::Outbound = listener.direction else {
         let target = Target::Application { endpoint: listener.application(worker), shared: listener.cluster(worker) };
         let extra = Vec::new();
         let plan = Plan { target, edits: Edits::default(), response_edits: Edits::default(), timeout_ms: 0, extra };
-        let rewritten = Rewritten { path: None, authority: None };
-        let out = serialized(worker, &request, &plan, &rewritten);
-        return forward(worker, conn, input, &mut scratch.response, head, &record, &pinned, &plan, out).await;
+        let rewritten = Rewritten { path: request.replaced_path(), authority: None };
+        let out = serialized(worker, &request, &plan, &rewritten, &hop(false), &mut texts.lines);
+        return forward(worker, conn, input, response_fields, head, &record, &pinned, &plan, out).await;
     };
     match route::decide(&pinned, &request, &worker.random) {
         Ok(Decision::Forward(chosen)) => {
             let edits = Edits::of_request(&chosen);
-            let rewritten = policy::rewrite(&pinned, &request, &chosen, &edits);
-            let extra = debug_lines(&request, &pinned, &chosen);
+            let rewritten = match policy::rewrite(&pinned, &request, &chosen, &edits, &mut texts.rewritten) {
+                Ok(rewritten) => rewritten,
+                Err(refusal) => return refuse_path(worker, conn, input, head, &record, refusal).await,
+            };
+            let extra = if is_trusted { debug_lines(&request, &pinned, &chosen) } else { Vec::new() };
             let cluster = pinned.cluster(chosen.cluster(), &worker.clusters);
             let literal = request_address(&request);
             let plan = Plan {
@@ -130,29 +244,26 @@ async fn exchange(
                 timeout_ms: chosen.rule.timeout_ms.to_native(),
                 extra,
             };
-            let out = serialized(worker, &request, &plan, &rewritten);
-            forward(worker, conn, input, &mut scratch.response, head, &record, &pinned, &plan, out).await
+            let hop = hop(rewritten.authority.is_some());
+            let out = serialized(worker, &request, &plan, &rewritten, &hop, &mut texts.lines);
+            forward(worker, conn, input, response_fields, head, &record, &pinned, &plan, out).await
         }
         Ok(Decision::Redirect(rule, redirect)) => {
             let location = policy::location(&request, redirect, head.port);
             let mut extra = Vec::new();
             serialize::field(&mut extra, b"location", &location);
-            extra.extend(debug_generation(&request, &pinned));
+            if is_trusted {
+                extra.extend(debug_generation(&request, &pinned));
+            }
             let status = redirect.status.to_native();
             let response = Response { status, content_type: "", body: b"", extra: &extra };
-            record.status(status);
-            let after = local::answer(worker, conn, input, head, &response, &Edits::of_local_response(rule)).await;
-            record.complete();
-            after
+            answer(worker, conn, input, head, &record, &response, &Edits::of_local_response(rule)).await
         }
         Ok(Decision::Direct(rule, direct)) => {
             let status = direct.status.to_native();
-            let extra = debug_generation(&request, &pinned);
+            let extra = if is_trusted { debug_generation(&request, &pinned) } else { Vec::new() };
             let response = Response { status, content_type: "text/plain", body: &direct.body, extra: &extra };
-            record.status(status);
-            let after = local::answer(worker, conn, input, head, &response, &Edits::of_local_response(rule)).await;
-            record.complete();
-            after
+            answer(worker, conn, input, head, &record, &response, &Edits::of_local_response(rule)).await
         }
         Err(no_route) => {
             let host = String::from_utf8_lossy(request.text(head.authority_full)).into_owned();
@@ -160,6 +271,21 @@ async fn exchange(
             deny(worker, conn, input, head, &record, denial).await
         }
     }
+}
+
+/// A request as rules see it and as it goes upstream: with the one spelling of its path.
+fn normalized<'a>(
+    settings: Settings,
+    bytes: &'a [u8],
+    head: &'a RequestHead,
+    fields: &'a Fields,
+    path: &'a mut Vec<u8>,
+    rule_path: &'a mut Vec<u8>,
+) -> Result<Request<'a>, Refusal> {
+    let level = settings.path_normalization;
+    let path = head.normalized_path(bytes, level, path)?;
+    let rule_path = if level == PathNormalization::None { path } else { without_parameters(path, rule_path) };
+    Ok(Request { bytes, head, fields, path, rule_path, level })
 }
 
 /// Where a request goes.
@@ -213,6 +339,14 @@ impl Target<'_> {
         }
     }
 
+    /// How large its response heads may be: the application's own, or what another sidecar has made of them.
+    fn response_bounds(&self) -> Bounds {
+        match self {
+            Self::Application { .. } => Bounds::FIRST_HOP,
+            Self::Cluster { .. } => Bounds::NEXT_HOP,
+        }
+    }
+
     /// For people, in the body of a 503.
     fn why_no_endpoint(&self, pinned: &Pinned) -> String {
         let Self::Cluster { chosen, .. } = self else { return "the application".into() };
@@ -231,10 +365,26 @@ impl Target<'_> {
 }
 
 /// The request as it goes upstream, in a buffer of the pool.
-fn serialized(worker: &Worker, request: &Request<'_>, plan: &Plan<'_>, rewritten: &Rewritten<'_>) -> Vec<u8> {
+fn serialized(
+    worker: &Worker,
+    request: &Request<'_>,
+    plan: &Plan<'_>,
+    rewritten: &Rewritten<'_>,
+    hop: &Hop,
+    lines: &mut Vec<u8>,
+) -> Buffer {
+    let Request { bytes, head, fields, .. } = *request;
+    lines.clear();
+    let drop = forwarding::request_lines(lines, bytes, head, fields, hop, &plan.edits);
     let mut out = worker.buffers.take();
-    let path = rewritten.path.as_ref().map(|[first, rest]| [&**first, &**rest]);
-    let how = RequestOut { path, authority: rewritten.authority, ..RequestOut::new(request.head, &plan.edits) };
+    let how = RequestOut {
+        path: rewritten.path.map(|path| [path, b""]),
+        authority: rewritten.authority,
+        via: true,
+        drop,
+        extra: lines,
+        ..RequestOut::new(head, &plan.edits)
+    };
     serialize::request_head(&mut out, request.bytes, request.head, request.fields, &how);
     out
 }
@@ -250,13 +400,15 @@ async fn forward(
     record: &Record<'_>,
     pinned: &Pinned,
     plan: &Plan<'_>,
-    mut out: Vec<u8>,
+    mut out: Buffer,
 ) -> After {
     input.consume(head.len);
-    let mut body = Body::new(head.framing, head.framing);
-    if let Err(error) = body.encode(input, &mut out) {
-        return deny_late(worker, conn, input, head, record, Denial::BadBody(error.status(), error.code())).await;
+    let mut body = Body::new(head.framing, head.framing).limited(worker.limits.request_body_bytes_max);
+    if let Err(bad) = body.encode(input, &mut out) {
+        return deny_late(worker, conn, input, head, record, Denial::BadBody(bad)).await;
     }
+    // Nothing more is read from a client whose request is whole: its buffer is for others meanwhile.
+    input.release();
     let total_at_ms = (plan.timeout_ms > 0).then(|| record.started_ms() + u64::from(plan.timeout_ms));
     // A body that did not fit beside the head is gone once it was sent: only a whole request can be sent again.
     let replayable = body.ended();
@@ -269,11 +421,12 @@ async fn forward(
         keep_alive: head.keep_alive,
         edits: plan.response_edits,
         extra: &plan.extra,
-        patience: Patience { total_at_ms },
+        total_at_ms,
+        bounds: plan.target.response_bounds(),
         uploading: &uploading,
     };
     let mut tried: Option<Rc<Endpoint>> = None;
-    let mut fresh = false;
+    let mut reuse = if replayable && head.method.is_idempotent() { Reuse::Any } else { Reuse::Recent };
     for attempt in 1..=ATTEMPTS_MAX {
         let Some(endpoint) = plan.target.choose(worker, pinned, conn, tried.as_ref()) else {
             worker.stats.add(Counter::NoEndpoint, 1);
@@ -285,8 +438,14 @@ async fn forward(
             return failed(worker, conn, input, head, record, Failure::Timeout, endpoint.address()).await;
         }
         record.sent_to(plan.target.slot());
-        let mut lease = match endpoint.lease(&worker.deadlines, fresh, left_ms).await {
+        let mut lease = match endpoint.lease(&worker.deadlines, reuse, left_ms).await {
             Ok(lease) => lease,
+            Err(error) if let Some(code) = exhausted(&error) => {
+                // What others keep for later is worth less than a request now.
+                worker.endpoints.close_idle();
+                let denial = Denial::Exhausted { code, error };
+                return deny_late(worker, conn, input, head, record, denial).await;
+            }
             Err(error) => {
                 worker.stats.add(Counter::UpstreamConnectFailures, 1);
                 if attempt < ATTEMPTS_MAX && error.kind() != io::ErrorKind::TimedOut {
@@ -301,29 +460,28 @@ async fn forward(
         worker.stats.add(if lease.reused { Counter::UpstreamReused } else { Counter::UpstreamConnects }, 1);
         let head_at_ms = total_at_ms.unwrap_or(record.started_ms() + RESPONSE_HEAD_MS_MAX);
         lease.conn.timer.set(head_at_ms, Expiry::ShutdownBoth);
-        let mut response_input = Input::new(worker.buffers.take());
-        let (result, sent) = if body.ended() {
-            whole(&exchange, &mut lease, conn, &mut response_input, response_fields, out).await
+        let mut response_input = Input::new(worker.buffers.lazy());
+        let result = if body.ended() {
+            whole(&exchange, &mut lease, conn, &mut response_input, response_fields, &mut out).await
         } else {
-            streamed(&exchange, &mut lease, conn, input, &mut body, &mut response_input, response_fields, out).await
+            streamed(&exchange, &mut lease, conn, input, &mut body, &mut response_input, response_fields, &mut out).await
         };
-        worker.buffers.give(response_input.into_buffer());
-        out = sent;
+        drop(response_input);
         match result {
             Ok(relayed) => {
-                worker.buffers.give(out);
+                drop(out);
                 return finish(worker, conn, input, lease, relayed, &uploading).await;
             }
             // RFC 9110 section 9.2.2 and RFC 9112 section 9.3.1: a reused connection that closes without a byte was
             // most likely closed before the request came; an idempotent request may be sent once more.
             Err(Failure::NoResponse)
-                if lease.reused && replayable && head.method.is_idempotent() && !fresh && attempt < ATTEMPTS_MAX =>
+                if lease.reused && reuse == Reuse::Any && attempt < ATTEMPTS_MAX =>
             {
                 worker.stats.add(Counter::UpstreamRetries, 1);
-                fresh = true;
+                reuse = Reuse::Never;
             }
             Err(failure) => {
-                worker.buffers.give(out);
+                drop(out);
                 drop(lease);
                 return failed(worker, conn, input, head, record, failure, endpoint.address()).await;
             }
@@ -341,19 +499,20 @@ async fn whole(
     conn: &mut Conn,
     response_input: &mut Input,
     fields: &mut Fields,
-    out: Vec<u8>,
-) -> (Result<Relayed, Failure>, Vec<u8>) {
+    out: &mut Buffer,
+) -> Result<Relayed, Failure> {
     let upstream = &mut lease.conn;
-    let Some(space) = response_input.lend(HEAD_BYTES_MAX + 1) else { return (Err(Failure::CutHead), out) };
+    let space = response_input.lend(HEAD_READ_BYTES_MAX, exchange.bounds.head_bytes + 1).ok_or(Failure::CutHead)?;
     let len = out.len();
-    let writing = upstream.write.write(out);
+    let writing = upstream.write.write(out.lend());
     let reading = upstream.read.read(space);
-    let (written, mut out) = writing.await;
+    let (written, bytes) = writing.await;
+    out.restore(bytes);
     if let Ok(written) = written
         && written < len
     {
-        // A request larger than the socket's buffer; the read is pending meanwhile.
-        (_, out) = write_rest(&mut upstream.write, out, written).await;
+        // A request larger than the socket's buffer; the read is pending meanwhile. How it ends, the read will say.
+        let _ = write_rest(&mut upstream.write, out, written).await;
     }
     // A failed write needs no handling of its own: the read ends with the same broken connection, or with a response
     // that the upstream sent before it stopped reading.
@@ -361,7 +520,7 @@ async fn whole(
     response_input.restore(space);
     if !matches!(read, Ok(count) if count > 0) {
         let failure = if upstream.timer.take_expired() { Failure::Timeout } else { Failure::NoResponse };
-        return (Err(failure), out);
+        return Err(failure);
     }
     let from = Side { half: &mut upstream.read, timer: &upstream.timer };
     let to = Side { half: &mut conn.write, timer: &conn.timer };
@@ -378,17 +537,21 @@ async fn streamed(
     body: &mut Body,
     response_input: &mut Input,
     fields: &mut Fields,
-    out: Vec<u8>,
-) -> (Result<Relayed, Failure>, Vec<u8>) {
+    out: &mut Buffer,
+) -> Result<Relayed, Failure> {
     let worker = exchange.worker;
+    let limits = &worker.limits;
+    let ends_at_ms = Cell::new(u64::MAX);
+    let rate = BodyRate::new(limits.body_rate_min, limits.body_grace_ms);
+    let patience =
+        Patience { total_at_ms: exchange.total_at_ms, upload: Some(Upload { rate, ends_at_ms: &ends_at_ms }) };
     // The connections' own timers are for reading; writing goes on at the same time.
     let (client, upstream) = (&conn.timer, &lease.conn.timer);
     let (to_client, to_upstream) = (conn.second_timer(), lease.conn.second_timer());
     let up = async {
         let from = Side { half: &mut conn.read, timer: client };
         let to = Side { half: &mut lease.conn.write, timer: &to_upstream };
-        let (result, out) = relay::relay_body(body, input, from, to, out, exchange.patience).await;
-        let fault = match result {
+        match relay::relay_body(body, input, from, to, out, patience).await {
             Ok(()) => {
                 exchange.uploading.set(false);
                 None
@@ -400,32 +563,31 @@ async fn streamed(
                 upstream.shutdown(Expiry::ShutdownBoth);
                 Some(fault)
             }
-        };
-        (fault, out)
+        }
     };
     let down = async {
         let from = Side { half: &mut lease.conn.read, timer: upstream };
         let to = Side { half: &mut conn.write, timer: &to_client };
-        let out = worker.buffers.take();
-        let (result, out) = relay::relay_response(exchange, fields, response_input, from, to, out).await;
-        worker.buffers.give(out);
+        let mut out = worker.buffers.lazy();
+        let result = relay::relay_response(exchange, fields, response_input, from, to, &mut out).await;
         if exchange.uploading.get() {
             // The response is complete, or there will be none: nobody waits for the rest of the body. The client may
             // still be sending; its next bytes meet a closed upstream and end the other direction.
             upstream.shutdown(Expiry::ShutdownBoth);
-            client.set(now_ms() + local::LINGER_MS_MAX, Expiry::ShutdownRead);
+            ends_at_ms.set(now_ms() + local::LINGER_MS_MAX);
+            client.set(ends_at_ms.get(), Expiry::ShutdownRead);
         }
         result
     };
-    let ((fault, out), result) = both(pin!(up), pin!(down)).await;
+    let (fault, result) = both(pin!(up), pin!(down)).await;
     let unanswered = matches!(result, Err(Failure::NoResponse | Failure::CutHead | Failure::Timeout));
-    let result = match fault {
+    match (fault, result) {
         // Not the upstream's fault, whatever it looked like from there.
-        Some(BodyError::Malformed(error)) if unanswered => Err(Failure::ClientBody(error)),
-        Some(BodyError::Read(error)) if unanswered => Err(Failure::Client(error)),
-        _ => result,
-    };
-    (result, out)
+        (Some(BodyError::Bad(bad)), Err(_)) if unanswered => Err(Failure::ClientBody(bad)),
+        (Some(BodyError::Bad(bad)), Err(Failure::Broken(_))) => Err(Failure::ClientBodyLate(bad)),
+        (Some(BodyError::Read(error)), Err(_)) if unanswered => Err(Failure::Client(error)),
+        (_, result) => result,
+    }
 }
 
 /// After a complete response: pool the upstream connection, say whether the client's can go on.
@@ -439,7 +601,7 @@ async fn finish(
 ) -> After {
     conn.timer.clear();
     if relayed.upstream_reusable && !uploading.get() && !worker.draining() {
-        lease.give_back(now_ms());
+        lease.give_back(now_ms(), relayed.keep_alive_timeout_s);
     }
     if relayed.downstream_keep && !uploading.get() {
         return After::KeepAlive;
@@ -469,10 +631,13 @@ async fn failed(
             return After::Close;
         }
         Failure::Client(_) => return After::Close,
-        Failure::ClientBody(error) => {
-            worker.stats.add(Counter::RequestsRefused, 1);
-            let denial = Denial::BadBody(error.status(), error.code());
-            return deny_late(worker, conn, input, head, record, denial).await;
+        Failure::ClientBody(bad) => {
+            return deny_late(worker, conn, input, head, record, Denial::BadBody(bad)).await;
+        }
+        Failure::ClientBodyLate(bad) => {
+            Denial::BadBody(bad).observe(worker, conn);
+            conn.abort();
+            return After::Close;
         }
         Failure::Timeout => (504, Counter::UpstreamTimeouts),
         Failure::NoResponse | Failure::CutHead => (502, Counter::UpstreamResets),
@@ -486,10 +651,13 @@ async fn failed(
 /// Why a request is answered here.
 enum Denial {
     ConnectNotConfigured,
+    Refused(Refusal),
     NoRoute { no_route: NoRoute, host: String, namespace: String },
     NoEndpoint(String),
     ConnectFailed { address: SocketAddr, error: io::Error },
-    BadBody(u16, &'static str),
+    BadBody(BadBody),
+    Overload(&'static str),
+    Exhausted { code: &'static str, error: io::Error },
     Upstream { status: u16, what: String },
 }
 
@@ -497,18 +665,35 @@ impl Denial {
     fn status(&self) -> u16 {
         match self {
             Self::ConnectNotConfigured => 405,
+            Self::Refused(refusal) => refusal.status(),
             Self::NoRoute { .. } => 404,
-            Self::NoEndpoint(_) => 503,
+            Self::NoEndpoint(_) | Self::Overload(_) | Self::Exhausted { .. } => 503,
             Self::ConnectFailed { error, .. } if error.kind() == io::ErrorKind::TimedOut => 504,
             Self::ConnectFailed { .. } => 503,
-            Self::BadBody(status, _) | Self::Upstream { status, .. } => *status,
+            Self::BadBody(bad) => bad.status(),
+            Self::Upstream { status, .. } => *status,
         }
+    }
+
+    /// Counts it, and logs what an operator must know of: what a client or this machine is to blame for.
+    fn observe(&self, worker: &Worker, conn: &Conn) {
+        let (counter, code, what): (_, _, &dyn std::fmt::Display) = match self {
+            Self::NoRoute { .. } => return worker.stats.add(Counter::NoRoute, 1),
+            Self::BadBody(BadBody::TooSlow) => (Counter::BodyTimeouts, BadBody::TooSlow.code(), &BadBody::TooSlow),
+            Self::BadBody(bad) => (Counter::RequestsRefused, bad.code(), bad),
+            Self::Overload(what) => (Counter::RequestsOverload, "overload", what),
+            Self::Exhausted { code, error } => (Counter::RequestsOverload, *code, error),
+            _ => return,
+        };
+        worker.stats.add(counter, 1);
+        worker.log_refusal(code, conn.peer(), what);
     }
 
     fn text(&self) -> String {
         let status = self.status();
         let (code, what) = match self {
             Self::ConnectNotConfigured => ("connect_not_configured", "CONNECT is not configured here".into()),
+            Self::Refused(refusal) => (refusal.code(), refusal.to_string()),
             Self::NoRoute { no_route, host, namespace } => {
                 let hint = match no_route {
                     NoRoute::NoRule(_) => "",
@@ -518,11 +703,44 @@ impl Denial {
             }
             Self::NoEndpoint(why) => ("no_endpoint", why.clone()),
             Self::ConnectFailed { address, error } => ("connect_failed", format!("{address}: {error}")),
-            Self::BadBody(_, code) => (*code, "the request body is malformed".into()),
+            Self::BadBody(bad) => (bad.code(), bad.to_string()),
+            Self::Overload(what) => ("overload", (*what).into()),
+            Self::Exhausted { code, error } => (*code, format!("this proxy cannot open an upstream connection: {error}")),
             Self::Upstream { what, .. } => ("upstream", what.clone()),
         };
         format!("meshring: {} ({code}): {what}\n", reason(status))
     }
+}
+
+/// A path that no server reads in one way only: as for every other malformed request, nothing of it goes anywhere.
+async fn refuse_path(
+    worker: &Worker,
+    conn: &mut Conn,
+    input: &mut Input,
+    head: &RequestHead,
+    record: &Record<'_>,
+    refusal: Refusal,
+) -> After {
+    worker.stats.add(Counter::RequestsRefused, 1);
+    worker.log_refusal(refusal.code(), conn.peer(), &refusal);
+    let head = RequestHead { keep_alive: false, ..*head };
+    deny(worker, conn, input, &head, record, Denial::Refused(refusal)).await
+}
+
+/// A response of our own to a request whose head is still in the input.
+async fn answer(
+    worker: &Worker,
+    conn: &mut Conn,
+    input: &mut Input,
+    head: &RequestHead,
+    record: &Record<'_>,
+    response: &Response<'_>,
+    edits: &impl HeaderEdits,
+) -> After {
+    record.status(response.status);
+    let after = local::answer(worker, conn, input, head, response, edits).await;
+    record.complete();
+    after
 }
 
 /// Answers a request whose head is still in the input.
@@ -534,15 +752,15 @@ async fn deny(
     record: &Record<'_>,
     denial: Denial,
 ) -> After {
-    if let Denial::NoRoute { .. } = denial {
-        worker.stats.add(Counter::NoRoute, 1);
-    }
+    denial.observe(worker, conn);
     let (status, text) = (denial.status(), denial.text());
-    record.status(status);
-    let response = Response { status, content_type: "text/plain", body: text.as_bytes(), extra: b"" };
-    let after = local::answer(worker, conn, input, head, &response, &NoEdits).await;
-    record.complete();
-    after
+    let extra: &[u8] = match denial {
+        // RFC 9110 section 15.5.6 asks for the field.
+        Denial::ConnectNotConfigured => b"allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE\r\n",
+        _ => b"",
+    };
+    let response = Response { status, content_type: "text/plain", body: text.as_bytes(), extra };
+    answer(worker, conn, input, head, record, &response, &NoEdits).await
 }
 
 /// Answers a request whose head, and perhaps part of its body, has left the input. The connection goes on only where

@@ -149,6 +149,9 @@ fn allocations_of_a_thousand_requests(driver: Driver) -> u64 {
         generations,
         first,
         listeners: vec![(socket, address, Direction::Outbound)],
+        tuning: crate::config::Tuning::default(),
+        limits: crate::worker::limits::Limits::default(),
+        memory_pressure: Arc::default(),
     };
     let worker = thread::spawn(move || {
         COUNTED.set(true);

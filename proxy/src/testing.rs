@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use meshring_core::{
-    http::{fields::Fields, request},
+    http::{fields::Fields, head::Bounds, request},
     id::{ClusterId, Generation},
     snapshot::{Snapshot, encode},
     table::{
@@ -11,7 +11,8 @@ use meshring_core::{
         build::{ClusterEndpoints, VirtualHostInput},
         lookup::Viewpoint,
         model::{
-            Action, BalancePolicy, ClusterKind, Condition, DestinationHeaders, Match, Route, RouteOptions, StringMatch,
+            Action, BalancePolicy, ClusterKind, Condition, DestinationHeaders, Match, PathNormalization, Route,
+            RouteOptions, StringMatch,
         },
     },
 };
@@ -60,7 +61,8 @@ impl World {
             builder.regex(pattern);
         }
         let origin = builder.origin("VirtualService default/echo (test.yaml:1)");
-        let (first, count) = builder.endpoints(self.endpoints);
+        let (first, count) =
+            builder.endpoints(self.endpoints.into_iter().map(|(address, weight)| (address, weight.into())));
         let cluster = builder.cluster(
             "outbound|80||echo.default.svc.cluster.local",
             self.policy,
@@ -108,12 +110,20 @@ pub(crate) struct Parsed {
 pub(crate) fn get(target: &str, host: &str, lines: &str) -> Parsed {
     let bytes = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n{lines}\r\n").into_bytes();
     let mut fields = Fields::new();
-    let head = request::parse(&bytes, &mut fields).unwrap().unwrap();
+    let head = request::parse(&bytes, &mut fields, Bounds::FIRST_HOP).unwrap().unwrap();
     Parsed { bytes, head, fields }
 }
 
 impl Parsed {
     pub(crate) fn request(&self) -> crate::route::Request<'_> {
-        crate::route::Request { bytes: &self.bytes, head: &self.head, fields: &self.fields }
+        let path = self.head.path_of(&self.bytes);
+        crate::route::Request {
+            bytes: &self.bytes,
+            head: &self.head,
+            fields: &self.fields,
+            path,
+            rule_path: path,
+            level: PathNormalization::DecodeAndMergeSlashes,
+        }
     }
 }

@@ -13,15 +13,19 @@ use std::{
 };
 
 use meshring_core::{
-    limits::{CONNECTIONS_PER_WORKER_MAX, DOWNSTREAM_IDLE_MS_MAX, HANDOVER_DIFFERENCE_MIN},
+    http::head::Bounds,
+    limits::{CONNECTIONS_TURNED_AWAY_MAX, DOWNSTREAM_IDLE_MS_MAX, HANDOVER_DIFFERENCE_MIN},
     stats::Counter,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen as listen_on, socket_with, sockopt};
 
 use crate::{
     request::{self, End},
+    parse::Begin,
     upstream::Endpoint,
-    worker::{Worker, accept_loop, conn::Conn, generation::ClusterShared, guarded, mailbox::Message},
+    worker::{
+        self, Worker, accept_loop, conn::Conn, deadlines::now_ms, generation::ClusterShared, guarded, mailbox::Message,
+    },
 };
 
 /// Connections that the kernel keeps for us while we are busy; it takes the lesser of this and net.core.somaxconn.
@@ -37,6 +41,16 @@ pub(crate) enum Direction {
         /// Where the application listens.
         application: SocketAddr,
     },
+}
+
+impl Direction {
+    /// How large a request head may be: an application's own, or what another sidecar has made of it.
+    pub(crate) fn request_bounds(self) -> Bounds {
+        match self {
+            Self::Outbound => Bounds::FIRST_HOP,
+            Self::Inbound { .. } => Bounds::NEXT_HOP,
+        }
+    }
 }
 
 /// One listening address of a worker.
@@ -59,6 +73,12 @@ impl Accepted {
     /// From the runtime's stream.
     pub(crate) fn from_stream(stream: monoio::net::TcpStream, listener: usize) -> Self {
         Self { stream: crate::worker::conn::into_std(stream), listener }
+    }
+
+    /// As if it came from a listener of that index.
+    #[cfg(test)]
+    pub(crate) fn pretend(stream: StdTcpStream, listener: usize) -> Self {
+        Self { stream, listener }
     }
 }
 
@@ -146,20 +166,26 @@ pub(crate) fn take_over(worker: &Rc<Worker>, accepted: Accepted) {
 }
 
 fn start(worker: &Rc<Worker>, listener: Rc<Listener>, accepted: Accepted) {
-    if worker.mailboxes.connections(worker.index) as usize > CONNECTIONS_PER_WORKER_MAX {
+    let is_full = worker.mailboxes.connections(worker.index) as usize > worker.limits.connections_max;
+    if is_full {
         worker.stats.add(Counter::ConnectionsRefused, 1);
         worker.mailboxes.remove_connection(worker.index);
-        return;
+        if worker.turned_away.get() >= CONNECTIONS_TURNED_AWAY_MAX {
+            return;
+        }
     }
     match Conn::from_std(accepted.stream, &worker.deadlines) {
+        Ok(conn) if is_full => worker::turn_away(worker, conn),
         Ok(conn) => {
             worker.stats.add(Counter::ConnectionsAccepted, 1);
             worker.stats.add(Counter::ConnectionsActive, 1);
             guarded(worker, conn, listener);
         }
         Err(error) => {
-            tracing::warn!(%error, "cannot register a connection");
-            worker.mailboxes.remove_connection(worker.index);
+            worker.log_refusal("register_failed", None, &format_args!("cannot register a connection: {error}"));
+            if !is_full {
+                worker.mailboxes.remove_connection(worker.index);
+            }
         }
     }
 }
@@ -170,25 +196,42 @@ fn requests<'a>(
     worker: &'a Rc<Worker>,
     conn: &'a mut Conn,
     listener: &'a Listener,
-    ready: bool,
+    begin: Begin,
 ) -> Pin<Box<dyn Future<Output = End> + 'a>> {
-    Box::pin(request::serve(worker, conn, listener, ready))
+    Box::pin(request::serve(worker, conn, listener, begin))
 }
 
-/// The life of a connection. While it is idle this small future is all that it costs; the large one of a request exists
-/// only between the first byte of a request and the next idle time.
+/// As [`requests`]: the last words to a client whose head has not come in time.
+fn time_out<'a>(worker: &'a Rc<Worker>, conn: &'a mut Conn) -> Pin<Box<dyn Future<Output = ()> + 'a>> {
+    Box::pin(request::time_out(worker, conn))
+}
+
+/// The life of a connection. While it is idle, or in the middle of a head that does not come, this small future is all
+/// that it costs; the large one of a request exists only between the first byte of a request and the next such time.
 pub(crate) async fn serve(worker: &Rc<Worker>, mut conn: Conn, listener: &Listener) {
-    let mut ready = false;
+    let mut begin = Begin::Silence;
     loop {
-        match requests(worker, &mut conn, listener, ready).await {
+        begin = match requests(worker, &mut conn, listener, begin).await {
             End::Closed => return,
             End::Idle if worker.draining() => return,
             End::Idle => {
-                if !conn.readable(DOWNSTREAM_IDLE_MS_MAX).await {
+                if !conn.readable_until(now_ms() + DOWNSTREAM_IDLE_MS_MAX, true).await {
                     return;
                 }
-                ready = true;
+                Begin::Readable
             }
-        }
+            End::Partial(partial) => {
+                if !conn.readable_until(partial.deadline_ms(), false).await {
+                    drop(partial);
+                    return time_out(worker, &mut conn).await;
+                }
+                Begin::Partial(partial)
+            }
+        };
     }
+}
+
+/// Tells a connection beyond the limit that there is no room for it.
+pub(crate) async fn turn_away(worker: &Worker, mut conn: Conn) {
+    request::turn_away(worker, &mut conn).await;
 }

@@ -67,7 +67,7 @@ impl ClusterState {
             (0..count)
                 .scan(0_u32, |sum, position| {
                     let id = table.endpoint_of(cluster, position);
-                    *sum = sum.saturating_add(u32::from(table.endpoints[id.index()].weight.to_native()));
+                    *sum = sum.saturating_add(table.weight(id));
                     Some(*sum)
                 })
                 .collect()

@@ -1,21 +1,59 @@
 //! Reading one request head.
+//!
+//! Nearly every head arrives in one read. One that does not is waited for with a buffer in hand for a moment only; then
+//! the bytes so far go into an allocation of their size, and the connection costs as little as an idle one until more
+//! comes. The deadline counts from the first byte through all of that.
 
 use meshring_core::{
     http::{
         error::Refusal,
         fields::Fields,
-        head::HeadScanner,
+        head::{Bounds, HeadScanner},
         request::{self, RequestHead},
     },
-    limits::{HEAD_BYTES_MAX, HOT_IDLE_CONNECTIONS_MAX, REQUEST_HEAD_MS_MAX},
+    limits::{HOLD_BUFFER_MS_MAX, HOT_IDLE_MS_MAX},
 };
 
 use crate::worker::{
     Worker,
-    buffers::Input,
+    buffers::{Held, Input},
     conn::{Conn, IdleRead},
-    deadlines::{Expiry, now_ms},
+    deadlines::now_ms,
 };
+
+/// What is known about the next request before its head is read.
+#[derive(Debug, Default)]
+pub(crate) enum Begin {
+    /// Nothing.
+    #[default]
+    Silence,
+    /// Something is there to be read.
+    Readable,
+    /// It has begun, and something more is there to be read.
+    Partial(PartialHead),
+}
+
+/// A head that did not come in one piece, while its connection waits without a buffer.
+#[derive(Debug)]
+pub(crate) struct PartialHead {
+    bytes: Held,
+    progress: Progress,
+}
+
+/// How far a head that did not come in one piece has got.
+#[derive(Debug, Clone, Copy)]
+struct Progress {
+    /// Keeps a trickled head linear: parsing starts over from the first byte each time.
+    scanner: HeadScanner,
+    deadline_ms: u64,
+}
+
+impl PartialHead {
+    /// When the head must be there, in milliseconds of the worker's clock.
+    pub(crate) fn deadline_ms(&self) -> u64 {
+        self.progress.deadline_ms
+    }
+}
 
 /// What came instead of, or as, the next request.
 #[derive(Debug)]
@@ -24,6 +62,8 @@ pub(crate) enum Next {
     Request(RequestHead),
     /// Nothing yet: wait for it without a buffer.
     Idle,
+    /// A part of it: wait for the rest without a buffer.
+    Partial(PartialHead),
     /// The client has closed, between two requests or in mid-head.
     Closed,
     /// Malformed.
@@ -32,54 +72,86 @@ pub(crate) enum Next {
     TimedOut,
 }
 
-/// Reads the next request head into `input`; its fields go into `fields`. `ready`: something is there to be read, so the
-/// bound on connections that wait with a buffer in hand does not apply.
+/// Reads the next request head into `input`; its fields go into `fields`.
 pub(crate) async fn request_head(
     worker: &Worker,
     conn: &mut Conn,
     input: &mut Input,
     fields: &mut Fields,
-    ready: bool,
+    begin: Begin,
+    bounds: Bounds,
 ) -> Next {
-    if input.is_empty() {
-        let hot = worker.hot_idle.enter(HOT_IDLE_CONNECTIONS_MAX);
-        if hot.is_none() && !ready {
-            return Next::Idle;
+    // One byte beyond the bound tells a head that is too large from one that is exactly as large as it may be.
+    let bytes_max = bounds.head_bytes + 1;
+    let read = match begin {
+        Begin::Partial(PartialHead { bytes, progress }) => {
+            input.extend(&bytes);
+            drop(bytes);
+            let read = conn.read_now(input, bytes_max);
+            return rest_of_head(worker, conn, input, fields, bounds, progress, Some(read)).await;
         }
-        match conn.read_idle(input, HEAD_BYTES_MAX).await {
-            IdleRead::Bytes => {}
-            IdleRead::StillIdle => return Next::Idle,
-            IdleRead::Closed => return Next::Closed,
-        }
+        _ if !input.is_empty() => IdleRead::Bytes,
+        Begin::Readable => conn.read_now(input, bytes_max),
+        Begin::Silence => match worker.hot_idle.enter() {
+            Some(_place) => conn.read_until(input, bytes_max, now_ms() + HOT_IDLE_MS_MAX, true).await,
+            None => IdleRead::StillIdle,
+        },
+    };
+    match read {
+        IdleRead::Bytes => {}
+        IdleRead::StillIdle => return Next::Idle,
+        IdleRead::Closed | IdleRead::Full => return Next::Closed,
     }
-    match request::parse(input.unread(), fields) {
+    match request::parse(input.unread(), fields, bounds) {
         Ok(Some(head)) => Next::Request(head),
-        Ok(None) => rest_of_head(conn, input, fields).await,
+        Ok(None) => {
+            let mut scanner = HeadScanner::default();
+            scanner.ready(input.unread(), bounds);
+            let progress = Progress { scanner, deadline_ms: now_ms() + worker.limits.head_ms_max };
+            rest_of_head(worker, conn, input, fields, bounds, progress, None).await
+        }
         Err(refusal) => Next::Refused(refusal),
     }
 }
 
-/// The head did not come in one piece. The scanner keeps a trickled head linear.
-async fn rest_of_head(conn: &mut Conn, input: &mut Input, fields: &mut Fields) -> Next {
-    conn.timer.set(now_ms() + REQUEST_HEAD_MS_MAX, Expiry::ShutdownRead);
-    let mut scanner = HeadScanner::default();
-    scanner.ready(input.unread());
-    let next = loop {
-        match input.fill(&mut conn.read, HEAD_BYTES_MAX + 1).await {
-            Ok(0) if conn.timer.take_expired() => break Next::TimedOut,
-            Err(error) if error.kind() == std::io::ErrorKind::OutOfMemory => {
-                break Next::Refused(Refusal::HeadTooLarge);
+/// The head did not come in one piece. `read`: how the read after the parts so far has ended, if there was one.
+async fn rest_of_head(
+    worker: &Worker,
+    conn: &mut Conn,
+    input: &mut Input,
+    fields: &mut Fields,
+    bounds: Bounds,
+    mut progress: Progress,
+    mut read: Option<IdleRead>,
+) -> Next {
+    loop {
+        let read = match read.take() {
+            Some(read) => read,
+            None => {
+                let until_ms = progress.deadline_ms.min(now_ms() + HOLD_BUFFER_MS_MAX);
+                match worker.hot_idle.enter() {
+                    Some(_place) => conn.read_until(input, bounds.head_bytes + 1, until_ms, false).await,
+                    None => IdleRead::StillIdle,
+                }
             }
-            Ok(0) | Err(_) => break Next::Closed,
-            Ok(_) if !scanner.ready(input.unread()) => {}
-            Ok(_) => match request::parse(input.unread(), fields) {
-                Ok(Some(head)) => break Next::Request(head),
+        };
+        match read {
+            IdleRead::Bytes if !progress.scanner.ready(input.unread(), bounds) => {}
+            IdleRead::Bytes => match request::parse(input.unread(), fields, bounds) {
+                Ok(Some(head)) => return Next::Request(head),
                 Ok(None) => {}
-                Err(refusal) => break Next::Refused(refusal),
+                Err(refusal) => return Next::Refused(refusal),
             },
+            IdleRead::StillIdle if now_ms() < progress.deadline_ms => {
+                return Next::Partial(PartialHead { bytes: worker.buffers.hold(input.unread()), progress });
+            }
+            // A client that sends a byte now and then must not outlive its deadline in this loop either.
+            IdleRead::StillIdle => return Next::TimedOut,
+            IdleRead::Closed => return Next::Closed,
+            IdleRead::Full => return Next::Refused(Refusal::HeadTooLarge),
         }
-    };
-    conn.timer.clear();
-    conn.timer.take_expired();
-    next
+        if now_ms() >= progress.deadline_ms {
+            return Next::TimedOut;
+        }
+    }
 }

@@ -1,9 +1,15 @@
 //! What a rule changes on a message: header edits, rewrites, redirects, fixed responses.
 
+pub(crate) mod request_id;
+
 use std::borrow::Cow;
 
 use meshring_core::{
-    http::serialize::{self, HeaderEdits},
+    http::{
+        error::Refusal,
+        path::{normalize, position_with_parameters},
+        serialize::{self, HeaderEdits},
+    },
     id::RegexId,
     table::{
         lookup::{RequestView as _, UriMatch},
@@ -104,24 +110,47 @@ fn append(out: &mut Vec<u8>, op: &ArchivedHeaderOp) {
 
 /// What a request looks like upstream.
 pub(crate) struct Rewritten<'a> {
-    /// Replaces the path, in two pieces.
-    pub(crate) path: Option<[Cow<'a, [u8]>; 2]>,
+    /// Replaces the path.
+    pub(crate) path: Option<&'a [u8]>,
     /// Replaces Host.
     pub(crate) authority: Option<&'a [u8]>,
 }
 
+/// Room for a rewritten path, reused from request to request.
+#[derive(Debug, Default)]
+pub(crate) struct RewrittenPath {
+    path: Vec<u8>,
+    normalized: Vec<u8>,
+}
+
 /// Applies `rewrite` and `headers.request.set.host`.
+///
+/// # Errors
+/// What is left of the path behind a rewritten prefix makes it climb above its root (`/static` rewritten to `/` turns
+/// `/static../x` into `/../x`), or hides a dot segment otherwise.
 pub(crate) fn rewrite<'a>(
     pinned: &'a Pinned,
     request: &Request<'a>,
     forward: &Forward<'a>,
     edits: &Edits<'a>,
-) -> Rewritten<'a> {
+    room: &'a mut RewrittenPath,
+) -> Result<Rewritten<'a>, Refusal> {
     let Some(rewrite) = options(forward.rule).and_then(|o| o.rewrite.as_ref()) else {
-        return Rewritten { path: None, authority: edits.host().map(str::as_bytes) };
+        return Ok(Rewritten { path: request.replaced_path(), authority: edits.host().map(str::as_bytes) });
     };
     let authority = edits.host().or(rewrite.authority.as_ref().map(|a| a.as_str())).map(str::as_bytes);
-    Rewritten { path: rewritten_path(pinned, request, rewrite, forward.uri), authority }
+    let RewrittenPath { path: whole, normalized } = room;
+    let path = match rewritten_path(pinned, request, rewrite, forward.uri) {
+        Some([first, rest]) => {
+            whole.clear();
+            whole.extend_from_slice(&first);
+            whole.extend_from_slice(&rest);
+            // An empty path is written as `/`.
+            Some(if whole.is_empty() { b"/" } else { normalize(whole, request.level, normalized)? })
+        }
+        None => request.replaced_path(),
+    };
+    Ok(Rewritten { path, authority })
 }
 
 fn rewritten_path<'a>(
@@ -130,7 +159,7 @@ fn rewritten_path<'a>(
     rewrite: &'a ArchivedRewrite,
     uri: UriMatch,
 ) -> Option<[Cow<'a, [u8]>; 2]> {
-    let path = request.head.path_of(request.bytes);
+    let path = request.path;
     if let Some(regex) = rewrite.regex.as_ref() {
         let pattern = pinned.regexes().of(RegexId::from(&regex.pattern));
         let replaced = pattern.replace_all(path, regex.replacement.as_bytes());
@@ -139,6 +168,7 @@ fn rewritten_path<'a>(
     let replacement = rewrite.uri.as_ref()?.as_bytes();
     let matched = match uri {
         UriMatch::Whole => path.len(),
+        UriMatch::Prefix(len) if request.rule_path.len() < path.len() => position_with_parameters(path, len),
         UriMatch::Prefix(len) => len.min(path.len()),
         // Istio: a rule without `uri` matches the prefix `/`.
         UriMatch::None => 1.min(path.len()),
@@ -181,7 +211,7 @@ pub(crate) fn location(request: &Request<'_>, redirect: &ArchivedRedirect, reque
     if let Some(port) = port.filter(|&port| !default(port)) {
         location.extend_from_slice(format!(":{port}").as_bytes());
     }
-    let path = redirect.uri.as_ref().map_or_else(|| request.path(), |uri| uri.as_bytes());
+    let path = redirect.uri.as_ref().map_or(request.path, |uri| uri.as_bytes());
     location.extend_from_slice(path);
     if let Some(query) = request.query()
         && !path.contains(&b'?')

@@ -21,8 +21,9 @@ fn upstream_head(world: World, target: &str, lines: &str) -> String {
     let request = parsed.request();
     let Ok(Decision::Forward(forward)) = decide(&pinned, &request, &Random::new(1)) else { panic!("no forward") };
     let edits = Edits::of_request(&forward);
-    let rewritten = rewrite(&pinned, &request, &forward, &edits);
-    let path = rewritten.path.as_ref().map(|[first, rest]| [&**first, &**rest]);
+    let mut room = RewrittenPath::default();
+    let rewritten = rewrite(&pinned, &request, &forward, &edits, &mut room).unwrap();
+    let path = rewritten.path.map(|path| [path, b""]);
     let how = RequestOut { path, authority: rewritten.authority, ..RequestOut::new(&parsed.head, &edits) };
     let mut out = Vec::new();
     serialize::request_head(&mut out, &parsed.bytes, &parsed.head, &parsed.fields, &how);

@@ -2,6 +2,7 @@
 //! ever waits for it.
 
 mod link;
+mod resources;
 mod state;
 mod supervisor;
 mod watcher;
@@ -9,7 +10,7 @@ mod watcher;
 use std::{
     io::Read as _,
     os::unix::net::UnixStream,
-    sync::{Arc, mpsc},
+    sync::{Arc, atomic::AtomicBool, mpsc},
     time::{Duration, Instant},
 };
 
@@ -21,10 +22,7 @@ use meshring_core::{
     snapshot::{layout::LAYOUT, page::PageReader, page::PageWriter},
     stats::StatsPage,
 };
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    process::{Resource, Rlimit, getrlimit, setrlimit},
-};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
     low_level::pipe,
@@ -32,13 +30,14 @@ use signal_hook::{
 
 use self::{
     link::{Link, Outcome},
+    resources::Memory,
     state::StateDir,
     supervisor::Supervisor,
     watcher::Watcher,
 };
 use crate::{
     config::{Config, describe},
-    worker::{driver, generation::Generations, mailbox::Message},
+    worker::{driver, generation::Generations, limits::Limits, mailbox::Message},
 };
 
 /// How long a start waits for a control that is there before the last good snapshot is used.
@@ -77,9 +76,11 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     if config.listeners().is_empty() {
         bail!("nothing to listen on: give --outbound ADDR, --inbound ADDR=APP_ADDR, or both");
     }
-    raise_descriptor_limit();
+    let descriptors = resources::raise_descriptor_limit();
     let driver = driver::probe(config.driver)?;
     let workers = worker_count(&config)?;
+    let memory = Memory::of_this_process();
+    let limits = resources::limits(&config.tuning, workers, descriptors, &memory);
     tracing::info!(workers, "I/O driver: {driver}");
     let sockets = supervisor::bind_all(&config, workers)?;
     let (bell_in, bell) = UnixStream::pair()?;
@@ -89,18 +90,8 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     let events = Events { sender, bell: Arc::new(bell) };
     let mut main = Main::new(config, driver, workers, events)?;
     main.find_first_generation()?;
-    let mut supervisor = main.start_workers(sockets)?;
+    let mut supervisor = main.start_workers(sockets, limits, resources::watch(&memory))?;
     main.serve(&mut supervisor, &bell_in, &receiver)
-}
-
-/// Two descriptors per request in flight: the soft limit of 1,024 that many systems start with is for `select`.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current != limit.maximum
-        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
-    {
-        tracing::warn!(%error, "cannot raise the limit of open files to {:?}", limit.maximum);
-    }
 }
 
 fn worker_count(config: &Config) -> anyhow::Result<usize> {
@@ -229,7 +220,12 @@ impl Main {
         self.read_link();
     }
 
-    fn start_workers(&mut self, sockets: supervisor::Sockets) -> anyhow::Result<Supervisor> {
+    fn start_workers(
+        &mut self,
+        sockets: supervisor::Sockets,
+        limits: Limits,
+        memory_pressure: Arc<AtomicBool>,
+    ) -> anyhow::Result<Supervisor> {
         let page = self.page.clone().context("no page")?;
         let supervisor = Supervisor::start(
             &self.config,
@@ -239,6 +235,8 @@ impl Main {
             self.events.clone(),
             &page,
             sockets,
+            limits,
+            memory_pressure,
         )?;
         self.watch(&supervisor, page);
         let listeners: Vec<_> = self.config.listeners().into_iter().map(|(a, d)| describe(a, d)).collect();

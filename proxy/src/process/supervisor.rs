@@ -4,7 +4,7 @@ use std::{
     net::SocketAddr,
     os::{fd::OwnedFd, unix::net::UnixStream},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -18,7 +18,7 @@ use super::{Event, Events};
 use crate::{
     accept,
     config::{Config, describe},
-    worker::{self, Start, driver::Driver, generation::Generations, mailbox::Mailboxes},
+    worker::{self, Start, driver::Driver, generation::Generations, limits::Limits, mailbox::Mailboxes},
 };
 
 /// How long a start waits for its addresses to become free.
@@ -68,10 +68,13 @@ pub(crate) struct Supervisor {
     mailboxes: Arc<Mailboxes>,
     cpus: Vec<usize>,
     workers: usize,
+    limits: Limits,
+    memory_pressure: Arc<AtomicBool>,
 }
 
 impl Supervisor {
     /// Starts one worker per set of sockets.
+    #[expect(clippy::too_many_arguments, reason = "what the main thread has prepared, once")]
     pub(crate) fn start(
         config: &Config,
         driver: Driver,
@@ -80,6 +83,8 @@ impl Supervisor {
         events: Events,
         page: &Arc<PageReader>,
         sockets: Sockets,
+        limits: Limits,
+        memory_pressure: Arc<AtomicBool>,
     ) -> anyhow::Result<Self> {
         let (mailboxes, wakeups) = Mailboxes::new(sockets.len()).context("cannot create mailboxes")?;
         let supervisor = Self {
@@ -91,6 +96,8 @@ impl Supervisor {
             mailboxes: Arc::new(mailboxes),
             cpus: allowed_cpus(),
             workers: sockets.len(),
+            limits,
+            memory_pressure,
         };
         for (index, (bound, wakeups)) in sockets.into_iter().zip(wakeups).enumerate() {
             supervisor.spawn(index, bound, wakeups, page)?;
@@ -112,7 +119,9 @@ impl Supervisor {
     pub(crate) fn replace(&self, index: usize, page: &Arc<PageReader>) -> anyhow::Result<()> {
         let slots = self.stats.worker(index);
         // Its connections are gone, and nobody else counts them down.
-        slots.subtract(Counter::ConnectionsActive, self.stats.counter(index, Counter::ConnectionsActive));
+        for gauge in [Counter::ConnectionsActive, Counter::BufferBytes] {
+            slots.subtract(gauge, self.stats.counter(index, gauge));
+        }
         let wakeups = self.mailboxes.renew(index)?;
         self.spawn(index, bind_one(&self.config)?, wakeups, page)
     }
@@ -148,6 +157,9 @@ impl Supervisor {
             generations: Arc::clone(&self.generations),
             first,
             listeners,
+            tuning: self.config.tuning.clone(),
+            limits: self.limits,
+            memory_pressure: Arc::clone(&self.memory_pressure),
         };
         let events = self.events.clone();
         let body = move || {
@@ -170,3 +182,6 @@ fn allowed_cpus() -> Vec<usize> {
         Err(_) => Vec::new(),
     }
 }
+
+#[cfg(test)]
+mod tests;

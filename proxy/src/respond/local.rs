@@ -56,12 +56,13 @@ pub(crate) async fn answer(
     let mut out = worker.buffers.take();
     let mut extra = response.extra.to_vec();
     edits.append(&mut extra);
-    let how = Local { close: !keep, head: head.method == Method::Head, date: None, extra: &extra };
+    let date = worker.date.now();
+    let how = Local { close: !keep, head: head.method == Method::Head, date: Some(&date), extra: &extra };
     write_response(&mut out, response.status, response.content_type, response.body, &how);
     conn.timer.set(now_ms() + meshring_core::limits::BODY_IDLE_MS_MAX, Expiry::ShutdownBoth);
-    let (result, out) = write_all(&mut conn.write, out).await;
+    let result = write_all(&mut conn.write, &mut out).await;
     conn.timer.clear();
-    worker.buffers.give(out);
+    drop(out);
     match (result, keep) {
         (Ok(()), true) => After::KeepAlive,
         (Ok(()), false) => {
@@ -72,17 +73,19 @@ pub(crate) async fn answer(
     }
 }
 
-/// Answers what is not even a request, and ends the connection.
-pub(crate) async fn refuse(worker: &Worker, conn: &mut Conn, input: &mut Input, status: u16, body: &str) {
-    let mut out = worker.buffers.take();
-    let how = Local { close: true, ..Local::default() };
+/// Answers what is not even a request, and ends the connection. Without a buffer of the pool: a refusal is short, and
+/// whoever is refused must not cost more than before.
+pub(crate) async fn refuse(worker: &Worker, conn: &mut Conn, status: u16, body: &str) {
+    let mut out = worker.buffers.lazy();
+    let date = worker.date.now();
+    let how = Local { close: true, date: Some(&date), ..Local::default() };
     write_response(&mut out, status, "text/plain", body.as_bytes(), &how);
     conn.timer.set(now_ms() + meshring_core::limits::BODY_IDLE_MS_MAX, Expiry::ShutdownBoth);
-    let (result, out) = write_all(&mut conn.write, out).await;
+    let result = write_all(&mut conn.write, &mut out).await;
     conn.timer.clear();
-    worker.buffers.give(out);
+    drop(out);
     if result.is_ok() {
-        linger(conn, input).await;
+        conn.drain(LINGER_BYTES_MAX, LINGER_MS_MAX).await;
     }
 }
 
@@ -100,22 +103,9 @@ fn skip_body(input: &mut Input, head: &RequestHead) -> bool {
     true
 }
 
-/// Lets a client read the last response before the connection goes: closing with unread input would reset it and
-/// take the response away. Bounded in bytes and time.
+/// Lets a client read the last response before the connection goes, see [`Conn::drain`].
 pub(crate) async fn linger(conn: &mut Conn, input: &mut Input) {
-    let unread = input.unread().len();
-    input.consume(unread);
-    conn.end_write();
-    conn.timer.set(now_ms() + LINGER_MS_MAX, Expiry::ShutdownRead);
-    let mut drained = 0;
-    while drained < LINGER_BYTES_MAX {
-        match input.fill(&mut conn.read, meshring_core::limits::BUFFER_BYTES).await {
-            Ok(count) if count > 0 => {
-                drained += count;
-                input.consume(count);
-            }
-            _ => break,
-        }
-    }
-    conn.timer.clear();
+    input.clear();
+    input.release();
+    conn.drain(LINGER_BYTES_MAX, LINGER_MS_MAX).await;
 }

@@ -6,14 +6,14 @@ use meshring_core::{
     http::{
         body::{self, BodyDecoder, CHUNK_END, LAST_CHUNK, LAST_CHUNK_BEFORE_TRAILERS},
         chunked::Event,
-        error::{BadResponse, ChunkError},
+        error::{BadResponse, ChunkError, Refusal},
         fields::Fields,
-        head::{BodyFraming, Method, Version},
+        head::{BodyFraming, Bounds, Method, Version},
         response::{self, ResponseHead},
         serialize::{self, ConnectionOption, ResponseOut},
         status::framing_for,
     },
-    limits::{BODY_IDLE_MS_MAX, BUFFER_BYTES, HEAD_BYTES_MAX},
+    limits::{BODY_IDLE_MS_MAX, BUFFER_BYTES, HOLD_BUFFER_MS_MAX},
 };
 
 use crate::{
@@ -21,8 +21,8 @@ use crate::{
     policy::Edits,
     worker::{
         Worker,
-        buffers::Input,
-        conn::{ReadHalf, WriteHalf, write_all},
+        buffers::{Buffer, Input},
+        conn::{ReadHalf, WriteHalf, is_canceled, readable, write_all},
         deadlines::{Expiry, Timer, now_ms},
     },
 };
@@ -49,12 +49,46 @@ impl Coding {
     }
 }
 
+/// A request body that is not forwarded to its end, and the client is to blame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BadBody {
+    /// A broken framing.
+    #[error("the request body is malformed: {0}")]
+    Malformed(#[from] ChunkError),
+    /// Beyond `--request-body-max`.
+    #[error("{}", Refusal::BodyTooLarge)]
+    TooLarge,
+    /// Below `--min-body-rate`, silent for too long, or not there when the rule's timeout passed.
+    #[error("the request body did not arrive in time")]
+    TooSlow,
+}
+
+impl BadBody {
+    /// The status of the answer: 400, 408 or 413.
+    pub(crate) fn status(self) -> u16 {
+        match self {
+            Self::Malformed(error) => error.status(),
+            Self::TooLarge => Refusal::BodyTooLarge.status(),
+            Self::TooSlow => 408,
+        }
+    }
+
+    /// A stable short name.
+    pub(crate) fn code(self) -> &'static str {
+        match self {
+            Self::Malformed(error) => error.code(),
+            Self::TooLarge => Refusal::BodyTooLarge.code(),
+            Self::TooSlow => "http1.body_timeout",
+        }
+    }
+}
+
 /// Why a body did not get through.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BodyError {
-    /// The sender went away or sent a broken framing.
-    #[error("the sender's body is broken: {0}")]
-    Malformed(#[from] ChunkError),
+    /// The sender sent what it must not, or not in time.
+    #[error("{0}")]
+    Bad(#[from] BadBody),
     /// Reading failed.
     #[error("reading: {0}")]
     Read(io::Error),
@@ -68,11 +102,18 @@ pub(crate) enum BodyError {
 pub(crate) struct Body {
     decoder: BodyDecoder,
     coding: Coding,
+    /// Data bytes that may still come.
+    left_bytes: u64,
     ended: bool,
 }
 
 /// Bytes that a chunk's header and end may add to its data.
 const CHUNK_OVERHEAD_BYTES: usize = 32;
+/// At most so many bytes of a body are read at once: with the overhead of chunks they fit the outgoing buffer, so that
+/// the incoming one is empty and can be given back while the other waits for a slow receiver.
+const BODY_READ_BYTES_MAX: usize = BUFFER_BYTES - 2 * CHUNK_OVERHEAD_BYTES;
+/// Likewise for a head with what follows it: the next hop's head is a little longer than this one's.
+pub(crate) const HEAD_READ_BYTES_MAX: usize = BUFFER_BYTES - 1024;
 /// Less free space than this in the outgoing buffer is not worth another chunk.
 const ROOM_BYTES_MIN: usize = 256;
 
@@ -82,7 +123,12 @@ impl Body {
         let decoder = BodyDecoder::new(received);
         // No body at all, or a length of 0: nothing will be written, not even a last chunk.
         let ended = decoder.is_done();
-        Self { decoder, coding: Coding::of(sent), ended }
+        Self { decoder, coding: Coding::of(sent), left_bytes: u64::MAX, ended }
+    }
+
+    /// With a limit to its data, in bytes.
+    pub(crate) fn limited(self, bytes_max: u64) -> Self {
+        Self { left_bytes: bytes_max, ..self }
     }
 
     /// Whether all of it has been encoded.
@@ -92,7 +138,7 @@ impl Body {
 
     /// Moves what is in `input` to `out`, as far as `out` has room without growing. Returns whether more input is
     /// needed (true), or the body has ended or `out` is full (false).
-    pub(crate) fn encode(&mut self, input: &mut Input, out: &mut Vec<u8>) -> Result<bool, ChunkError> {
+    pub(crate) fn encode(&mut self, input: &mut Input, out: &mut Vec<u8>) -> Result<bool, BadBody> {
         while !self.ended {
             let room = out.capacity().saturating_sub(out.len());
             if room < ROOM_BYTES_MIN {
@@ -106,7 +152,11 @@ impl Body {
             let clipped = window.len() < unread.len();
             let step = self.decoder.decode(window)?;
             match step.event {
-                Event::Data(range) => self.data(&window[range], out),
+                Event::Data(range) => {
+                    let left = self.left_bytes.checked_sub(range.len() as u64);
+                    self.left_bytes = left.ok_or(BadBody::TooLarge)?;
+                    self.data(&window[range], out);
+                }
                 Event::Trailer { name, value } => self.trailer(&window[name], &window[value], out),
                 // What is clipped may hold the rest of a trailer line: once `out` is flushed the window is wider.
                 Event::NeedInput if step.consumed == 0 => return Ok(!clipped),
@@ -146,7 +196,7 @@ impl Body {
     }
 
     /// The sender has closed: the end of a body until close, an error for every other.
-    fn end_of_stream(&mut self, out: &mut Vec<u8>) -> Result<(), ChunkError> {
+    fn end_of_stream(&mut self, out: &mut Vec<u8>) -> Result<(), BadBody> {
         self.decoder.end_of_stream()?;
         if !self.ended {
             self.finish(out);
@@ -162,60 +212,150 @@ pub(crate) struct Side<'a, H> {
     pub(crate) timer: &'a Timer,
 }
 
-/// Silence that is accepted from a peer, and an end to it all where the rule has a timeout. Milliseconds.
+/// What is asked of a client that sends a body (Apache's mod_reqtimeout): it may let us wait for the grace, and for
+/// another second for each `min` bytes that it sends. Only time in which we wait for the client counts.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Patience {
-    pub(crate) total_at_ms: Option<u64>,
+pub(crate) struct BodyRate {
+    min: u64,
+    allowed_ms: u64,
+    received_bytes: u64,
+    waited_ms: u64,
 }
 
-impl Patience {
-    fn next(self) -> u64 {
+impl BodyRate {
+    /// Bytes per second, 0 for any rate; milliseconds.
+    pub(crate) fn new(min: u64, grace_ms: u64) -> Self {
+        Self { min, allowed_ms: grace_ms, received_bytes: 0, waited_ms: 0 }
+    }
+
+    /// How much longer we wait, in milliseconds.
+    fn left_ms(&self) -> u64 {
+        if self.min == 0 {
+            return u64::MAX;
+        }
+        let earned_ms = u128::from(self.received_bytes) * 1_000 / u128::from(self.min);
+        let earned_ms = u64::try_from(earned_ms).unwrap_or(u64::MAX);
+        self.allowed_ms.saturating_add(earned_ms).saturating_sub(self.waited_ms)
+    }
+
+    fn received(&mut self, bytes: usize, waited_ms: u64) {
+        self.received_bytes = self.received_bytes.saturating_add(bytes as u64);
+        self.waited_ms = self.waited_ms.saturating_add(waited_ms);
+    }
+}
+
+/// How long a relay waits for a peer. Milliseconds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience<'a> {
+    /// An end to it all, where the rule has a timeout.
+    pub(crate) total_at_ms: Option<u64>,
+    /// What is relayed is a request body.
+    pub(crate) upload: Option<Upload<'a>>,
+}
+
+/// How long a relay waits for a request body.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Upload<'a> {
+    pub(crate) rate: BodyRate,
+    /// Set when nobody waits for the rest of it any more.
+    pub(crate) ends_at_ms: &'a Cell<u64>,
+}
+
+impl Patience<'_> {
+    /// For the response.
+    pub(crate) fn total(total_at_ms: Option<u64>) -> Self {
+        Self { total_at_ms, upload: None }
+    }
+
+    fn next(&self) -> u64 {
         let idle_at = now_ms() + BODY_IDLE_MS_MAX;
         self.total_at_ms.map_or(idle_at, |total| total.min(idle_at))
+    }
+
+    /// As [`next`](Self::next), for the side that sends and has been waited for since then.
+    fn next_read(&self, since_ms: u64) -> u64 {
+        let at_ms = self.next();
+        self.upload.map_or(at_ms, |upload| {
+            at_ms.min(upload.ends_at_ms.get()).min(since_ms.saturating_add(upload.rate.left_ms()))
+        })
+    }
+}
+
+impl Side<'_, ReadHalf> {
+    /// Reads more of a body before `until_ms`, which is asked again whenever it matters. A sender that is slow is waited
+    /// for without a buffer.
+    async fn fill(&mut self, input: &mut Input, until_ms: impl Fn() -> u64) -> io::Result<usize> {
+        loop {
+            let (at_ms, hold_until_ms) = (until_ms(), now_ms() + HOLD_BUFFER_MS_MAX);
+            if at_ms <= hold_until_ms {
+                self.timer.set(at_ms, Expiry::ShutdownRead);
+            } else {
+                self.timer.set(hold_until_ms, Expiry::CancelRead);
+            }
+            let at_most = BODY_READ_BYTES_MAX.saturating_sub(input.unread().len()).max(1);
+            let handle = self.timer.cancel_handle();
+            match input.fill_cancelable(self.half, at_most, BUFFER_BYTES, handle).await {
+                Err(error) if is_canceled(&error) => {}
+                result => {
+                    self.timer.clear();
+                    return result;
+                }
+            }
+            input.release();
+            self.timer.set(until_ms(), Expiry::ShutdownRead);
+            let ready = readable(self.half).await;
+            self.timer.clear();
+            ready?;
+            if self.timer.has_expired() {
+                return Ok(0);
+            }
+        }
     }
 }
 
 /// Moves a body from one side to the other, one buffer at a time: the slower side sets the pace. `out` may hold a head
-/// that goes first. Gives `out` back. Each side has a deadline of its own, which is not armed when this returns.
+/// that goes first. Each side has a deadline of its own, which is not armed when this returns. Whoever is waited for,
+/// no buffer is held but one that has something in it.
 pub(crate) async fn relay_body(
     body: &mut Body,
     input: &mut Input,
-    from: Side<'_, ReadHalf>,
+    mut from: Side<'_, ReadHalf>,
     to: Side<'_, WriteHalf>,
-    mut out: Vec<u8>,
-    patience: Patience,
-) -> (Result<(), BodyError>, Vec<u8>) {
+    out: &mut Buffer,
+    mut patience: Patience<'_>,
+) -> Result<(), BodyError> {
     loop {
-        let needs_input = match body.encode(input, &mut out) {
-            Ok(needs_input) => needs_input,
-            Err(error) => return (Err(error.into()), out),
-        };
+        out.ensure();
+        let needs_input = body.encode(input, out)?;
         if !out.is_empty() {
+            input.release();
             to.timer.set(patience.next(), Expiry::ShutdownBoth);
-            let (result, written) = write_all(to.half, out).await;
+            let result = write_all(to.half, out).await;
             to.timer.clear();
-            out = written;
             out.clear();
-            if let Err(error) = result {
-                return (Err(BodyError::Write(error)), out);
-            }
+            result.map_err(BodyError::Write)?;
         }
         if body.ended() {
-            return (Ok(()), out);
+            return Ok(());
         }
         if needs_input {
-            from.timer.set(patience.next(), Expiry::ShutdownRead);
-            let read = input.fill(from.half, BUFFER_BYTES).await;
-            from.timer.clear();
-            let result = match read {
+            out.release();
+            let begun_ms = now_ms();
+            let read = from.fill(input, || patience.next_read(begun_ms)).await;
+            if let (Some(upload), &Ok(count)) = (&mut patience.upload, &read) {
+                upload.rate.received(count, now_ms().saturating_sub(begun_ms));
+            }
+            match read {
                 // Ended by us, not by the sender: of a body that lasts until the connection closes this is not the end.
-                Ok(0) if from.timer.take_expired() => Err(BodyError::Read(io::ErrorKind::TimedOut.into())),
-                Ok(0) => body.end_of_stream(&mut out).map_err(BodyError::Malformed),
-                Ok(_) => Ok(()),
-                Err(error) => Err(BodyError::Read(error)),
-            };
-            if let Err(error) = result {
-                return (Err(error), out);
+                Ok(0) if from.timer.take_expired() => {
+                    return Err(match patience.upload {
+                        Some(_) => BadBody::TooSlow.into(),
+                        None => BodyError::Read(io::ErrorKind::TimedOut.into()),
+                    });
+                }
+                Ok(0) => body.end_of_stream(out)?,
+                Ok(_) => {}
+                Err(error) => return Err(BodyError::Read(error)),
             }
         }
     }
@@ -239,9 +379,12 @@ pub(crate) enum Failure {
     /// 101 without a request for it (RFC 9110 section 15.2.2).
     #[error("the upstream switched protocols without being asked to")]
     UnsolicitedUpgrade,
-    /// The client's own request body is malformed; the upstream was cut off.
-    #[error("the request body is malformed: {0}")]
-    ClientBody(ChunkError),
+    /// The client's own request body is to blame; the upstream was cut off before it said anything.
+    #[error("{0}")]
+    ClientBody(BadBody),
+    /// As [`ClientBody`](Self::ClientBody), with the response already on its way.
+    #[error("in mid-response: {0}")]
+    ClientBodyLate(BadBody),
     /// After the head had been sent on: nothing can be said to the client any more but an abrupt end.
     #[error("in mid-response: {0}")]
     Broken(BodyError),
@@ -257,6 +400,8 @@ pub(crate) struct Relayed {
     pub(crate) upstream_reusable: bool,
     /// The client's connection can carry another request.
     pub(crate) downstream_keep: bool,
+    /// How long the upstream keeps an idle connection, where it says so, in seconds.
+    pub(crate) keep_alive_timeout_s: Option<u32>,
 }
 
 /// What the relay of a response has to know of the request.
@@ -269,7 +414,10 @@ pub(crate) struct Exchange<'a> {
     pub(crate) edits: Edits<'a>,
     /// Ready lines to add.
     pub(crate) extra: &'a [u8],
-    pub(crate) patience: Patience,
+    /// See [`Patience::total_at_ms`].
+    pub(crate) total_at_ms: Option<u64>,
+    /// How large the upstream's heads may be.
+    pub(crate) bounds: Bounds,
     /// Whether the request body is still on its way.
     pub(crate) uploading: &'a Cell<bool>,
 }
@@ -281,39 +429,43 @@ pub(crate) async fn relay_response(
     input: &mut Input,
     mut from: Side<'_, ReadHalf>,
     to: Side<'_, WriteHalf>,
-    mut out: Vec<u8>,
-) -> (Result<Relayed, Failure>, Vec<u8>) {
-    let mut begun = false;
+    out: &mut Buffer,
+) -> Result<Relayed, Failure> {
+    let (mut begun, mut continued) = (false, false);
     loop {
         let head = match response_head(exchange, fields, input, &mut from).await {
             Ok(head) => head,
             // The upstream has the request: after an interim response it must not be sent again.
-            Err(Failure::NoResponse) if begun => return (Err(Failure::CutHead), out),
-            Err(failure) => return (Err(failure), out),
+            Err(Failure::NoResponse) if begun => return Err(Failure::CutHead),
+            Err(failure) => return Err(failure),
         };
         begun = true;
         out.clear();
+        out.ensure();
         if head.is_switching() {
-            return (Err(Failure::UnsolicitedUpgrade), out);
+            return Err(Failure::UnsolicitedUpgrade);
         }
         if !head.is_interim() {
             return relay_final(exchange, fields, &head, input, from, to, out).await;
         }
-        if exchange.version == Version::Http11 {
+        // RFC 9110 section 15.2: a proxy forwards 1xx unless it has asked for them itself, and no 1xx to HTTP/1.0. So the
+        // first 100 goes on whether or not the client asked for it (it may discard it, section 15.2.1). A further one says
+        // nothing that the first has not, and clients take it for the answer to their next Expect: it ends here.
+        let is_repeated_continue = head.status == 100 && std::mem::replace(&mut continued, true);
+        if exchange.version == Version::Http11 && !is_repeated_continue {
             serialize::response_head(
-                &mut out,
+                out,
                 input.unread(),
                 &head,
                 fields,
                 &ResponseOut::new(&head, &exchange.edits),
             );
-            to.timer.set(exchange.patience.next(), Expiry::ShutdownBoth);
-            let (result, written) = write_all(to.half, out).await;
+            to.timer.set(Patience::total(exchange.total_at_ms).next(), Expiry::ShutdownBoth);
+            let result = write_all(to.half, out).await;
             to.timer.clear();
-            out = written;
-            if let Err(error) = result {
-                return (Err(Failure::Client(error)), out);
-            }
+            result.map_err(Failure::Client)?;
+            out.clear();
+            out.release();
         }
         input.consume(head.len);
     }
@@ -327,12 +479,12 @@ async fn response_head(
 ) -> Result<ResponseHead, Failure> {
     loop {
         if !input.is_empty()
-            && let Some(head) = response::parse(input.unread(), fields, exchange.method)?
+            && let Some(head) = response::parse(input.unread(), fields, exchange.method, exchange.bounds)?
         {
             return Ok(head);
         }
         let closed = if input.is_empty() { Failure::NoResponse } else { Failure::CutHead };
-        match input.fill(from.half, HEAD_BYTES_MAX + 1).await {
+        match input.fill(from.half, exchange.bounds.head_bytes + 1).await {
             Ok(count) if count > 0 => {}
             Err(error) if error.kind() == io::ErrorKind::OutOfMemory => return Err(BadResponse::HeadTooLarge.into()),
             _ if from.timer.take_expired() => return Err(Failure::Timeout),
@@ -348,8 +500,8 @@ async fn relay_final(
     input: &mut Input,
     from: Side<'_, ReadHalf>,
     to: Side<'_, WriteHalf>,
-    mut out: Vec<u8>,
-) -> (Result<Relayed, Failure>, Vec<u8>) {
+    out: &mut Buffer,
+) -> Result<Relayed, Failure> {
     // The deadline of the head must not meet the body.
     from.timer.clear();
     exchange.record.status(head.status);
@@ -360,27 +512,32 @@ async fn relay_final(
         && framing != BodyFraming::UntilClose
         && !exchange.uploading.get()
         && !exchange.worker.draining();
+    let date = exchange.worker.date.now();
     let how = ResponseOut {
         framing,
         connection: connection_option(exchange, keep),
+        via: true,
+        date: Some(&date),
         extra: exchange.extra,
         ..ResponseOut::new(head, &exchange.edits)
     };
-    serialize::response_head(&mut out, input.unread(), head, fields, &how);
+    serialize::response_head(out, input.unread(), head, fields, &how);
     input.consume(head.len);
     let mut body = Body::new(head.framing, framing);
-    let (result, out) = relay_body(&mut body, input, from, to, out, exchange.patience).await;
-    let result = match result {
+    match relay_body(&mut body, input, from, to, out, Patience::total(exchange.total_at_ms)).await {
         Ok(()) => {
             exchange.record.complete();
             // Bytes behind the end of a response belong to nobody (RFC 9112 section 9.5): that connection is done.
             let upstream_reusable = head.keep_alive && input.is_empty() && head.framing != BodyFraming::UntilClose;
-            Ok(Relayed { upstream_reusable, downstream_keep: keep })
+            Ok(Relayed {
+                upstream_reusable,
+                downstream_keep: keep,
+                keep_alive_timeout_s: head.keep_alive_timeout_s,
+            })
         }
         Err(BodyError::Write(error)) => Err(Failure::Client(error)),
         Err(error) => Err(Failure::Broken(error)),
-    };
-    (result, out)
+    }
 }
 
 fn connection_option(exchange: &Exchange<'_>, keep: bool) -> ConnectionOption {
@@ -403,9 +560,11 @@ mod tests {
         let mut all = Vec::new();
         let mut out = Vec::with_capacity(BUFFER_BYTES);
         let mut unread = Vec::with_capacity(2 * BUFFER_BYTES);
+        let pool = std::rc::Rc::<crate::worker::buffers::Buffers>::default();
         for part in wire.chunks(piece) {
             unread.extend_from_slice(part);
-            let mut input = Input::new(std::mem::take(&mut unread));
+            let mut input = Input::new(pool.lazy());
+            input.extend(&std::mem::take(&mut unread));
             while !body.encode(&mut input, &mut out).unwrap() && !body.ended() {
                 assert!(!out.is_empty(), "no progress");
                 all.append(&mut out);

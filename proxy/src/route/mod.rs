@@ -5,7 +5,10 @@ use meshring_core::{
     id::{ClusterId, OriginId},
     table::{
         lookup::{NoRoute, RequestView, Selected, Silent, UriMatch},
-        model::{ArchivedAction, ArchivedDestination, ArchivedDirectResponse, ArchivedRedirect, ArchivedRoute},
+        model::{
+            ArchivedAction, ArchivedDestination, ArchivedDirectResponse, ArchivedRedirect, ArchivedRoute,
+            PathNormalization,
+        },
     },
 };
 
@@ -17,9 +20,20 @@ pub(crate) struct Request<'a> {
     pub(crate) bytes: &'a [u8],
     pub(crate) head: &'a RequestHead,
     pub(crate) fields: &'a Fields,
+    /// The path in its normal form, as it goes upstream.
+    pub(crate) path: &'a [u8],
+    /// The same without path parameters, as rules are matched against it.
+    pub(crate) rule_path: &'a [u8],
+    /// How far the path was normalised.
+    pub(crate) level: PathNormalization,
 }
 
-impl Request<'_> {
+impl<'a> Request<'a> {
+    /// The normalised path, where it is not the received one.
+    pub(crate) fn replaced_path(&self) -> Option<&'a [u8]> {
+        (self.path != self.head.path_of(self.bytes)).then_some(self.path)
+    }
+
     /// The text of a span.
     pub(crate) fn text(&self, span: Span) -> &[u8] {
         span.of(self.bytes)
@@ -40,7 +54,7 @@ impl RequestView for Request<'_> {
     }
 
     fn path(&self) -> &[u8] {
-        self.head.path_of(self.bytes)
+        self.rule_path
     }
 
     fn query(&self) -> Option<&[u8]> {

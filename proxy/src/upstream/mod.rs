@@ -8,10 +8,12 @@ use std::{
     rc::Rc,
 };
 
-use meshring_core::limits::{UPSTREAM_IDLE_MS_MAX, UPSTREAM_IDLE_PER_ENDPOINT_MAX};
+use meshring_core::limits::{
+    KEEP_ALIVE_MARGIN_MS, UPSTREAM_IDLE_MS_MAX, UPSTREAM_IDLE_ONCE_MS_MAX, UPSTREAM_IDLE_PER_ENDPOINT_MAX,
+};
 
 use crate::worker::{
-    conn::Conn,
+    conn::{Conn, exhausted},
     deadlines::{Deadlines, now_ms},
 };
 
@@ -22,6 +24,26 @@ const AVOID_MS: u64 = 1_000;
 struct Idle {
     conn: Conn,
     since_ms: u64,
+    /// When it is not to be used any more: our limit, or what the server has announced less a margin.
+    until_ms: u64,
+}
+
+/// Which pooled connections a request may go on.
+///
+/// A server may close an idle connection at the very moment at which a request is on its way to it. Nobody can tell then
+/// whether the request was processed, so that only one which may be sent twice can be sent again (RFC 9110 section 9.2.2
+/// forbids a proxy more than that). For the others the moment itself is avoided: servers close after a time of their own,
+/// of seconds; a connection that was used within the last second is not near its end, whatever that time is. One that was
+/// not gives way to a new connection, which costs a handshake, and only where requests are rare. What is left is a server
+/// that closes for other reasons than time within microseconds: then the client gets 502 and decides for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reuse {
+    /// Any that is open and silent: the request can be sent again.
+    Any,
+    /// One that was in use until just now: the request must not be sent again.
+    Recent,
+    /// None.
+    Never,
 }
 
 /// One address as a worker knows it, over all generations and clusters.
@@ -69,31 +91,42 @@ impl Endpoint {
     }
 
     /// An idle connection that is still open, newest first: the older ones age out under low load.
-    fn take_idle(&self) -> Option<Conn> {
+    fn take_idle(&self, reuse: Reuse, now_ms: u64) -> Option<Conn> {
+        let mut pool = self.idle.borrow_mut();
         loop {
-            let idle = self.idle.borrow_mut().pop()?;
-            if idle.conn.is_quiet() {
+            let newest = pool.last()?;
+            if reuse == Reuse::Recent && now_ms >= newest.since_ms + UPSTREAM_IDLE_ONCE_MS_MAX {
+                // The others are older; they are good for requests that can be sent again.
+                return None;
+            }
+            let idle = pool.pop()?;
+            if now_ms < idle.until_ms && idle.conn.is_quiet() {
                 return Some(idle.conn);
             }
         }
     }
 
-    /// A connection for one request: pooled, or new within `connect_ms_max`. `fresh` skips the pool.
+    /// A connection for one request: pooled, or new within `connect_ms_max`.
     pub(crate) async fn lease(
         self: &Rc<Self>,
         deadlines: &Rc<Deadlines>,
-        fresh: bool,
+        reuse: Reuse,
         connect_ms_max: u64,
     ) -> io::Result<Lease> {
         self.active.set(self.active.get() + 1);
         let active = ActiveRequest(Rc::clone(self));
-        if !fresh && let Some(conn) = self.take_idle() {
+        if reuse != Reuse::Never
+            && let Some(conn) = self.take_idle(reuse, now_ms())
+        {
             return Ok(Lease { conn, reused: true, active });
         }
         match Conn::connect(self.address, deadlines, connect_ms_max).await {
             Ok(conn) => Ok(Lease { conn, reused: false, active }),
             Err(error) => {
-                self.avoid_until_ms.set(now_ms() + AVOID_MS);
+                // What this machine has run out of is not the endpoint's fault.
+                if exhausted(&error).is_none() {
+                    self.avoid_until_ms.set(now_ms() + AVOID_MS);
+                }
                 Err(error)
             }
         }
@@ -102,7 +135,7 @@ impl Endpoint {
     /// Drops idle connections that are too old or no longer open.
     fn sweep(&self, now_ms: u64) {
         let mut idle = self.idle.borrow_mut();
-        idle.retain(|idle| now_ms < idle.since_ms + UPSTREAM_IDLE_MS_MAX && idle.conn.is_quiet());
+        idle.retain(|idle| now_ms < idle.until_ms && idle.conn.is_quiet());
         if idle.is_empty() {
             idle.shrink_to_fit();
         }
@@ -110,16 +143,19 @@ impl Endpoint {
 }
 
 impl Lease {
-    /// Gives the connection back after a complete exchange.
-    pub(crate) fn give_back(self, now_ms: u64) {
+    /// Gives the connection back after a complete exchange. `keep_alive_timeout_s`: after so many seconds without a request
+    /// the server closes it, if it has said so (`Keep-Alive: timeout=5`).
+    pub(crate) fn give_back(self, now_ms: u64, keep_alive_timeout_s: Option<u32>) {
         let Self { conn, active, .. } = self;
         conn.timer.clear();
         if conn.timer.take_expired() {
             return;
         }
+        let announced_ms = keep_alive_timeout_s.map_or(u64::MAX, |s| u64::from(s) * 1_000);
+        let idle_ms_max = announced_ms.saturating_sub(KEEP_ALIVE_MARGIN_MS).min(UPSTREAM_IDLE_MS_MAX);
         let mut idle = active.0.idle.borrow_mut();
-        if idle.len() < UPSTREAM_IDLE_PER_ENDPOINT_MAX {
-            idle.push(Idle { conn, since_ms: now_ms });
+        if idle_ms_max > 0 && idle.len() < UPSTREAM_IDLE_PER_ENDPOINT_MAX {
+            idle.push(Idle { conn, since_ms: now_ms, until_ms: now_ms + idle_ms_max });
         }
     }
 }

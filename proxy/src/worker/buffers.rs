@@ -1,53 +1,179 @@
-//! The worker's buffers: a pool, and the input side of a connection.
+//! The worker's buffers: a pool that knows how many bytes are in use, and the input side of a connection.
 
-use std::{cell::RefCell, io};
+use std::{
+    cell::{Cell, RefCell},
+    fmt, io,
+    ops::{Deref, DerefMut},
+    rc::Rc,
+};
 
 use meshring_core::limits::{BUFFER_BYTES, BUFFERS_POOLED_MAX};
 use monoio::{
     buf::{IoBufMut as _, SliceMut},
-    io::AsyncReadRent as _,
+    io::{AsyncReadRent as _, CancelHandle, CancelableAsyncReadRent as _},
 };
 
 use super::conn::ReadHalf;
 
-/// Free buffers of [`BUFFER_BYTES`].
-#[derive(Debug, Default)]
+/// Free buffers of [`BUFFER_BYTES`], and the number of bytes in those that are not free.
+#[derive(Default)]
 pub(crate) struct Buffers {
     free: RefCell<Vec<Vec<u8>>>,
+    used_bytes: Cell<usize>,
+}
+
+impl fmt::Debug for Buffers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Buffers").field("used_bytes", &self.used_bytes.get()).finish_non_exhaustive()
+    }
 }
 
 impl Buffers {
     /// An empty buffer.
-    pub(crate) fn take(&self) -> Vec<u8> {
+    pub(crate) fn take(self: &Rc<Self>) -> Buffer {
+        let mut buffer = self.lazy();
+        buffer.ensure();
+        buffer
+    }
+
+    /// A buffer without storage: [`Buffer::ensure`] takes some when it is needed.
+    pub(crate) fn lazy(self: &Rc<Self>) -> Buffer {
+        Buffer { bytes: Vec::new(), counted: 0, pool: Rc::clone(self) }
+    }
+
+    /// A copy of bytes in as much memory as they need.
+    pub(crate) fn hold(self: &Rc<Self>, bytes: &[u8]) -> Held {
+        self.used_bytes.set(self.used_bytes.get() + bytes.len());
+        Held { bytes: bytes.into(), pool: Rc::clone(self) }
+    }
+
+    /// Bytes outside of the pool.
+    pub(crate) fn used_bytes(&self) -> usize {
+        self.used_bytes.get()
+    }
+
+    fn storage(&self) -> Vec<u8> {
         self.free.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES))
     }
 
-    /// Gives a buffer back. One that grew for a large head, and those beyond the pool's bound, go to the allocator.
-    pub(crate) fn give(&self, mut buffer: Vec<u8>) {
+    /// Storage comes back. What grew for a large head, and what is beyond the pool's bound, goes to the allocator.
+    fn give(&self, mut storage: Vec<u8>) {
         let mut free = self.free.borrow_mut();
-        if buffer.capacity() == BUFFER_BYTES && free.len() < BUFFERS_POOLED_MAX {
-            buffer.clear();
-            free.push(buffer);
+        if storage.capacity() == BUFFER_BYTES && free.len() < BUFFERS_POOLED_MAX {
+            storage.clear();
+            free.push(storage);
         }
     }
 }
 
-/// Bytes that a peer has sent and nobody has consumed yet.
-#[derive(Debug, Default)]
-pub(crate) struct Input {
+/// Bytes with storage of the pool, which gets it back when this is dropped.
+pub(crate) struct Buffer {
     bytes: Vec<u8>,
+    /// What [`Buffers::used_bytes`] knows of; storage that has grown since is made known at the next I/O.
+    counted: usize,
+    pool: Rc<Buffers>,
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Buffer").field("len", &self.bytes.len()).field("capacity", &self.bytes.capacity()).finish()
+    }
+}
+
+impl Deref for Buffer {
+    type Target = Vec<u8>;
+
+    fn deref(&self) -> &Vec<u8> {
+        &self.bytes
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+}
+
+impl Buffer {
+    /// Takes storage if there is none.
+    pub(crate) fn ensure(&mut self) {
+        if self.bytes.capacity() == 0 {
+            self.bytes = self.pool.storage();
+            self.count(self.bytes.capacity());
+        }
+    }
+
+    /// Gives the storage back while nothing is in it: whoever waits for a peer without it costs less.
+    pub(crate) fn release(&mut self) {
+        if self.bytes.is_empty() && self.bytes.capacity() > 0 {
+            self.count(0);
+            self.pool.give(std::mem::take(&mut self.bytes));
+        }
+    }
+
+    /// The bytes, to be owned by an operation; [`restore`](Self::restore) them after it.
+    pub(crate) fn lend(&mut self) -> Vec<u8> {
+        self.count(self.bytes.capacity());
+        std::mem::take(&mut self.bytes)
+    }
+
+    /// Takes the bytes back.
+    pub(crate) fn restore(&mut self, bytes: Vec<u8>) {
+        self.bytes = bytes;
+    }
+
+    fn count(&mut self, capacity: usize) {
+        let used = &self.pool.used_bytes;
+        used.set(used.get() + capacity - self.counted);
+        self.counted = capacity;
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.count(0);
+        self.pool.give(std::mem::take(&mut self.bytes));
+    }
+}
+
+/// Bytes that wait for more of their kind, in an allocation of their size. They count as used.
+pub(crate) struct Held {
+    bytes: Box<[u8]>,
+    pool: Rc<Buffers>,
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held").field("len", &self.bytes.len()).finish()
+    }
+}
+
+impl Deref for Held {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let used = &self.pool.used_bytes;
+        used.set(used.get() - self.bytes.len());
+    }
+}
+
+/// Bytes that a peer has sent and nobody has consumed yet.
+#[derive(Debug)]
+pub(crate) struct Input {
+    bytes: Buffer,
     start: usize,
 }
 
 impl Input {
-    /// Over an empty buffer.
-    pub(crate) fn new(buffer: Vec<u8>) -> Self {
+    /// Over a buffer in which nothing was consumed yet.
+    pub(crate) fn new(buffer: Buffer) -> Self {
         Self { bytes: buffer, start: 0 }
-    }
-
-    /// The buffer, for the pool.
-    pub(crate) fn into_buffer(self) -> Vec<u8> {
-        self.bytes
     }
 
     /// What is there.
@@ -69,12 +195,27 @@ impl Input {
         }
     }
 
+    /// Drops everything.
+    pub(crate) fn clear(&mut self) {
+        self.bytes.clear();
+        self.start = 0;
+    }
+
+    /// Gives the storage back while nothing is there; the next read takes some again.
+    pub(crate) fn release(&mut self) {
+        self.bytes.release();
+    }
+
+    /// Adds bytes at the end, as if they had been read.
+    pub(crate) fn extend(&mut self, bytes: &[u8]) {
+        self.bytes.ensure();
+        self.bytes.extend_from_slice(bytes);
+    }
+
     /// Makes room behind what is there: moves it to the front, and beyond that grows to `bytes_max`. False when the
     /// buffer is full at its largest size.
     fn make_room(&mut self, bytes_max: usize) -> bool {
-        if self.bytes.capacity() == 0 {
-            self.bytes.reserve_exact(BUFFER_BYTES);
-        }
+        self.bytes.ensure();
         if self.bytes.len() < self.bytes.capacity() {
             return true;
         }
@@ -87,30 +228,108 @@ impl Input {
         if larger <= self.bytes.len() {
             return false;
         }
-        self.bytes.reserve_exact(larger - self.bytes.len());
+        let further = larger - self.bytes.len();
+        self.bytes.reserve_exact(further);
         true
     }
 
-    /// The space behind what is there, to be handed to a read.
-    pub(crate) fn lend(&mut self, bytes_max: usize) -> Option<SliceMut<Vec<u8>>> {
+    /// Space for at most `at_most` bytes behind what is there, to be handed to a read.
+    pub(crate) fn lend(&mut self, at_most: usize, bytes_max: usize) -> Option<SliceMut<Vec<u8>>> {
         if !self.make_room(bytes_max) {
             return None;
         }
-        let bytes = std::mem::take(&mut self.bytes);
+        let bytes = self.bytes.lend();
         let (len, capacity) = (bytes.len(), bytes.capacity());
-        Some(bytes.slice_mut(len..capacity))
+        Some(bytes.slice_mut(len..capacity.min(len.saturating_add(at_most))))
     }
 
     /// Takes the space back after the read.
     pub(crate) fn restore(&mut self, lent: SliceMut<Vec<u8>>) {
-        self.bytes = lent.into_inner();
+        self.bytes.restore(lent.into_inner());
     }
 
     /// Reads more. 0 is the peer's FIN. A buffer that is full at `bytes_max` is an error of kind `OutOfMemory`.
     pub(crate) async fn fill(&mut self, from: &mut ReadHalf, bytes_max: usize) -> io::Result<usize> {
-        let Some(space) = self.lend(bytes_max) else { return Err(io::ErrorKind::OutOfMemory.into()) };
+        let Some(space) = self.lend(usize::MAX, bytes_max) else { return Err(io::ErrorKind::OutOfMemory.into()) };
         let (result, space) = from.read(space).await;
         self.restore(space);
         result
+    }
+
+    /// As [`fill`](Self::fill), until the handle cancels it: then it fails, and no byte is lost.
+    pub(crate) async fn fill_cancelable(
+        &mut self,
+        from: &mut ReadHalf,
+        at_most: usize,
+        bytes_max: usize,
+        handle: CancelHandle,
+    ) -> io::Result<usize> {
+        let Some(space) = self.lend(at_most, bytes_max) else { return Err(io::ErrorKind::OutOfMemory.into()) };
+        let (result, space) = from.cancelable_read(space, handle).await;
+        self.restore(space);
+        result
+    }
+
+    /// Reads what is there now, without waiting for anything. `WouldBlock` when there is nothing.
+    pub(crate) fn fill_now(&mut self, from: &ReadHalf, bytes_max: usize) -> io::Result<usize> {
+        if !self.make_room(bytes_max) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        let mut bytes = self.bytes.lend();
+        let result = super::readiness::read_now(from, &mut bytes);
+        self.bytes.restore(bytes);
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_outside_of_the_pool_is_counted_and_given_back() {
+        let pool = Rc::<Buffers>::default();
+        let mut one = pool.take();
+        let two = pool.take();
+        assert_eq!(pool.used_bytes(), 2 * BUFFER_BYTES);
+        // A head that does not fit: what it grew to counts as soon as it is sent.
+        one.resize(3 * BUFFER_BYTES, 0);
+        let lent = one.lend();
+        assert!(pool.used_bytes() >= 4 * BUFFER_BYTES, "{}", pool.used_bytes());
+        one.restore(lent);
+        drop(two);
+        one.clear();
+        one.release();
+        assert_eq!(pool.used_bytes(), 0);
+        one.ensure();
+        assert_eq!((pool.used_bytes(), one.capacity()), (BUFFER_BYTES, BUFFER_BYTES));
+        drop(one);
+        let held = pool.hold(b"GET / HT");
+        assert_eq!((pool.used_bytes(), &*held), (8, &b"GET / HT"[..]));
+        drop(held);
+        assert_eq!(pool.used_bytes(), 0);
+    }
+
+    #[test]
+    fn storage_with_something_in_it_is_not_given_back() {
+        let pool = Rc::<Buffers>::default();
+        let mut input = Input::new(pool.lazy());
+        assert_eq!(pool.used_bytes(), 0);
+        input.extend(b"abc");
+        input.release();
+        assert_eq!((input.unread(), pool.used_bytes()), (&b"abc"[..], BUFFER_BYTES));
+        input.consume(3);
+        input.release();
+        assert_eq!(pool.used_bytes(), 0);
+    }
+
+    #[test]
+    fn an_operation_that_is_lost_with_its_bytes_costs_nothing_for_ever() {
+        let pool = Rc::<Buffers>::default();
+        let mut buffer = pool.take();
+        drop(buffer.lend());
+        assert_eq!(pool.used_bytes(), BUFFER_BYTES);
+        drop(buffer);
+        assert_eq!(pool.used_bytes(), 0);
     }
 }

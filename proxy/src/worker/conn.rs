@@ -8,17 +8,18 @@ use std::{
     time::Duration,
 };
 
-use meshring_core::limits::HOT_IDLE_MS_MAX;
 use monoio::{
+    buf::IoBuf as _,
     io::{
-        AsyncWriteRent as _, AsyncWriteRentExt as _, CancelableAsyncReadRent as _, OwnedReadHalf, OwnedWriteHalf,
+        AsyncWriteRent as _, AsyncWriteRentExt as _, OwnedReadHalf, OwnedWriteHalf,
         Splitable as _,
     },
     net::TcpStream,
 };
+use rustix::io::Errno;
 
 use super::{
-    buffers::Input,
+    buffers::{Buffer, Input},
     deadlines::{Deadlines, Expiry, Timer, now_ms},
 };
 
@@ -42,10 +43,12 @@ pub(crate) struct Conn {
 pub(crate) enum IdleRead {
     /// Bytes are there.
     Bytes,
-    /// Nothing came within [`HOT_IDLE_MS_MAX`]: give the buffer back and wait without one.
+    /// Nothing came in time: give the buffer back and wait without one.
     StillIdle,
-    /// The peer has closed, or the idle limit has passed.
+    /// The peer has closed, or the connection was ended.
     Closed,
+    /// The buffer is full at its largest size.
+    Full,
 }
 
 impl Conn {
@@ -79,30 +82,75 @@ impl Conn {
         }
     }
 
-    /// Waits for the first bytes of a next request with a buffer in hand, for [`HOT_IDLE_MS_MAX`] at most.
-    pub(crate) async fn read_idle(&mut self, input: &mut Input, bytes_max: usize) -> IdleRead {
-        self.timer.set_idle(now_ms() + HOT_IDLE_MS_MAX, Expiry::CancelRead);
-        let Some(space) = input.lend(bytes_max) else { return IdleRead::Closed };
+    /// Waits with a buffer in hand, until a point in time. `idle`: for a next request, of which nothing has come.
+    pub(crate) async fn read_until(
+        &mut self,
+        input: &mut Input,
+        bytes_max: usize,
+        at_ms: u64,
+        idle: bool,
+    ) -> IdleRead {
+        if idle {
+            self.timer.set_idle(at_ms, Expiry::CancelRead);
+        } else {
+            self.timer.set(at_ms, Expiry::CancelRead);
+        }
         let handle = self.timer.cancel_handle();
-        let (result, space) = self.read.cancelable_read(space, handle).await;
-        input.restore(space);
+        let result = input.fill_cancelable(&mut self.read, usize::MAX, bytes_max, handle).await;
         self.timer.clear();
         let expired = self.timer.take_expired();
         match result {
-            Ok(0) => IdleRead::Closed,
-            Ok(_) => IdleRead::Bytes,
             Err(_) if expired => IdleRead::StillIdle,
-            Err(_) => IdleRead::Closed,
+            result => read_as(&result),
         }
     }
 
-    /// Waits without a buffer until there is something to read, for `idle_ms_max` at most. False: closed.
-    pub(crate) async fn readable(&mut self, idle_ms_max: u64) -> bool {
+    /// Reads what [`readable_until`](Self::readable_until) has announced.
+    pub(crate) fn read_now(&mut self, input: &mut Input, bytes_max: usize) -> IdleRead {
+        read_as(&input.fill_now(&self.read, bytes_max))
+    }
+
+    /// Waits without a buffer until there is something to read, or the end of it. False: the time has passed.
+    /// `idle`: for a next request, of which nothing has come.
+    pub(crate) async fn readable_until(&mut self, at_ms: u64, idle: bool) -> bool {
         self.timer.drop_canceller();
-        self.timer.set_idle(now_ms() + idle_ms_max, Expiry::ShutdownRead);
-        let ready = super::readiness::readable(&self.read).await;
+        if idle {
+            self.timer.set_idle(at_ms, Expiry::ShutdownRead);
+        } else {
+            self.timer.set(at_ms, Expiry::ShutdownRead);
+        }
+        // An error is the end of the connection: the read that follows meets it, too.
+        let _ = super::readiness::readable(&self.read).await;
         self.timer.clear();
-        ready.is_ok() && !self.timer.take_expired()
+        !self.timer.take_expired()
+    }
+
+    /// Lets the peer read what was written last: ends our side, then throws away what still comes, since closing with
+    /// unread input would reset the connection and take the response from the peer. Bounded in bytes and time, and
+    /// without a buffer: whoever was refused must not cost more than before.
+    pub(crate) async fn drain(&mut self, bytes_max: usize, ms_max: u64) {
+        self.end_write();
+        self.timer.drop_canceller();
+        self.timer.set(now_ms() + ms_max, Expiry::ShutdownRead);
+        let mut drained = 0;
+        while drained < bytes_max {
+            match super::readiness::discard_now(self.fd) {
+                Ok(0) => break,
+                Ok(count) => drained += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if super::readiness::readable(&self.read).await.is_err() {
+                        break;
+                    }
+                }
+                Err(_) => break,
+            }
+        }
+        self.timer.clear();
+    }
+
+    /// The address of the other side, for the log.
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        super::readiness::peer(self.fd)
     }
 
     /// Ends our side: the peer reads what was written, then FIN.
@@ -128,22 +176,57 @@ impl Conn {
     }
 }
 
-/// Writes all of a buffer and returns it.
-pub(crate) async fn write_all(to: &mut WriteHalf, buffer: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
-    let len = buffer.len();
-    let (result, buffer) = to.write(buffer).await;
+fn read_as(result: &io::Result<usize>) -> IdleRead {
     match result {
-        Ok(written) if written == len => (Ok(()), buffer),
+        Ok(0) => IdleRead::Closed,
+        Ok(_) => IdleRead::Bytes,
+        Err(error) => match error.kind() {
+            // Readiness may be wrong, and only a cancelled read of ours can tell.
+            io::ErrorKind::WouldBlock => IdleRead::StillIdle,
+            io::ErrorKind::OutOfMemory => IdleRead::Full,
+            _ => IdleRead::Closed,
+        },
+    }
+}
+
+/// Writes all of a buffer, which holds the same bytes afterwards.
+pub(crate) async fn write_all(to: &mut WriteHalf, buffer: &mut Buffer) -> io::Result<()> {
+    let len = buffer.len();
+    let (result, bytes) = to.write(buffer.lend()).await;
+    buffer.restore(bytes);
+    match result {
+        Ok(written) if written == len => Ok(()),
         Ok(written) => write_rest(to, buffer, written).await,
-        Err(error) => (Err(error), buffer),
+        Err(error) => Err(error),
     }
 }
 
 /// Writes what is left of a buffer after a short write.
-pub(crate) async fn write_rest(to: &mut WriteHalf, buffer: Vec<u8>, written: usize) -> (io::Result<()>, Vec<u8>) {
-    use monoio::buf::IoBuf as _;
-    let (result, rest) = to.write_all(buffer.slice(written..)).await;
-    (result.map(drop), rest.into_inner())
+pub(crate) async fn write_rest(to: &mut WriteHalf, buffer: &mut Buffer, written: usize) -> io::Result<()> {
+    let (result, rest) = to.write_all(buffer.lend().slice(written..)).await;
+    buffer.restore(rest.into_inner());
+    result.map(drop)
+}
+
+/// Waits without a buffer until a read would not block.
+pub(crate) async fn readable(half: &ReadHalf) -> io::Result<()> {
+    super::readiness::readable(half).await
+}
+
+/// Whether an operation has failed because [`Expiry::CancelRead`] has cancelled it.
+pub(crate) fn is_canceled(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::CANCELED | Errno::INTR))
+}
+
+/// Why an operation failed, where the cause is this machine and not the peer: a stable short code.
+pub(crate) fn exhausted(error: &io::Error) -> Option<&'static str> {
+    match Errno::from_io_error(error)? {
+        Errno::MFILE | Errno::NFILE => Some("out_of_descriptors"),
+        Errno::NOBUFS | Errno::NOMEM => Some("out_of_memory"),
+        // Of `connect`: every local port to that address is taken.
+        Errno::ADDRNOTAVAIL => Some("out_of_ports"),
+        _ => None,
+    }
 }
 
 /// The standard library's view of an accepted socket, so that it can move to another worker.

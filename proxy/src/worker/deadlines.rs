@@ -34,6 +34,8 @@ struct Slot {
     fd: RawFd,
     expiry: Expiry,
     expired: bool,
+    /// Ended by us at once, and for good: a deadline that is set later must not make it look like the peer's end.
+    ended: bool,
     idle: bool,
     canceller: Option<Canceller>,
 }
@@ -72,7 +74,7 @@ impl Deadlines {
     /// A slot for a socket. The owner drops the timer before it closes the descriptor.
     pub(crate) fn timer(self: &Rc<Self>, fd: RawFd) -> Timer {
         let mut slots = self.0.borrow_mut();
-        let slot = Slot { fd, expiry: Expiry::ShutdownBoth, expired: false, idle: false, canceller: None };
+        let slot = Slot { fd, expiry: Expiry::ShutdownBoth, expired: false, ended: false, idle: false, canceller: None };
         let index = match slots.free.pop() {
             Some(index) => {
                 slots.slots[index as usize] = slot;
@@ -97,6 +99,19 @@ impl Deadlines {
                 slot.expired = true;
                 slot.act();
             }
+        }
+    }
+
+    /// Ends every connection now; for a worker that dies. A panic may have come in the middle of a change: then there is
+    /// nothing that can be relied upon, and nothing is done.
+    pub(crate) fn end_all(&self) {
+        let Ok(mut slots) = self.0.try_borrow_mut() else { return };
+        let Slots { slots, free, .. } = &mut *slots;
+        let mut in_use = vec![true; slots.len()];
+        free.iter().for_each(|&index| in_use[index as usize] = false);
+        for (slot, _) in slots.iter_mut().zip(in_use).filter(|(_, in_use)| *in_use) {
+            slot.expiry = Expiry::ShutdownBoth;
+            slot.act();
         }
     }
 
@@ -165,7 +180,14 @@ impl Timer {
 
     /// Whether a deadline has passed since the last call.
     pub(crate) fn take_expired(&self) -> bool {
-        std::mem::take(&mut self.deadlines.0.borrow_mut().slots[self.index as usize].expired)
+        let slot = &mut self.deadlines.0.borrow_mut().slots[self.index as usize];
+        std::mem::take(&mut slot.expired) || slot.ended
+    }
+
+    /// As [`take_expired`](Self::take_expired), which will say it again.
+    pub(crate) fn has_expired(&self) -> bool {
+        let slot = &self.deadlines.0.borrow().slots[self.index as usize];
+        slot.expired || slot.ended
     }
 
     /// A handle that makes a read cancelable by [`Expiry::CancelRead`].
@@ -184,6 +206,7 @@ impl Timer {
         let mut slots = self.deadlines.0.borrow_mut();
         let slot = &mut slots.slots[self.index as usize];
         slot.expired = true;
+        slot.ended = expiry == Expiry::ShutdownBoth;
         slot.expiry = expiry;
         slot.act();
     }

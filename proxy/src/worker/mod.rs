@@ -7,8 +7,10 @@ pub(crate) mod deadlines;
 pub(crate) mod driver;
 pub(crate) mod generation;
 pub(crate) mod join;
+pub(crate) mod limits;
 pub(crate) mod mailbox;
 mod readiness;
+mod refusals;
 mod tasks;
 
 use std::{
@@ -17,35 +19,41 @@ use std::{
     net::{SocketAddr, TcpListener as StdTcpListener},
     os::unix::net::UnixStream as StdUnixStream,
     rc::Rc,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use meshring_core::{
     clock::monotonic_ns,
+    limits::{BUFFER_BYTES, HOT_IDLE_CONNECTIONS_MAX},
     snapshot::page::PageReader,
     stats::{Counter, WorkerSlots},
 };
 
-pub(crate) use self::tasks::{accept_loop, guarded};
+pub(crate) use self::tasks::{accept_loop, guarded, turn_away};
 use self::{
     buffers::Buffers,
     deadlines::Deadlines,
     driver::Driver,
     generation::{Current, Generations, KnownClusters, Prepared},
+    limits::Limits,
     mailbox::{Mailboxes, Message},
+    refusals::RefusalLog,
 };
 use crate::{
     accept::{self, Direction, Listener},
     balance::Random,
+    config::Tuning,
+    policy::request_id::RequestIds,
     request::Scratch,
+    respond::date::Clock,
     upstream::Endpoints,
 };
 
 /// Field tables that a worker keeps for reuse: one per connection that is in the middle of something.
 const SCRATCHES_POOLED_MAX: usize = 64;
-/// Between two log lines about refused requests of one worker, in nanoseconds: an attacker must not fill the disk.
-const REFUSAL_LOG_INTERVAL_NS: u64 = 1_000_000_000;
-
 /// What a worker is started with.
 pub(crate) struct Start {
     pub(crate) index: usize,
@@ -59,42 +67,63 @@ pub(crate) struct Start {
     pub(crate) generations: Arc<Generations>,
     pub(crate) first: Arc<Prepared>,
     pub(crate) listeners: Vec<(StdTcpListener, SocketAddr, Direction)>,
+    pub(crate) tuning: Tuning,
+    pub(crate) limits: Limits,
+    /// Set by the process while its memory control group is nearly full.
+    pub(crate) memory_pressure: Arc<AtomicBool>,
 }
 
 /// What the stages of a request reach through their worker.
 pub(crate) struct Worker {
     pub(crate) index: usize,
     pub(crate) stats: WorkerSlots,
-    pub(crate) buffers: Buffers,
+    pub(crate) limits: Limits,
+    pub(crate) buffers: Rc<Buffers>,
     pub(crate) deadlines: Rc<Deadlines>,
     pub(crate) current: Current,
     pub(crate) clusters: KnownClusters,
     pub(crate) endpoints: Endpoints,
     pub(crate) random: Random,
+    pub(crate) date: Clock,
+    pub(crate) request_ids: RequestIds,
+    pub(crate) tuning: Tuning,
     pub(crate) hot_idle: HotIdle,
+    /// Connections beyond the limit that are being told so.
+    pub(crate) turned_away: Cell<usize>,
     pub(crate) mailboxes: Arc<Mailboxes>,
     pub(crate) listeners: Vec<Rc<Listener>>,
     /// Second descriptors of the listening sockets, to shut them when draining.
     sockets: RefCell<Vec<StdTcpListener>>,
     scratches: RefCell<Vec<Scratch>>,
     draining: Cell<bool>,
-    refusal_logged_ns: Cell<u64>,
-    refusals_unlogged: Cell<u64>,
+    memory_pressure: Arc<AtomicBool>,
+    refusals: RefusalLog,
+    /// What the gauge says, see [`Worker::gauge_buffers`].
+    buffer_bytes_shown: Cell<u64>,
 }
 
-/// Counts connections that wait for their next request with a buffer in hand.
-#[derive(Debug, Default)]
-pub(crate) struct HotIdle(Cell<usize>);
+/// Counts connections that wait for a request, or for the rest of its head, with a buffer in hand.
+#[derive(Debug)]
+pub(crate) struct HotIdle {
+    count: Cell<usize>,
+    count_max: usize,
+}
 
 /// One of them.
 #[derive(Debug)]
 pub(crate) struct HotIdleGuard<'a>(&'a HotIdle);
 
 impl HotIdle {
-    /// A place, while there are fewer than `limit`.
-    pub(crate) fn enter(&self, limit: usize) -> Option<HotIdleGuard<'_>> {
-        (self.0.get() < limit).then(|| {
-            self.0.set(self.0.get() + 1);
+    /// A quarter of the byte budget at most: waiting must not keep requests from being served.
+    fn new(buffer_bytes_max: usize) -> Self {
+        let count_max = HOT_IDLE_CONNECTIONS_MAX.min(buffer_bytes_max / BUFFER_BYTES / 4);
+        Self { count: Cell::new(0), count_max }
+    }
+
+    /// A place, while there is one.
+    pub(crate) fn enter(&self) -> Option<HotIdleGuard<'_>> {
+        (self.count.get() < self.count_max).then(|| {
+            self.count.set(self.count.get() + 1);
             HotIdleGuard(self)
         })
     }
@@ -102,7 +131,7 @@ impl HotIdle {
 
 impl Drop for HotIdleGuard<'_> {
     fn drop(&mut self) {
-        self.0.0.set(self.0.0.get() - 1);
+        self.0.count.set(self.0.count.get() - 1);
     }
 }
 
@@ -125,16 +154,26 @@ impl Worker {
         self.draining.get()
     }
 
-    /// One line about a refused request, at most one per second and worker; the next one says how many came between.
-    pub(crate) fn log_refusal(&self, code: &str, reason: &dyn fmt::Display) {
-        let now = monotonic_ns();
-        if now.saturating_sub(self.refusal_logged_ns.get()) < REFUSAL_LOG_INTERVAL_NS {
-            self.refusals_unlogged.set(self.refusals_unlogged.get() + 1);
-            return;
+    /// Whether new requests are to be refused: the byte budget is used up, or the process' memory is nearly so.
+    pub(crate) fn overloaded(&self) -> bool {
+        // Relaxed: a flag alone, nothing is published with it.
+        self.buffers.used_bytes() >= self.limits.buffer_bytes_max || self.memory_pressure.load(Ordering::Relaxed)
+    }
+
+    /// One line about something refused, at most one per second, worker and code; the next one says how many came
+    /// between. `reason` must have passed no byte of a peer that is not escaped.
+    pub(crate) fn log_refusal(&self, code: &'static str, peer: Option<SocketAddr>, reason: &dyn fmt::Display) {
+        if let Some(unlogged) = self.refusals.due(code, monotonic_ns()) {
+            let peer = peer.map_or_else(|| "gone".to_owned(), |peer| peer.to_string());
+            tracing::info!(code, peer, unlogged, "refused: {reason}");
         }
-        self.refusal_logged_ns.set(now);
-        let unlogged = self.refusals_unlogged.take();
-        tracing::info!(code, unlogged, "request refused: {reason}");
+    }
+
+    /// Brings the gauge of buffer bytes up to date; on the tick, not with each buffer.
+    fn gauge_buffers(&self) {
+        let now = self.buffers.used_bytes() as u64;
+        let shown = self.buffer_bytes_shown.replace(now);
+        self.stats.add(Counter::BufferBytes, now.wrapping_sub(shown));
     }
 
     fn handle(&self, message: Message) -> Option<accept::Accepted> {
@@ -144,15 +183,26 @@ impl Worker {
             Message::Page(page) => self.current.follow(page),
             Message::Drain => {
                 self.draining.set(true);
-                for socket in self.sockets.borrow_mut().drain(..) {
-                    // Nobody new: a pending accept ends, and clients go to another listener of the address, if any.
-                    let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Read);
-                }
+                self.stop_listening();
                 self.deadlines.expire_idle();
                 self.endpoints.close_idle();
             }
         }
         None
+    }
+
+    /// Nobody new: a pending accept ends, and clients go to another listener of the address, if any.
+    fn stop_listening(&self) {
+        let Ok(mut sockets) = self.sockets.try_borrow_mut() else { return };
+        for socket in sockets.drain(..) {
+            let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Read);
+        }
+    }
+
+    /// Closes the door and ends every connection; for a worker that dies.
+    fn end_all(&self) {
+        self.stop_listening();
+        self.deadlines.end_all();
     }
 
     /// Whether a drained worker has nothing left to do.
@@ -188,18 +238,24 @@ fn build(start: Start) -> std::io::Result<(Rc<Worker>, Vec<StdTcpListener>, StdU
         current: Current::new(start.page, start.generations, start.first, start.stats.clone()),
         clusters: KnownClusters::new(start.stats.clone()),
         stats: start.stats,
-        buffers: Buffers::default(),
+        limits: start.limits,
+        buffers: Rc::default(),
         deadlines: Rc::default(),
         endpoints: Endpoints::default(),
+        date: Clock::default(),
+        request_ids: RequestIds::default(),
+        tuning: start.tuning,
         random: Random::new(monotonic_ns() ^ (start.index as u64) << 32),
-        hot_idle: HotIdle::default(),
+        hot_idle: HotIdle::new(start.limits.buffer_bytes_max),
+        turned_away: Cell::new(0),
         mailboxes: start.mailboxes,
         listeners,
         sockets: RefCell::new(seconds),
         scratches: RefCell::default(),
         draining: Cell::new(false),
-        refusal_logged_ns: Cell::new(0),
-        refusals_unlogged: Cell::new(0),
+        memory_pressure: start.memory_pressure,
+        refusals: RefusalLog::default(),
+        buffer_bytes_shown: Cell::new(0),
     };
     Ok((Rc::new(worker), sockets, start.wakeups))
 }

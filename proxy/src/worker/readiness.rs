@@ -7,13 +7,14 @@
 
 use std::{
     io,
+    mem::MaybeUninit,
     net::SocketAddr,
-    os::fd::{BorrowedFd, RawFd},
+    os::fd::{AsRawFd as _, BorrowedFd, RawFd},
 };
 
 use rustix::{
     io::Errno,
-    net::{RecvFlags, connect_unspec, getsockname, recv, sockopt},
+    net::{RecvFlags, connect_unspec, getpeername, getsockname, recv, sockopt},
 };
 
 use super::conn::ReadHalf;
@@ -26,6 +27,34 @@ pub(crate) async fn readable(half: &ReadHalf) -> io::Result<()> {
     let stream = unsafe { &*half.0.get() };
     // Not relaxed: a false positive on epoll would cost an idle connection a buffer.
     stream.readable(false).await
+}
+
+/// Reads what is there behind what `bytes` holds, as far as it has room, without waiting and without the ring: what a
+/// readiness has announced is there. `WouldBlock` when it is not.
+pub(crate) fn read_now(half: &ReadHalf, bytes: &mut Vec<u8>) -> io::Result<usize> {
+    // SAFETY: see `readable`; the reference ends with this line.
+    let fd = unsafe { &*half.0.get() }.as_raw_fd();
+    // SAFETY: the half keeps the descriptor open.
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    let (count, _) = recv(socket, rustix::buffer::spare_capacity(bytes), RecvFlags::DONTWAIT)?;
+    Ok(count)
+}
+
+/// Reads and forgets what is there, without waiting: how many bytes that were, 0 at the end. `WouldBlock` when there is
+/// nothing.
+pub(crate) fn discard_now(fd: RawFd) -> io::Result<usize> {
+    // SAFETY: the caller is the Conn that owns the open descriptor.
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    let mut space = [MaybeUninit::<u8>::uninit(); 4096];
+    let (_, count) = recv(socket, &mut space, RecvFlags::DONTWAIT)?;
+    Ok(count)
+}
+
+/// The address of the other side, while it is there.
+pub(crate) fn peer(fd: RawFd) -> Option<SocketAddr> {
+    // SAFETY: the caller is the Conn that owns the open descriptor.
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    SocketAddr::try_from(getpeername(socket).ok()??).ok()
 }
 
 /// Whether a peek finds neither bytes nor FIN nor an error.

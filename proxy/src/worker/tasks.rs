@@ -18,15 +18,22 @@ use monoio::{
     net::{TcpListener, UnixStream},
 };
 
-use super::{Start, Worker, build, conn::Conn, deadlines::now_ms};
+use super::{
+    Start, Worker, build,
+    conn::{Conn, exhausted},
+    deadlines::now_ms,
+};
 use crate::accept::{self, Accepted, Listener};
 
+/// After an accept that failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Sweeps of pools and endpoints, in milliseconds.
 const SWEEP_MS: u64 = 1_000;
 
 /// Everything that a worker does, until it has drained.
 pub(super) async fn main(start: Start) -> io::Result<()> {
     let (worker, sockets, wakeups) = build(start)?;
+    let _last_rites = LastRites(Rc::clone(&worker));
     for (socket, listener) in sockets.into_iter().zip(worker.listeners.clone()) {
         socket.set_nonblocking(true)?;
         monoio::spawn(accept::listen(Rc::clone(&worker), socket, listener));
@@ -38,6 +45,7 @@ pub(super) async fn main(start: Start) -> io::Result<()> {
         monoio::time::sleep(Duration::from_millis(DEADLINE_TICK_MS)).await;
         let now = now_ms();
         worker.deadlines.tick(now);
+        worker.gauge_buffers();
         if now >= swept_ms + SWEEP_MS {
             swept_ms = now;
             worker.endpoints.sweep(now);
@@ -45,6 +53,19 @@ pub(super) async fn main(start: Start) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Dropped with the future of [`main`], which a panic of any task unwinds. The runtime keeps the other tasks, and with
+/// them their sockets: a listening socket that nobody accepts from would go on to get its share of new connections, and
+/// clients would wait for ever.
+struct LastRites(Rc<Worker>);
+
+impl Drop for LastRites {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.end_all();
+        }
+    }
 }
 
 async fn mail(worker: Rc<Worker>, wakeups: StdUnixStream) {
@@ -82,14 +103,25 @@ pub(crate) async fn accept_loop(worker: &Rc<Worker>, socket: StdTcpListener, lis
             Err(error) => {
                 // EMFILE, ENFILE, ENOBUFS: the backlog keeps the client while descriptors come back. Without the pause this loop
                 // would take a whole CPU.
-                tracing::warn!(address = %listener.address, %error, "cannot accept a connection");
-                monoio::time::sleep(Duration::from_millis(50)).await;
+                let code = exhausted(&error).unwrap_or("accept_failed");
+                worker.log_refusal(code, None, &format_args!("cannot accept a connection on {}: {error}", listener.address));
+                monoio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
         if worker.draining() {
             return;
         }
     }
+}
+
+/// Tells a connection that there is no room for it, on a task of its own.
+pub(crate) fn turn_away(worker: &Rc<Worker>, conn: Conn) {
+    let worker = Rc::clone(worker);
+    worker.turned_away.set(worker.turned_away.get() + 1);
+    monoio::spawn(async move {
+        accept::turn_away(&worker, conn).await;
+        worker.turned_away.set(worker.turned_away.get() - 1);
+    });
 }
 
 /// Serves a connection on a task of its own. A panic ends that connection alone.

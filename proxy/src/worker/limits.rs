@@ -1,0 +1,36 @@
+//! What one worker may use, and how long it waits for a client.
+
+use meshring_core::limits::{
+    BODY_GRACE_MS, BODY_RATE_MIN, BUDGET_BYTES_MAX, CONNECTIONS_PER_WORKER_MAX, REQUEST_HEAD_MS_MAX,
+};
+
+/// Resolved once at start, from the command line and the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// From the first byte of a request head to its end, in milliseconds.
+    pub(crate) head_ms_max: u64,
+    /// Least average rate of a request body, in bytes per second; 0 for none.
+    pub(crate) body_rate_min: u64,
+    /// Waiting for a request body before its rate counts, in milliseconds.
+    pub(crate) body_grace_ms: u64,
+    /// Largest request body, in bytes; `u64::MAX` for any.
+    pub(crate) request_body_bytes_max: u64,
+    /// Bytes in buffers outside of the pool, beyond which new requests are refused.
+    pub(crate) buffer_bytes_max: usize,
+    /// Downstream connections.
+    pub(crate) connections_max: usize,
+}
+
+impl Default for Limits {
+    /// What holds where neither the command line nor the machine says otherwise.
+    fn default() -> Self {
+        Self {
+            head_ms_max: REQUEST_HEAD_MS_MAX,
+            body_rate_min: BODY_RATE_MIN,
+            body_grace_ms: BODY_GRACE_MS,
+            request_body_bytes_max: u64::MAX,
+            buffer_bytes_max: BUDGET_BYTES_MAX,
+            connections_max: CONNECTIONS_PER_WORKER_MAX,
+        }
+    }
+}
