@@ -162,6 +162,8 @@ impl Code {
     pub const AMBIGUOUS_PORT: Self = Self("MR0509");
     /// An EndpointSlice without its Service.
     pub const ORPHAN_ENDPOINTS: Self = Self("MR0510");
+    /// Two mesh configurations of which it is open which one is meant.
+    pub const CONFLICTING_MESH_CONFIGS: Self = Self("MR0511");
     /// A field that Istio or Kubernetes knows and that is not yet honoured here.
     pub const FIELD_NOT_HONOURED: Self = Self("MR0601");
     /// A kind that Istio knows and that is not yet honoured here.

@@ -7,7 +7,7 @@ use std::{
 
 use axum::{
     Json,
-    extract::{Query, State},
+    extract::State,
     http::{StatusCode, header},
     response::IntoResponse,
 };
@@ -15,6 +15,7 @@ use meshring_core::id::Generation;
 
 use super::{
     ApiError,
+    extract::{Body, Parameters},
     types::{
         Applied, AppliedQuery, ChangeQuery, Diffs, ErrorBody, ExplainRequest, Files, History, Outcome, ProxyItem,
         ResourceItem, ResourceQuery, Rollback, Status, findings,
@@ -85,8 +86,8 @@ fn wait(control: &Control, generation: Generation, all: bool, timeout_ms: u64, b
 
 pub(super) async fn apply(
     State(control): Shared,
-    Query(query): Query<ChangeQuery>,
-    Json(files): Json<Files>,
+    Parameters(query): Parameters<ChangeQuery>,
+    Body(files): Body<Files>,
 ) -> Answer<Outcome> {
     let (sources, dry_run) = (sources(files), query.dry_run);
     change(control, query, move |publisher| publisher.apply(&sources, dry_run)).await
@@ -94,8 +95,8 @@ pub(super) async fn apply(
 
 pub(super) async fn delete(
     State(control): Shared,
-    Query(query): Query<ChangeQuery>,
-    Json(files): Json<Files>,
+    Parameters(query): Parameters<ChangeQuery>,
+    Body(files): Body<Files>,
 ) -> Answer<Outcome> {
     let (sources, dry_run) = (sources(files), query.dry_run);
     change(control, query, move |publisher| publisher.delete(&sources, dry_run)).await
@@ -103,19 +104,19 @@ pub(super) async fn delete(
 
 pub(super) async fn rollback(
     State(control): Shared,
-    Query(query): Query<ChangeQuery>,
-    Json(rollback): Json<Rollback>,
+    Parameters(query): Parameters<ChangeQuery>,
+    Body(rollback): Body<Rollback>,
 ) -> Answer<Outcome> {
     change(control, query, move |publisher| publisher.rollback(rollback.to)).await
 }
 
-pub(super) async fn diff(State(control): Shared, Json(files): Json<Files>) -> Answer<Diffs> {
+pub(super) async fn diff(State(control): Shared, Body(files): Body<Files>) -> Answer<Diffs> {
     let sources = sources(files);
     blocking(move || Ok(Json(Diffs { diffs: control.publisher().diff(&sources)? }))).await
 }
 
 /// The files are read first: whoever has just changed one means that change.
-pub(super) async fn applied(State(control): Shared, Query(query): Query<AppliedQuery>) -> Answer<Applied> {
+pub(super) async fn applied(State(control): Shared, Parameters(query): Parameters<AppliedQuery>) -> Answer<Applied> {
     let begin = Instant::now();
     blocking(move || {
         let published = control.publisher().rescan()?;
@@ -124,7 +125,7 @@ pub(super) async fn applied(State(control): Shared, Query(query): Query<AppliedQ
     .await
 }
 
-pub(super) async fn explain(State(control): Shared, Json(request): Json<ExplainRequest>) -> Answer<Explanation> {
+pub(super) async fn explain(State(control): Shared, Body(request): Body<ExplainRequest>) -> Answer<Explanation> {
     blocking(move || {
         let content = control.fleet.active_content().ok_or_else(|| {
             ApiError::new(StatusCode::CONFLICT, "no generation is active: there is nothing to explain yet")
@@ -139,7 +140,10 @@ pub(super) async fn explain(State(control): Shared, Json(request): Json<ExplainR
     .await
 }
 
-pub(super) async fn resources(State(control): Shared, Query(query): Query<ResourceQuery>) -> Answer<Vec<ResourceItem>> {
+pub(super) async fn resources(
+    State(control): Shared,
+    Parameters(query): Parameters<ResourceQuery>,
+) -> Answer<Vec<ResourceItem>> {
     let kind = match &query.kind {
         None => None,
         Some(text) => Some(Kind::parse(text).ok_or_else(|| {
@@ -226,6 +230,7 @@ pub(super) async fn status(State(control): Shared) -> Json<Status> {
         problem_since_ms: view.problem.as_ref().map(|problem| problem.since_ms),
         resources: view.world.resources().len(),
         applied_resources: view.applied.len(),
+        mesh: view.world.settings().into(),
         warnings: findings(&warnings),
         proxies: proxies.len(),
         proxies_current: proxies.iter().filter(|proxy| proxy.state == "current").count(),

@@ -10,10 +10,11 @@
 //! | `POST /v1/diff`, `/v1/rollback?wait`, `/v1/explain` | as their commands |
 //! | `GET /metrics`, `/healthz` | Prometheus text; 200 while the process serves |
 //!
-//! Errors are [`types::ErrorBody`] with 400 (not understood), 404, 409 (refused by state or proxies) or 422 (invalid
+//! Errors are [`types::ErrorBody`] with 400 (not understood: with place and reason), 404, 405, 413, 409 (refused by state or proxies) or 422 (invalid
 //! configuration).
 
 pub mod client;
+mod extract;
 mod handlers;
 mod listener;
 pub mod types;
@@ -78,6 +79,7 @@ fn read_only(control: &Arc<Control>) -> Router {
         .route("/v1/history", get(handlers::history))
         .route("/v1/stats", get(handlers::stats))
         .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
         .with_state(Arc::clone(control))
 }
 
@@ -90,6 +92,7 @@ fn full(control: &Arc<Control>) -> Router {
         .route("/v1/diff", post(handlers::diff))
         .route("/v1/rollback", post(handlers::rollback))
         .route("/v1/explain", post(handlers::explain))
+        .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(Arc::clone(control));
     read_only(control).merge(changing)
@@ -97,6 +100,10 @@ fn full(control: &Arc<Control>) -> Router {
 
 async fn not_found() -> ApiError {
     ApiError::new(StatusCode::NOT_FOUND, "no such call; see the table in the documentation of the API")
+}
+
+async fn method_not_allowed() -> ApiError {
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this call has another method; see the documentation of the API")
 }
 
 /// Serves until SIGINT or SIGTERM.

@@ -9,6 +9,7 @@ use crate::{
     apply::{Change, Published},
     control::state::{HistoryEntry, RolledBack},
     diagnostic::Diagnostic,
+    explain::MeshSettings,
 };
 
 /// A diagnostic as it travels; `Display` is the same line as [`Diagnostic`]'s.
@@ -322,6 +323,9 @@ pub struct Status {
     pub resources: usize,
     /// Those from `meshring apply`.
     pub applied_resources: usize,
+    /// What holds for the whole mesh, as the sources say it.
+    #[serde(default)]
+    pub mesh: MeshSettings,
     /// Warnings about what is in effect.
     pub warnings: Vec<Finding>,
     /// Connected proxies.

@@ -109,6 +109,7 @@ fn status_text(status: &Status) -> String {
             status.proxies, status.proxies_current
         ),
         format!("resources      {}, of which {} from `meshring apply`", status.resources, status.applied_resources),
+        format!("mesh           {}", status.mesh),
         format!("configuration  {}", status.config.join(", ")),
         format!("control        version {}, pid {}, up {}", status.version, status.pid, age(status.started_at_ms)),
     ];

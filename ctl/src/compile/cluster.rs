@@ -7,6 +7,7 @@ use std::{
 
 use meshring_core::{
     id::{ClusterId, EndpointId},
+    limits::WEIGHT_SUM_MAX,
     table::{
         build::{ClusterEndpoints, TableBuilder},
         model::{BalancePolicy, ClusterKind},
@@ -172,15 +173,16 @@ fn run(builder: &mut TableBuilder, dns: &dyn Resolve, service: &MeshService, por
         .enumerate()
         .all(|(position, endpoint)| matches!(endpoint.address, Address::Ip(_)) && target(position) != 0);
     if plain {
+        let scale = Scale::of(service.endpoints.iter().map(|endpoint| endpoint.weight));
         let (first, count) =
             builder.endpoints(service.endpoints.iter().enumerate().filter_map(|(position, endpoint)| {
                 let Address::Ip(address) = endpoint.address else { return None };
-                Some((SocketAddr::new(address, target(position)), endpoint.weight))
+                Some((SocketAddr::new(address, target(position)), scale.weight(endpoint.weight)))
             }));
         return Run { first, count, of: Vec::new() };
     }
     let mut of = Vec::new();
-    let mut list: Vec<(SocketAddr, u16)> = Vec::new();
+    let mut list: Vec<(SocketAddr, u32)> = Vec::new();
     for (position, endpoint) in service.endpoints.iter().enumerate() {
         let addresses: Vec<IpAddr> = match &endpoint.address {
             _ if target(position) == 0 => Vec::new(),
@@ -193,11 +195,54 @@ fn run(builder: &mut TableBuilder, dns: &dyn Resolve, service: &MeshService, por
             list.push((SocketAddr::new(address, target(position)), endpoint.weight));
         }
     }
-    let (first, count) = builder.endpoints(list);
+    let scale = Scale::of(list.iter().map(|(_, weight)| *weight));
+    let (first, count) = builder.endpoints(list.into_iter().map(|(address, weight)| (address, scale.weight(weight))));
     Run { first, count, of }
+}
+
+/// Weights are shares of their sum, which must fit 32 bits. Where it does not, because some endpoint has a weight near
+/// 2^32, all are halved until it does: that moves no share by more than 2^-30 per endpoint.
+#[derive(Debug, Clone, Copy)]
+struct Scale {
+    halvings: u32,
+}
+
+impl Scale {
+    fn of(weights: impl ExactSizeIterator<Item = u32>) -> Self {
+        // Each weight may be rounded up to 1.
+        let spare = weights.len() as u64;
+        let sum: u64 = weights.map(u64::from).sum();
+        let room = WEIGHT_SUM_MAX.saturating_sub(spare);
+        Self { halvings: (0..32).find(|halvings| sum >> halvings <= room).unwrap_or(32) }
+    }
+
+    fn weight(self, weight: u32) -> u32 {
+        weight.checked_shr(self.halvings).unwrap_or(0).max(1)
+    }
 }
 
 /// As Istio names it.
 fn cluster_name(port: u16, subset: &str, host: &HostPattern) -> String {
     format!("outbound|{port}|{subset}|{host}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Scale;
+
+    #[test]
+    fn weights_keep_their_shares_and_their_sum_fits_32_bits() {
+        for (weights, expected) in [
+            (vec![], vec![]),
+            (vec![1, 99], vec![1, 99]),
+            (vec![u32::MAX], vec![u32::MAX >> 1]),
+            (vec![u32::MAX, u32::MAX, 1], vec![u32::MAX >> 2, u32::MAX >> 2, 1]),
+            (vec![1 << 31, 1 << 30, 1 << 29], vec![1 << 31, 1 << 30, 1 << 29]),
+        ] {
+            let scale = Scale::of(weights.iter().copied());
+            let scaled: Vec<u32> = weights.iter().map(|weight| scale.weight(*weight)).collect();
+            assert_eq!(scaled, expected, "{weights:?}");
+            assert!(scaled.iter().map(|weight| u64::from(*weight)).sum::<u64>() <= u64::from(u32::MAX));
+        }
+    }
 }

@@ -43,6 +43,7 @@ pub fn compile(world: &World, dns: &dyn Resolve) -> Result<Table, BuildError> {
         clusters: Clusters::new(world, dns),
         origins: vec![None; world.resources().len()],
     };
+    compiler.builder.settings(world.settings());
     compiler.workloads();
     let views = Views::new(world);
     for host in views.hosts() {

@@ -137,8 +137,11 @@ fn header_ops(operations: &HeaderOperations) -> Vec<HeaderOp> {
     let remove = operations.remove.iter().map(|name| HeaderOp::Remove { name: name.to_string() });
     let set =
         operations.set.iter().map(|(name, value)| HeaderOp::Set { name: name.to_string(), value: value.to_string() });
-    let add =
-        operations.add.iter().map(|(name, value)| HeaderOp::Add { name: name.to_string(), value: value.to_string() });
+    let add = operations.add.iter().map(|(name, value)| {
+        let (name, value) = (name.to_string(), value.to_string());
+        // There is one authority: as in Istio, to add it is to set it.
+        if name == "host" { HeaderOp::Set { name, value } } else { HeaderOp::Add { name, value } }
+    });
     remove.chain(set).chain(add).collect()
 }
 
@@ -184,7 +187,7 @@ mod tests {
 
     #[test]
     fn substitutions_are_translated() {
-        for (re2, ours) in [(r"/\1/x", "/${1}/x"), (r"\0\\", r"${0}\"), ("/$1", "/$$1"), ("/a", "/a")] {
+        for (re2, ours) in [(r"/\1/x", "/${1}/x"), (r"\0", "${0}"), ("/$1", "/$$1"), ("/a", "/a")] {
             assert_eq!(replacement(re2), ours);
         }
     }

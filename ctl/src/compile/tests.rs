@@ -5,7 +5,7 @@ use meshring_core::{
     snapshot::{reader::Snapshot, writer},
     table::{
         lookup::{NoRoute, RequestView, Selected, Silent, UriMatch, Viewpoint},
-        model::{ArchivedAction, ArchivedClusterKind},
+        model::{ArchivedAction, ArchivedClusterKind, ArchivedHeaderOp, PathNormalization, Settings},
     },
 };
 
@@ -434,4 +434,81 @@ fn the_same_input_gives_the_same_bytes_in_any_order() {
     let bytes = |world: &World| writer::encode(&compile(world, &NoDns).unwrap()).unwrap().to_bytes(Generation(1));
     assert!(bytes(&forward) == bytes(&reversed));
     assert!(bytes(&forward) == bytes(&forward));
+}
+
+fn config_map(name: &str, mesh: &str) -> String {
+    let mesh: String = mesh.lines().map(|line| format!("    {line}\n")).collect();
+    format!(
+        "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, namespace: istio-system}}\ndata:\n  mesh: |\n{mesh}"
+    )
+}
+
+#[test]
+fn the_mesh_config_becomes_the_settings_of_the_table() {
+    let settings = |text: &str| Mesh::new(text).0.table().settings();
+    let level = |path_normalization| Settings { path_normalization, ..Settings::default() };
+    assert_eq!(settings(""), Settings::default());
+    assert_eq!(settings(&config_map("istio", "trustDomain: cluster.local")), Settings::default());
+    for (written, expected) in [
+        ("NONE", PathNormalization::None),
+        ("DEFAULT", PathNormalization::Base),
+        ("BASE", PathNormalization::Base),
+        ("MERGE_SLASHES", PathNormalization::MergeSlashes),
+        ("DECODE_AND_MERGE_SLASHES", PathNormalization::DecodeAndMergeSlashes),
+    ] {
+        let text = format!("pathNormalization:\n  normalization: {written}");
+        assert_eq!(settings(&config_map("istio", &text)), level(expected), "{written}");
+        assert_eq!(settings(&config_map("istio-1-27", &text)), level(expected), "the only revision");
+    }
+    let proxy = "defaultConfig: {gatewayTopology: {numTrustedProxies: 2}, proxyHeaders: {requestId: {disabled: true}}}";
+    let expected = Settings { trusted_hops: 2, request_id: false, ..Settings::default() };
+    assert_eq!(settings(&config_map("istio", proxy)), expected);
+    let operator =
+        format!("apiVersion: install.istio.io/v1alpha1\nkind: IstioOperator\nspec: {{meshConfig: {{{proxy}}}}}\n");
+    assert_eq!(settings(&operator), expected);
+    let explicit =
+        "defaultConfig: {gatewayTopology: {numTrustedProxies: 0}, proxyHeaders: {requestId: {disabled: false}}}";
+    assert_eq!(settings(&config_map("istio", explicit)), Settings::default());
+    // The default revision wins over another one.
+    let both = config_map("istio-canary", proxy) + &config_map("istio", "pathNormalization: {normalization: NONE}");
+    assert_eq!(settings(&both), level(PathNormalization::None));
+}
+
+#[test]
+fn endpoint_weights_of_32_bits_keep_their_shares() {
+    let entry = |weights: [u32; 3]| {
+        let [a, b, c] = weights;
+        istio(
+            "ServiceEntry",
+            "ext",
+            "default",
+            &format!(
+                "{{hosts: [ext.test], ports: [{{number: 80, name: http, protocol: HTTP}}], resolution: STATIC, endpoints: \
+                 [{{address: 10.0.0.1, weight: {a}}}, {{address: 10.0.0.2, weight: {b}}}, {{address: 10.0.0.3, weight: {c}}}]}}"
+            ),
+        )
+    };
+    let compiled = |weights| {
+        let mesh = Mesh::new(&entry(weights));
+        [0, 1, 2].map(|index| mesh.0.table().weight(meshring_core::id::EndpointId(index)))
+    };
+    assert_eq!(compiled([1, 40_000, 2_000_000_000]), [1, 40_000, 2_000_000_000]);
+    // Together more than 32 bits: halved, and never to nothing.
+    assert_eq!(compiled([1, u32::MAX, 1 << 30]), [1, u32::MAX >> 1, 1 << 29]);
+}
+
+#[test]
+fn an_authority_that_is_added_is_set() {
+    let text = service("reviews", "default", &["v1"], 1)
+        + &istio(
+            "VirtualService",
+            "reviews",
+            "default",
+            "{hosts: [reviews], http: [{headers: {request: {add: {Host: b.test}}}, route: [{destination: {host: reviews}}]}]}",
+        );
+    let mesh = Mesh::new(&text);
+    let selected = mesh.route("default/x", "reviews", &get("/")).unwrap();
+    let edits = &selected.rule.options.as_ref().unwrap().request_headers;
+    let [ArchivedHeaderOp::Set { name, value }] = &edits[..] else { panic!("{edits:?}") };
+    assert_eq!((name.as_str(), value.as_str()), ("host", "b.test"));
 }

@@ -2,23 +2,29 @@
 //! the answer cannot differ from what a proxy does.
 
 mod question;
+mod rewrite;
+mod target;
 mod text;
 
 use meshring_core::{
+    http::Refusal,
     id::{ClusterId, Generation, NamespaceId, OriginId, RegexId, RouteId, VirtualHostId},
     snapshot::Snapshot,
     table::{
         ArchivedTable,
-        lookup::{NoRoute, Observer, RequestView, Selected, UriMatch, Viewpoint},
+        lookup::{NoRoute, Observer, RequestView, Selected, Viewpoint},
         model::{
             ArchivedAction, ArchivedBalancePolicy, ArchivedClusterKind, ArchivedCondition, ArchivedHeaderOp,
-            ArchivedRedirectPort, ArchivedRoute, ArchivedStringMatch, PORT_ANY, SCOPE_ALL,
+            ArchivedRedirectPort, ArchivedRoute, ArchivedStringMatch, PORT_ANY, SCOPE_ALL, Settings,
         },
     },
 };
 use serde::{Deserialize, Serialize};
 
-pub use question::{BadQuestion, Question};
+pub use {
+    question::{BadQuestion, Question},
+    target::SeenPath,
+};
 
 /// Endpoints that are listed per destination; the count says how many there are.
 const ENDPOINTS_LISTED_MAX: u32 = 8;
@@ -34,9 +40,18 @@ pub struct Explanation {
     pub request: String,
     /// Labels of the calling workload, where the configuration knows it.
     pub labels: Vec<String>,
+    /// What holds for every request of this generation.
+    #[serde(default)]
+    pub mesh: MeshSettings,
+    /// The path as rules and the upstream see it.
+    #[serde(default)]
+    pub path: SeenPath,
+    /// Why the request is answered with an error: before anything is looked up, or for what a rewrite makes of its path.
+    #[serde(default)]
+    pub refusal: Option<Refused>,
     /// Names that were looked for, in this order.
     pub resolution: Vec<Step>,
-    /// What decides: `forward`, `redirect`, `direct_response`, `unknown_host`, `unknown_port`, `no_rule`.
+    /// What decides: `forward`, `redirect`, `direct_response`, `unknown_host`, `unknown_port`, `no_rule`, `refused`.
     pub outcome: String,
     /// The same for people.
     pub summary: String,
@@ -50,6 +65,48 @@ pub struct Explanation {
     pub destinations: Vec<FoundDestination>,
     /// Known names that resemble an unknown host.
     pub suggestions: Vec<String>,
+}
+
+/// What holds for every request (Istio `MeshConfig`).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MeshSettings {
+    /// `pathNormalization.normalization`.
+    pub path_normalization: String,
+    /// `defaultConfig.gatewayTopology.numTrustedProxies`.
+    pub trusted_hops: u8,
+    /// Whether a request without `X-Request-Id` gets one.
+    pub request_id: bool,
+}
+
+impl From<Settings> for MeshSettings {
+    fn from(settings: Settings) -> Self {
+        let Settings { path_normalization, trusted_hops, request_id } = settings;
+        Self { path_normalization: path_normalization.as_str().to_owned(), trusted_hops, request_id }
+    }
+}
+
+impl std::fmt::Display for MeshSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (hops, ids) = (self.trusted_hops, if self.request_id { "added" } else { "not added" });
+        write!(f, "paths {}, trusted hops {hops}, request ids {ids}", self.path_normalization)
+    }
+}
+
+/// A request that a proxy answers with an error and forwards to nobody.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// The status of the answer.
+    pub status: u16,
+    /// As the access log has it: `http1.path_escapes_root`.
+    pub code: String,
+    /// In words.
+    pub reason: String,
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self { status: refusal.status(), code: refusal.code().to_owned(), reason: refusal.to_string() }
+    }
 }
 
 /// A name that was looked for.
@@ -180,30 +237,56 @@ impl Observer for Listening<'_> {
 pub fn explain(snapshot: &Snapshot, question: &Question) -> Explanation {
     let table = snapshot.table();
     let viewpoint = Viewpoint::resolve(table, &question.namespace, &question.workload);
-    let mut recorder = Recorder::default();
-    let mut listening = Listening { recorder: &mut recorder, table, question, viewpoint: &viewpoint };
-    let host = table.virtual_host(&viewpoint, question.host.as_bytes(), question.port, &mut listening);
-    let route = host
-        .and_then(|host| table.route(snapshot.regexes(), &viewpoint, host, question, question.port, &mut listening));
     let mut explanation = Explanation {
         generation: snapshot.generation(),
         request: question.to_string(),
         labels: viewpoint.labels.iter().map(|(key, value)| format!("{key}={value}")).collect(),
+        mesh: table.settings().into(),
+        path: SeenPath::default(),
+        refusal: None,
         resolution: Vec::new(),
         outcome: String::new(),
         summary: String::new(),
-        virtual_host: host.ok().map(|host| found_host(table, host)),
-        skipped: skipped(table, &recorder),
+        virtual_host: None,
+        skipped: Vec::new(),
         rule: None,
         destinations: Vec::new(),
         suggestions: Vec::new(),
     };
-    explanation.resolution = recorder.resolution;
-    match route {
-        Ok(selected) => chosen(table, question, &selected, &mut explanation),
-        Err(why) => nothing(table, question, &why, &mut explanation),
+    match SeenPath::of(question, table.settings().path_normalization) {
+        Ok(path) => {
+            // Rules are matched on the path without parameters.
+            let seen = Question { path: path.matched.clone(), ..question.clone() };
+            explanation.path = path;
+            look_up(snapshot, &viewpoint, &seen, &mut explanation);
+        }
+        Err(refusal) => refused(refusal, &mut explanation),
     }
     explanation
+}
+
+fn refused(refusal: Refusal, explanation: &mut Explanation) {
+    let refused = Refused::from(refusal);
+    explanation.outcome = "refused".to_owned();
+    explanation.summary =
+        format!("{} {}: {}; nothing goes to an upstream", refused.status, refused.code, refused.reason);
+    explanation.refusal = Some(refused);
+}
+
+fn look_up(snapshot: &Snapshot, viewpoint: &Viewpoint, question: &Question, explanation: &mut Explanation) {
+    let table = snapshot.table();
+    let mut recorder = Recorder::default();
+    let mut listening = Listening { recorder: &mut recorder, table, question, viewpoint };
+    let host = table.virtual_host(viewpoint, question.host.as_bytes(), question.port, &mut listening);
+    let route =
+        host.and_then(|host| table.route(snapshot.regexes(), viewpoint, host, question, question.port, &mut listening));
+    explanation.virtual_host = host.ok().map(|host| found_host(table, host));
+    explanation.skipped = skipped(table, &recorder);
+    explanation.resolution = recorder.resolution;
+    match route {
+        Ok(selected) => chosen(snapshot, &selected, explanation),
+        Err(why) => nothing(table, question, &why, explanation),
+    }
 }
 
 fn nothing(table: &ArchivedTable, question: &Question, why: &NoRoute, explanation: &mut Explanation) {
@@ -222,7 +305,8 @@ fn nothing(table: &ArchivedTable, question: &Question, why: &NoRoute, explanatio
     explanation.summary = summary;
 }
 
-fn chosen(table: &ArchivedTable, question: &Question, selected: &Selected<'_>, explanation: &mut Explanation) {
+fn chosen(snapshot: &Snapshot, selected: &Selected<'_>, explanation: &mut Explanation) {
+    let table = snapshot.table();
     let rule = selected.rule;
     let origin = table.origin(OriginId::from(&rule.origin));
     let mut chosen = ChosenRule {
@@ -240,7 +324,13 @@ fn chosen(table: &ArchivedTable, question: &Question, selected: &Selected<'_>, e
         chosen.request_headers = header_ops(&options.request_headers);
         chosen.response_headers = header_ops(&options.response_headers);
         if let Some(rewrite) = options.rewrite.as_ref() {
-            chosen.rewrite = rewrites(table, rewrite, selected.uri, &question.path);
+            match rewrite::changes(snapshot, rewrite, selected.uri, &explanation.path) {
+                Ok(changes) => chosen.rewrite = changes,
+                Err(refusal) => {
+                    explanation.rule = Some(chosen);
+                    return refused(refusal, explanation);
+                }
+            }
         }
     }
     let place =
@@ -321,31 +411,6 @@ fn header_ops(ops: &[ArchivedHeaderOp]) -> Vec<String> {
         ArchivedHeaderOp::Add { name, value } => format!("add {name}: {value}"),
     };
     ops.iter().map(shown).collect()
-}
-
-fn rewrites(
-    table: &ArchivedTable,
-    rewrite: &meshring_core::table::model::ArchivedRewrite,
-    matched: UriMatch,
-    path: &str,
-) -> Vec<String> {
-    let mut list = Vec::new();
-    if let Some(uri) = rewrite.uri.as_ref() {
-        let rest = match matched {
-            UriMatch::Prefix(len) => path.get(len..).unwrap_or_default(),
-            UriMatch::Whole => "",
-            UriMatch::None => path.strip_prefix('/').unwrap_or(path),
-        };
-        list.push(format!("path {path} becomes {uri}{rest}"));
-    }
-    if let Some(regex) = rewrite.regex.as_ref() {
-        let pattern = &table.regexes[RegexId::from(&regex.pattern).index()];
-        list.push(format!("each {pattern:?} in the path becomes {:?}", regex.replacement.as_str()));
-    }
-    if let Some(authority) = rewrite.authority.as_ref() {
-        list.push(format!("Host becomes {authority}"));
-    }
-    list
 }
 
 fn redirect_text(redirect: &meshring_core::table::model::ArchivedRedirect) -> String {

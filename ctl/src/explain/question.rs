@@ -136,7 +136,9 @@ impl RequestView for Question {
     }
 
     fn any_header(&self, name: &str, predicate: &mut dyn FnMut(&[u8]) -> bool) -> bool {
-        self.header_values(name).any(|value| predicate(value.as_bytes()))
+        // Several lines are one list, as a proxy has it.
+        let values: Vec<&str> = self.header_values(name).collect();
+        !values.is_empty() && predicate(values.join(",").as_bytes())
     }
 }
 
@@ -161,6 +163,14 @@ mod tests {
         assert_eq!((host.host.as_str(), host.port, host.headers.len()), ("reviews", None, 0));
         let v6 = parse("default/a", "http://[::1]:80/", &[]).unwrap();
         assert_eq!((v6.host.as_str(), v6.port), ("[::1]", Some(80)));
+    }
+
+    #[test]
+    fn several_lines_of_a_header_are_one_list() {
+        let question = parse("default/a", "http://b/", &["x: 1", "y: 2", "X: 3"]).unwrap();
+        let seen = |name, wanted: &[u8]| question.any_header(name, &mut |value| value == wanted);
+        assert!(seen("x", b"1,3") && seen("y", b"2"));
+        assert!(!seen("x", b"1") && !seen("x", b"3") && !seen("z", b""));
     }
 
     #[test]

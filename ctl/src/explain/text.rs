@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use super::{ChosenRule, Explanation, FoundDestination, shown_port};
+use super::{ChosenRule, Explanation, FoundDestination, SeenPath, shown_port};
 
 impl Display for Explanation {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -13,6 +13,8 @@ impl Display for Explanation {
         if !self.labels.is_empty() {
             writeln!(f, "caller        {}", self.labels.join(", "))?;
         }
+        writeln!(f, "mesh          {}", self.mesh)?;
+        path(f, self)?;
         for (index, step) in self.resolution.iter().enumerate() {
             let title = if index == 0 { "looked for" } else { "" };
             writeln!(f, "{title:<14}{} {}", step.name, if step.found { "(found)" } else { "(not there)" })?;
@@ -38,6 +40,18 @@ impl Display for Explanation {
         }
         self.destinations.iter().try_for_each(|each| destination(f, each))
     }
+}
+
+/// Only what is not as the client sent it.
+fn path(f: &mut Formatter<'_>, explanation: &Explanation) -> fmt::Result {
+    let SeenPath { sent, normalized, matched } = &explanation.path;
+    if sent != normalized {
+        writeln!(f, "path          {sent} is normalised to {normalized}")?;
+    }
+    if normalized != matched {
+        writeln!(f, "path          rules are matched on {matched}, without parameters")?;
+    }
+    Ok(())
 }
 
 fn named(name: &str) -> String {

@@ -97,13 +97,13 @@ impl<'r> Reader<'r> {
         hint: Option<String>,
     ) {
         self.failed |= severity == Severity::Error;
-        let message = cut(message, MESSAGE_CHARACTERS_MAX);
-        let mut diagnostic = Diagnostic::new(severity, code, Place::new(Arc::clone(&self.file), at), message);
+        let line = |text: String| cut(one_line(text), MESSAGE_CHARACTERS_MAX);
+        let mut diagnostic = Diagnostic::new(severity, code, Place::new(Arc::clone(&self.file), at), line(message));
         diagnostic.resource.clone_from(&self.resource);
         if !matches!(path, Path::Root) {
-            diagnostic.field = Some(cut(path.to_string(), MESSAGE_CHARACTERS_MAX));
+            diagnostic.field = Some(line(path.to_string()));
         }
-        diagnostic.hint = hint.map(Into::into);
+        diagnostic.hint = hint.map(|hint| line(hint).into());
         self.diagnostics.push(diagnostic);
     }
 
@@ -277,6 +277,11 @@ pub(crate) struct Object<'n, 'a, 'p> {
 }
 
 impl<'n, 'a> Object<'n, 'a, '_> {
+    /// The value of a field that is not thereby asked for.
+    pub(crate) fn peek(&self, name: &str) -> Option<&'n Node<'a>> {
+        self.entries.iter().find(|entry| entry.key == name).map(|entry| &entry.value)
+    }
+
     /// The value of a field; `null` is as good as absent.
     pub(crate) fn field(&mut self, name: &str) -> Option<&'n Node<'a>> {
         let index = self.entries.iter().position(|entry| entry.key == name)?;
@@ -384,6 +389,18 @@ pub(crate) fn closest<'k>(word: &str, known: impl Iterator<Item = &'k str>) -> O
 /// At most 80 characters of a text, for messages.
 pub(crate) fn shorten(text: &str) -> String {
     cut(text.to_owned(), 80)
+}
+
+/// Control characters escaped: what repeats a text of the input must not break a line, or a terminal.
+pub(crate) fn one_line(text: String) -> String {
+    if !text.contains(char::is_control) {
+        return text;
+    }
+    let mut line = String::with_capacity(text.len() + 8);
+    for character in text.chars() {
+        if character.is_control() { line.extend(character.escape_debug()) } else { line.push(character) }
+    }
+    line
 }
 
 fn cut(mut text: String, characters: usize) -> String {

@@ -98,9 +98,9 @@ impl<'a> Parser<'a, '_> {
             }
             Some(b'"') => {
                 let Text(text) = serde_json::from_str(text).map_err(wrong)?;
-                Value::Scalar(Scalar { text, quoted: true })
+                Value::Scalar(Scalar { text, quoted: true, block: None })
             }
-            _ => Value::Scalar(Scalar { text: Cow::Borrowed(text), quoted: false }),
+            _ => Value::Scalar(Scalar { text: Cow::Borrowed(text), quoted: false, block: None }),
         };
         Ok(Node { at, value })
     }

@@ -220,7 +220,7 @@ fn roots<'a>(piece: &Piece<'a>) -> Result<Vec<Node<'a>>, SyntaxError> {
     if piece.json {
         return json::parse(piece.text, &Lines::new(piece.text, piece.start)).map(|node| vec![node]);
     }
-    yaml::parse(&yaml::Chunk { text: piece.text, offset: piece.offset, line: piece.start.line })
+    yaml::parse(&yaml::Chunk { text: piece.text, offset: piece.offset, line: piece.start.line, indent: 0 })
 }
 
 /// A resource with the place of its text in the document's.
@@ -245,7 +245,7 @@ pub fn to_json(document: &str, is_json: bool) -> Result<serde_json::Value, Strin
     if is_json {
         return serde_json::from_str(document).map_err(|error| error.to_string());
     }
-    let chunk = yaml::Chunk { text: document, offset: 0, line: 1 };
+    let chunk = yaml::Chunk { text: document, offset: 0, line: 1, indent: 0 };
     let roots = yaml::parse(&chunk).map_err(|error| format!("{}: {}", error.at, error.message))?;
     Ok(roots.first().map_or(serde_json::Value::Null, Node::to_json))
 }

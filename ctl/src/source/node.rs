@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use super::yaml::Chunk;
 use crate::diagnostic::{Code, Position};
 
 /// Deepest nesting of a document. The deepest honoured field of Istio is 12 levels down.
@@ -42,6 +43,24 @@ pub(crate) struct Scalar<'a> {
     pub(crate) text: Cow<'a, str>,
     /// Quoted, a block scalar, or tagged `!!str`: a string whatever it looks like.
     pub(crate) quoted: bool,
+    /// Where the text of a literal block scalar (`|`) stands.
+    pub(crate) block: Option<Block>,
+}
+
+/// The place of a literal block scalar's text. Its lines are lines of the file, without their indentation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Block {
+    /// The file's line that holds the text's first line.
+    pub(crate) line: u32,
+    /// By how many columns the text is indented.
+    pub(crate) indent: u32,
+}
+
+impl Block {
+    /// The text as YAML in the file.
+    pub(crate) fn chunk(self, text: &str) -> Chunk<'_> {
+        Chunk { text, offset: 0, line: self.line, indent: self.indent }
+    }
 }
 
 /// What a scalar means. As `kubectl` has it: YAML 1.2 and the booleans of 1.1 that are words (`yes`, `no`, `on`,
@@ -128,6 +147,22 @@ impl<'a> Node<'a> {
                 _ => None,
             },
             _ => None,
+        }
+    }
+
+    /// Puts it and all in it at one place.
+    pub(crate) fn relocate(&mut self, place: Position) {
+        self.at = place;
+        match &mut self.value {
+            Value::Scalar(_) => {}
+            Value::Sequence(items) => items.iter_mut().for_each(|item| item.relocate(place)),
+            Value::Mapping { entries, end } => {
+                *end = place;
+                for entry in entries {
+                    entry.at = place;
+                    entry.value.relocate(place);
+                }
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    decode::{Fields, Object, Path, Reader, closest},
+    decode::{Fields, Object, Path, Reader, closest, one_line},
     istio, kubernetes,
     node::{Node, Value},
 };
@@ -127,8 +127,8 @@ fn object(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>, depth: usize, re
         }
         return;
     };
-    r.resource = Some(label(node, kind));
-    match classify(version, kind) {
+    r.resource = Some(one_line(label(node, kind)));
+    match classify(node, version, kind) {
         Err(unknown) => {
             let (at, field) = if unknown.kind { (kind_at, "kind") } else { (version_at, "apiVersion") };
             r.error(unknown.code, at, &path.field(field), unknown.message, &unknown.hint);
@@ -154,6 +154,7 @@ fn object(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>, depth: usize, re
                         "endpoints",
                         "ports",
                         "addressType",
+                        "data",
                     ],
                     not_yet: &[],
                     silent: &["status"],
@@ -211,7 +212,7 @@ fn label(node: &Node<'_>, kind: &str) -> String {
     }
 }
 
-fn classify(version: &str, kind: &str) -> Result<Class, Unknown> {
+fn classify(node: &Node<'_>, version: &str, kind: &str) -> Result<Class, Unknown> {
     let (group, number) = version.rsplit_once('/').unwrap_or(("", version));
     if let Some((_, versions, kinds)) = ISTIO.iter().find(|(name, ..)| *name == group) {
         if !versions.contains(&number) {
@@ -221,12 +222,20 @@ fn classify(version: &str, kind: &str) -> Result<Class, Unknown> {
             (true, Some(honoured)) if honoured.as_str() == kind && group == ISTIO_NETWORKING => {
                 Ok(Class::Honoured(honoured))
             }
+            (true, Some(Kind::IstioOperator)) if istio::mesh_config::has_mesh_config(node) => {
+                Ok(Class::Honoured(Kind::IstioOperator))
+            }
+            // The rest of it is about how to install Istio.
+            (true, Some(Kind::IstioOperator)) => Ok(Class::Foreign),
             (true, _) => Ok(Class::NotHonoured),
             (false, _) if kind.strip_suffix("List").is_some_and(|item| kinds.contains(&item)) => Ok(Class::List),
             (false, _) => Err(unknown_kind(kind, group, kinds)),
         };
     }
     match (group, number) {
+        ("", "v1") if kind == "ConfigMap" && istio::mesh_config::is_mesh_config_map(node) => {
+            Ok(Class::Honoured(Kind::ConfigMap))
+        }
         ("", "v1") => core(kind),
         (DISCOVERY, "v1") if kind == "EndpointSlice" => Ok(Class::Honoured(Kind::EndpointSlice)),
         (DISCOVERY, "v1") if kind == "EndpointSliceList" => Ok(Class::List),
@@ -288,7 +297,10 @@ fn unknown_kind(kind: &str, group: &str, kinds: &[&str]) -> Unknown {
 }
 
 fn resource(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, kind: Kind) -> Option<(Metadata, Body)> {
-    let metadata = metadata(r, root)?;
+    let metadata = match kind {
+        Kind::IstioOperator => operator_metadata(r, root)?,
+        _ => metadata(r, root)?,
+    };
     let body = match kind {
         Kind::VirtualService => {
             istio::virtual_service::read(r, root, &metadata).map(|x| Body::VirtualService(Arc::new(x)))
@@ -305,8 +317,33 @@ fn resource(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, kind: Kind) -> Op
             kubernetes::endpoint_slice::read(r, root, &metadata).map(|x| Body::EndpointSlice(Arc::new(x)))
         }
         Kind::Pod => kubernetes::pod::read(r, root, &metadata).map(|x| Body::Pod(Arc::new(x))),
+        Kind::ConfigMap => {
+            istio::mesh_config::read_config_map(r, root, &metadata).map(|x| Body::ConfigMap(Arc::new(x)))
+        }
+        Kind::IstioOperator => istio::mesh_config::read_operator(r, root).map(|x| Body::IstioOperator(Arc::new(x))),
     };
     Some((metadata, body?))
+}
+
+/// `istioctl` takes an IstioOperator without a name, as the one of what is installed.
+fn operator_metadata(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>) -> Option<Metadata> {
+    const NAME: &str = "installed-state";
+    let given = root.peek("metadata").filter(|metadata| !metadata.is_null());
+    if given.is_some_and(|metadata| metadata.value_of("name").is_some()) {
+        return metadata(r, root);
+    }
+    let namespace = given.and_then(|metadata| metadata.value_of("namespace")?.text());
+    let namespace = namespace.unwrap_or(crate::spec::value::DEFAULT_NAMESPACE).to_owned();
+    root.field("metadata");
+    r.resource = Some(format!("{} {namespace}/{NAME}", Kind::IstioOperator));
+    let namespace = Namespace::parse(r.share(&namespace));
+    Some(Metadata {
+        name: Name::parse(r.share(NAME)).ok()?,
+        namespace: r.valid(root.at, &root.path.field("metadata").field("namespace"), namespace)?,
+        labels: Labels::default(),
+        export_to: None,
+        created: None,
+    })
 }
 
 fn metadata(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>) -> Option<Metadata> {

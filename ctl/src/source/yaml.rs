@@ -5,7 +5,9 @@ use std::{borrow::Cow, collections::HashMap};
 
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Span, StrInput, Tag};
 
-use super::node::{ALIASED_NODES_MAX, DEPTH_MAX, Entry, NODES_MAX, Node, Scalar, SyntaxError, Value, duplicate_key};
+use super::node::{
+    ALIASED_NODES_MAX, Block, DEPTH_MAX, Entry, NODES_MAX, Node, Scalar, SyntaxError, Value, duplicate_key,
+};
 use crate::diagnostic::{Code, Position};
 
 /// A document between two `---`, with its place in the file.
@@ -17,6 +19,8 @@ pub(crate) struct Chunk<'a> {
     pub(crate) offset: usize,
     /// The number of its first line.
     pub(crate) line: u32,
+    /// By how many columns its lines are indented in the file, where it is the text of a block scalar.
+    pub(crate) indent: u32,
 }
 
 /// Splits a file at its `---` lines, as `kubectl` does. A `---` at the first column ends whatever stands before it
@@ -43,7 +47,7 @@ pub(crate) fn chunks(file: &str) -> Vec<Chunk<'_>> {
 
 fn push<'a>(chunks: &mut Vec<Chunk<'a>>, file: &'a str, range: std::ops::Range<usize>, line: &mut u32) {
     let text = &file[range.clone()];
-    chunks.push(Chunk { text, offset: range.start, line: *line });
+    chunks.push(Chunk { text, offset: range.start, line: *line, indent: 0 });
     *line += memchr::memchr_iter(b'\n', text.as_bytes()).count() as u32;
 }
 
@@ -55,6 +59,7 @@ fn is_header(text: &str) -> bool {
 pub(crate) fn parse<'a>(chunk: &Chunk<'a>) -> Result<Vec<Node<'a>>, SyntaxError> {
     Builder {
         lines_before: chunk.line - 1,
+        indent: chunk.indent,
         stack: Vec::new(),
         anchors: HashMap::new(),
         nodes: 0,
@@ -72,6 +77,7 @@ enum Open<'a> {
 
 struct Builder<'a> {
     lines_before: u32,
+    indent: u32,
     stack: Vec<Open<'a>>,
     anchors: HashMap<usize, Node<'a>>,
     nodes: usize,
@@ -95,8 +101,8 @@ impl<'a> Builder<'a> {
     }
 
     fn position(&self, marker: &Marker) -> Position {
-        let clamp = |value: usize| u32::try_from(value).unwrap_or(u32::MAX - 1);
-        Position::new(self.lines_before + clamp(marker.line()).max(1), clamp(marker.col()) + 1)
+        let clamp = |value: usize| u32::try_from(value).unwrap_or(u32::MAX / 2);
+        Position::new(self.lines_before + clamp(marker.line()).max(1), self.indent + clamp(marker.col()) + 1)
     }
 
     fn event(&mut self, event: Event<'a>, span: Span) -> Result<(), SyntaxError> {
@@ -104,7 +110,8 @@ impl<'a> Builder<'a> {
         match event {
             Event::Scalar(text, style, anchor, tag) => {
                 let quoted = style != ScalarStyle::Plain || is_string_tag(tag.as_deref());
-                self.add(Node { at, value: Value::Scalar(Scalar { text, quoted }) }, anchor)
+                let block = (style == ScalarStyle::Literal).then(|| block(&text, at));
+                self.add(Node { at, value: Value::Scalar(Scalar { text, quoted, block }) }, anchor)
             }
             Event::SequenceStart(anchor, _) => self.open(Open::Sequence { at, anchor, items: Vec::new() }, at),
             Event::MappingStart(anchor, _) => {
@@ -201,6 +208,12 @@ impl<'a> Builder<'a> {
     }
 }
 
+/// The place of a literal block scalar's text, whose event begins at its first character that is no line break.
+fn block(text: &str, first_character: Position) -> Block {
+    let breaks = text.bytes().take_while(|byte| *byte == b'\n').count() as u32;
+    Block { line: first_character.line.saturating_sub(breaks), indent: first_character.column.saturating_sub(1) }
+}
+
 fn is_string_tag(tag: Option<&Tag>) -> bool {
     tag.is_some_and(|tag| tag.is_yaml_core_schema() && tag.suffix == "str")
 }
@@ -240,7 +253,7 @@ mod tests {
     use super::*;
 
     fn one(text: &str) -> Result<Node<'_>, SyntaxError> {
-        parse(&Chunk { text, offset: 0, line: 1 }).map(|mut roots| roots.remove(0))
+        parse(&Chunk { text, offset: 0, line: 1, indent: 0 }).map(|mut roots| roots.remove(0))
     }
 
     #[test]
@@ -256,13 +269,32 @@ mod tests {
 
     #[test]
     fn nodes_know_their_line_and_column() {
-        let node = parse(&Chunk { text: "---\na:\n  - b: ü\n    c: x\n", offset: 0, line: 11 }).unwrap().remove(0);
+        let node =
+            parse(&Chunk { text: "---\na:\n  - b: ü\n    c: x\n", offset: 0, line: 11, indent: 0 }).unwrap().remove(0);
         let item = match &node.value_of("a").unwrap().value {
             Value::Sequence(items) => &items[0],
             other => panic!("{other:?}"),
         };
         assert_eq!(item.at, Position::new(13, 5));
         assert_eq!(item.value_of("c").unwrap().at, Position::new(14, 8));
+    }
+
+    #[test]
+    fn a_position_in_a_block_scalar_leads_to_its_place_in_the_file() {
+        for (text, place) in [
+            ("---\na:\n  b: |\n    x: 1\n    y: ü\n", Position::new(15, 8)),
+            ("---\na: &a\n  b: |- # note\n\n     x: 1\n\n     y: 1\n", Position::new(17, 9)),
+            ("---\nb: |2\n    x: 1\n    y: 2\n", Position::new(14, 8)),
+            ("---\na: |\n 1\n 2\nb: |+\n      x: 1\n      y: 2\n\n", Position::new(17, 10)),
+        ] {
+            let node = parse(&Chunk { text, offset: 0, line: 11, indent: 0 }).unwrap().remove(0);
+            let scalar = node.value_of("b").or_else(|| node.value_of("a").unwrap().value_of("b")).unwrap();
+            let Value::Scalar(Scalar { text: inner, block: Some(block), .. }) = &scalar.value else { panic!() };
+            let at = parse(&block.chunk(inner)).map(|roots| Node::value_of(&roots[0], "y").unwrap().at);
+            assert_eq!(at, Ok(place), "{text}");
+        }
+        let folded = one("b: >\n  x\n  y\n").unwrap();
+        assert!(matches!(&folded.value_of("b").unwrap().value, Value::Scalar(Scalar { block: None, .. })));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod analyze;
 pub mod destination_rule;
 mod host_index;
+pub mod mesh_config;
 pub mod registry;
 pub mod rules;
 pub mod service;
@@ -21,6 +22,7 @@ use serde::Serialize;
 
 pub use self::{
     destination_rule::DestinationRule,
+    mesh_config::MeshConfig,
     registry::{Endpoint, MeshPort, MeshService, Registry},
     service::{EndpointSlice, Pod, Service},
     service_entry::{ServiceEntry, Workload},
@@ -53,11 +55,15 @@ pub enum Kind {
     DestinationRule,
     /// Istio's VirtualService.
     VirtualService,
+    /// `v1` ConfigMap that holds Istio's MeshConfig.
+    ConfigMap,
+    /// Istio's IstioOperator that holds a MeshConfig.
+    IstioOperator,
 }
 
 impl Kind {
     /// All of them, in the order in which they are listed.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Service,
         Self::EndpointSlice,
         Self::Pod,
@@ -65,6 +71,8 @@ impl Kind {
         Self::WorkloadEntry,
         Self::DestinationRule,
         Self::VirtualService,
+        Self::ConfigMap,
+        Self::IstioOperator,
     ];
 
     /// As `kind:` writes it.
@@ -77,6 +85,8 @@ impl Kind {
             Self::WorkloadEntry => "WorkloadEntry",
             Self::DestinationRule => "DestinationRule",
             Self::VirtualService => "VirtualService",
+            Self::ConfigMap => "ConfigMap",
+            Self::IstioOperator => "IstioOperator",
         }
     }
 
@@ -90,6 +100,8 @@ impl Kind {
             "workloadentry" | "workloadentries" | "we" => Self::WorkloadEntry,
             "destinationrule" | "destinationrules" | "dr" => Self::DestinationRule,
             "virtualservice" | "virtualservices" | "vs" => Self::VirtualService,
+            "configmap" | "configmaps" | "cm" => Self::ConfigMap,
+            "istiooperator" | "istiooperators" | "iop" | "io" => Self::IstioOperator,
             _ => return None,
         })
     }
@@ -159,6 +171,10 @@ pub enum Body {
     DestinationRule(#[serde(serialize_with = "inner")] Arc<DestinationRule>),
     /// Istio's VirtualService.
     VirtualService(#[serde(serialize_with = "inner")] Arc<VirtualService>),
+    /// The MeshConfig in a ConfigMap.
+    ConfigMap(#[serde(serialize_with = "inner")] Arc<MeshConfig>),
+    /// The MeshConfig in an IstioOperator.
+    IstioOperator(#[serde(serialize_with = "inner")] Arc<MeshConfig>),
 }
 
 fn inner<T: Serialize, S: serde::Serializer>(value: &Arc<T>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -176,6 +192,8 @@ impl Body {
             Self::WorkloadEntry(_) => Kind::WorkloadEntry,
             Self::DestinationRule(_) => Kind::DestinationRule,
             Self::VirtualService(_) => Kind::VirtualService,
+            Self::ConfigMap(_) => Kind::ConfigMap,
+            Self::IstioOperator(_) => Kind::IstioOperator,
         }
     }
 }

@@ -57,7 +57,7 @@ pub struct Endpoint {
     /// What subsets select by.
     pub labels: Labels,
     /// Relative weight, at least 1.
-    pub weight: u16,
+    pub weight: u32,
     /// Its port number for each of the service's ports, in their order; 0 where it does not serve that port.
     pub targets: Arc<[u16]>,
 }
@@ -363,7 +363,7 @@ fn workload_endpoint(entry: &ServiceEntry, workload: &Workload) -> Endpoint {
     Endpoint {
         address: workload.address.clone(),
         labels: workload.labels.clone(),
-        weight: u16::try_from(workload.weight).unwrap_or(u16::MAX).max(1),
+        weight: workload.weight.max(1),
         targets: entry.ports.iter().map(target).collect(),
     }
 }

@@ -1,9 +1,11 @@
 //! All resources together.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
+
+use meshring_core::table::model::Settings;
 
 use super::{
-    Kind, Registry, Resource, analyze,
+    Kind, MeshConfig, Registry, Resource, analyze, mesh_config,
     rules::{DestinationRules, VirtualServices},
 };
 use crate::diagnostic::{self, Code, Diagnostic};
@@ -18,6 +20,7 @@ pub struct World {
     registry: Registry,
     virtual_services: VirtualServices,
     destination_rules: DestinationRules,
+    mesh_config: Option<Arc<MeshConfig>>,
 }
 
 impl World {
@@ -51,8 +54,11 @@ impl World {
         let (destination_rules, more) = DestinationRules::build(&resources);
         diagnostics.extend(more);
         let virtual_services = VirtualServices::build(&resources);
+        let (mesh_config, more) = mesh_config::in_effect(&resources);
+        diagnostics.extend(more);
         diagnostic::sort(&mut diagnostics);
-        (Self { resources, kinds, registry, virtual_services, destination_rules }, diagnostic::limit(diagnostics))
+        let world = Self { resources, kinds, registry, virtual_services, destination_rules, mesh_config };
+        (world, diagnostic::limit(diagnostics))
     }
 
     /// All resources, by kind, namespace and name.
@@ -87,6 +93,11 @@ impl World {
     /// DestinationRules.
     pub fn destination_rules(&self) -> &DestinationRules {
         &self.destination_rules
+    }
+
+    /// What holds for the whole mesh: the MeshConfig, or the defaults without one.
+    pub fn settings(&self) -> Settings {
+        self.mesh_config.as_ref().map(|config| config.settings()).unwrap_or_default()
     }
 
     /// What the references between resources tell: hosts, subsets and ports that do not exist, rules that contradict

@@ -1,5 +1,8 @@
 //! `headers` of rules and destinations.
 
+use meshring_core::table::text;
+
+use super::route::authority_value;
 use crate::{
     diagnostic::{Code, Position},
     source::{
@@ -44,10 +47,22 @@ fn operations(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>, name: ParseN
     let remove_path = path.field("remove");
     let mut remove = Vec::new();
     for (index, node) in object.list(r, "remove").iter().enumerate() {
-        remove.extend(r.parsed(node, &remove_path.index(index), HeaderName::parse_changeable));
+        let path = remove_path.index(index);
+        let Some(name) = r.parsed(node, &path, HeaderName::parse_changeable) else { continue };
+        if written_by_edit(&name).is_err() {
+            let message = format!("has no effect: `{name}` is a field that the proxy writes itself");
+            r.warning(Code::NO_EFFECT, node.at, &path, message, "remove it");
+        }
+        remove.push(name);
     }
     object.finish(r, &OPERATIONS);
     HeaderOperations { set, add, remove }
+}
+
+/// Whether an edit may write a field of this name; the very check that a proxy applies to a snapshot.
+fn written_by_edit(name: &HeaderName) -> Result<(), InvalidValue> {
+    text::written_field_name(name.as_str())
+        .map_err(|why| InvalidValue::with_hint(format!("`{name}` {why}"), "remove it"))
 }
 
 fn pairs(
@@ -60,11 +75,13 @@ fn pairs(
     let mut pairs = Vec::new();
     for entry in object.entries(r, field) {
         let path = path.field(&entry.key);
-        let name = r.valid(entry.at, &path, parse(&entry.key));
-        let value = if entry.value.is_null() {
-            HeaderValue::parse("").ok()
-        } else {
-            r.parsed(&entry.value, &path, HeaderValue::parse)
+        let name = parse(&entry.key).and_then(|name| written_by_edit(&name).map(|()| name));
+        let name = r.valid(entry.at, &path, name);
+        let is_host = name.as_ref().is_some_and(|name| name.as_str() == "host");
+        let value = match is_host {
+            true => r.parsed(&entry.value, &path, authority_value),
+            false if entry.value.is_null() => HeaderValue::parse("").ok(),
+            false => r.parsed(&entry.value, &path, HeaderValue::parse),
         };
         pairs.extend(name.zip(value));
     }

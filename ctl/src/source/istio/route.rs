@@ -2,15 +2,17 @@
 
 use std::{sync::Arc, time::Duration};
 
+use meshring_core::table::text::{self, BadText};
+
 use super::{duration, headers, rule_match};
 use crate::{
     diagnostic::{Code, Position},
     source::{
-        decode::{Fields, Object, Path, Reader},
+        decode::{Fields, Object, Path, Reader, shorten},
         node::{Meaning, Node, Value},
     },
     spec::{
-        value::{HeaderValue, Hostname, Namespace, Port},
+        value::{HeaderValue, Hostname, InvalidValue, Namespace, Port},
         virtual_service::{
             Action, DirectResponse, HttpMatch, HttpRoute, Redirect, RedirectPort, Rewrite, UriRewrite,
             WeightedDestination,
@@ -216,9 +218,9 @@ fn destination(
     Some(WeightedDestination { at, host: host?, host_at, subset, subset_at, port, weight: weight?, headers })
 }
 
-fn destination_host(text: &str, namespace: &Namespace) -> Result<Hostname, crate::spec::value::InvalidValue> {
+fn destination_host(text: &str, namespace: &Namespace) -> Result<Hostname, InvalidValue> {
     if text.contains('*') {
-        let why = crate::spec::value::InvalidValue::with_hint(
+        let why = InvalidValue::with_hint(
             format!("`{text}` is a wildcard, which is not a destination"),
             "write the full name of one service",
         );
@@ -263,7 +265,7 @@ fn rewrite(r: &mut Reader<'_>, object: &mut Object<'_, '_, '_>) -> Option<Rewrit
     }
     let uri = match (uri, regex) {
         (Some((text, at)), _) => {
-            let value = r.valid(at, &path.field("uri"), uri_text(text));
+            let value = r.valid(at, &path.field("uri"), rewrite_uri(text));
             value.map(UriRewrite::Replace)
         }
         (None, Some(node)) => regex_rewrite(r, node, &path.field("uriRegexRewrite")),
@@ -292,7 +294,7 @@ fn regex_rewrite(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>) -> Option
     Some(UriRewrite::Regex { pattern: pattern?, substitution: substitution? })
 }
 
-/// RE2's substitution: `\0` to `\9` and `\\`, and groups that exist.
+/// RE2's substitution: `\0` to `\9`, of groups that exist. RE2's `\\` would put a backslash into the path.
 fn substitution(
     r: &mut Reader<'_>,
     text: &str,
@@ -300,7 +302,13 @@ fn substitution(
     path: &Path<'_>,
     pattern: Option<&str>,
 ) -> Option<Arc<str>> {
-    let value = r.valid(at, path, uri_text(text))?;
+    // Backslashes are looked at below.
+    let literal = text.replace('\\', "");
+    let checked = text::rewrite_replacement(&literal).map_err(|why| {
+        let hint = "write a path, percent-encoded, without fragment";
+        InvalidValue::with_hint(format!("{:?} {why}", shorten(text)), hint)
+    });
+    r.valid(at, path, checked)?;
     let groups = pattern.and_then(|pattern| regex::Regex::new(pattern).ok()).map(|regex| regex.captures_len());
     let mut characters = text.chars();
     while let Some(character) = characters.next() {
@@ -308,7 +316,11 @@ fn substitution(
             continue;
         }
         match characters.next() {
-            Some('\\') => {}
+            Some('\\') => {
+                let message = "a path cannot hold a backslash: the next server would refuse it";
+                r.error(Code::INVALID_VALUE, at, path, message, "write `/` or `%5C`");
+                return None;
+            }
             Some(digit @ '0'..='9') => {
                 let group = digit as usize - '0' as usize;
                 if let Some(groups) = groups.filter(|groups| group >= *groups) {
@@ -319,45 +331,50 @@ fn substitution(
                 }
             }
             _ => {
-                let message = "a backslash must be followed by a digit or a backslash";
-                r.error(
-                    Code::INVALID_VALUE,
-                    at,
-                    path,
-                    message,
-                    "write `\\1` for the first group, `\\\\` for a backslash",
-                );
+                let message = "a backslash must be followed by a digit";
+                r.error(Code::INVALID_VALUE, at, path, message, "write `\\1` for the first group");
                 return None;
             }
         }
     }
-    Some(value)
+    Some(text.into())
 }
 
-fn uri_text(text: &str) -> Result<Arc<str>, crate::spec::value::InvalidValue> {
-    match text.chars().find(|c| c.is_ascii_control() || *c == ' ') {
-        Some(bad) => Err(crate::spec::value::InvalidValue::with_hint(
-            format!("contains {bad:?}, which a URI cannot"),
-            "percent-encode it",
-        )),
-        None => Ok(text.into()),
+/// A text that becomes part of a message; the very check that a proxy applies to a snapshot.
+fn sound(text: &str, check: fn(&str) -> Result<(), BadText>, hint: &str) -> Result<Arc<str>, InvalidValue> {
+    match check(text) {
+        Ok(()) => Ok(text.into()),
+        Err(why) => Err(InvalidValue::with_hint(format!("{:?} {why}", shorten(text)), hint)),
     }
 }
 
-/// What can stand in a Host header.
-fn authority_value(text: &str) -> Result<HeaderValue, crate::spec::value::InvalidValue> {
-    match text.chars().find(|c| !(c.is_ascii_alphanumeric() || "-._~!$&'()*+,;=:[]%".contains(*c))) {
-        Some(bad) => Err(crate::spec::value::InvalidValue::with_hint(
-            format!("`{text}` is not an authority: it contains {bad:?}"),
-            "write HOST or HOST:PORT",
-        )),
-        None => HeaderValue::parse(text),
+/// `rewrite.uri`. A query in it is kept, as Envoy keeps it; with a fragment no server would take the request.
+fn rewrite_uri(text: &str) -> Result<Arc<str>, InvalidValue> {
+    sound(text, text::rewrite_uri, "write a path, percent-encoded, without fragment")
+}
+
+/// `redirect.uri`, with the slash that it must begin with.
+fn redirect_uri(r: &mut Reader<'_>, object: &mut Object<'_, '_, '_>) -> Option<Arc<str>> {
+    let (text, at) = object.text(r, "uri")?;
+    let path = object.path.field("uri");
+    let hint = "write a path, percent-encoded";
+    if text.starts_with('/') {
+        return r.valid(at, &path, sound(text, text::redirect_uri, hint));
     }
+    let rooted = r.valid(at, &path, sound(&format!("/{text}"), text::redirect_uri, hint))?;
+    let message = format!("does not begin with a slash: it is taken as `{}`", shorten(&rooted));
+    r.warning(Code::INVALID_VALUE, at, &path, message, "write the slash");
+    Some(rooted)
+}
+
+/// What can stand in a Host field.
+pub(crate) fn authority_value(text: &str) -> Result<HeaderValue, InvalidValue> {
+    sound(text, text::authority_text, "write HOST or HOST:PORT").and_then(|text| HeaderValue::parse(&text))
 }
 
 fn read_redirect(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>) -> Option<Redirect> {
     let mut object = r.object(node, path)?;
-    let uri = object.parsed(r, "uri", uri_text);
+    let uri = redirect_uri(r, &mut object);
     let authority = object.parsed(r, "authority", authority_value);
     let scheme = match object.text(r, "scheme") {
         Some((text @ ("http" | "https"), _)) => Some(r.share(text)),

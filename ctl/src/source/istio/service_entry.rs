@@ -29,8 +29,8 @@ const WORKLOAD: Fields = Fields {
 };
 const SELECTOR: Fields = Fields { honoured: &["labels"], not_yet: &[], silent: &[] };
 
-/// Largest weight of an endpoint: the table has 16 bits for it.
-const WEIGHT_MAX: i64 = u16::MAX as i64;
+/// Largest weight of an endpoint: 32 bits, as in Istio's API.
+const WEIGHT_MAX: i64 = u32::MAX as i64;
 
 pub(crate) fn read(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, metadata: &Metadata) -> Option<ServiceEntry> {
     let path = root.path.field("spec");

@@ -1,0 +1,315 @@
+//! Istio's MeshConfig: `data.mesh` of the ConfigMap `istio` or `istio-REVISION`, a YAML text of its own, and
+//! `spec.meshConfig` of an IstioOperator.
+
+use meshring_core::{limits::TRUSTED_HOPS_MAX, table::model::PathNormalization};
+
+use crate::{
+    diagnostic::Code,
+    source::{
+        decode::{Fields, Object, Path, Reader},
+        node::{Block, Node, Value},
+        resource::Metadata,
+        yaml,
+    },
+    spec::{
+        mesh_config::{DEFAULT_REVISION, MeshConfig},
+        value::ROOT_NAMESPACE,
+    },
+};
+
+/// The ConfigMap of the default revision; `istio-REVISION` are the others.
+const CONFIG_MAP: &str = "istio";
+
+const DATA: Fields = Fields { honoured: &["mesh"], not_yet: &["meshNetworks"], silent: &[] };
+const OPERATOR: Fields = Fields {
+    honoured: &["meshConfig", "revision"],
+    not_yet: &["values", "unvalidatedValues"],
+    // How Istio itself is installed.
+    silent: &[
+        "profile",
+        "hub",
+        "tag",
+        "namespace",
+        "installPackagePath",
+        "components",
+        "addonComponents",
+        "compatibilityVersion",
+    ],
+};
+const MESH: Fields = Fields {
+    honoured: &["pathNormalization", "defaultConfig", "rootNamespace"],
+    not_yet: &[
+        "accessLogEncoding",
+        "accessLogFile",
+        "accessLogFormat",
+        "ca",
+        "caCertificates",
+        "certificates",
+        "compliancePolicy",
+        "configSources",
+        "connectTimeout",
+        "defaultDestinationRuleExportTo",
+        "defaultHttpRetryPolicy",
+        "defaultProviders",
+        "defaultServiceExportTo",
+        "defaultVirtualServiceExportTo",
+        "disableEnvoyListenerLog",
+        "discoverySelectors",
+        "dnsRefreshRate",
+        "enableAutoMtls",
+        "enableEnvoyAccessLogService",
+        "enablePrometheusMerge",
+        "enableTracing",
+        "extensionProviders",
+        "h2UpgradePolicy",
+        "inboundClusterStatName",
+        "inboundTrafficPolicy",
+        "ingressClass",
+        "ingressControllerMode",
+        "ingressSelector",
+        "ingressService",
+        "localityLbSetting",
+        "meshMTLS",
+        "outboundClusterStatName",
+        "outboundTrafficPolicy",
+        "protocolDetectionTimeout",
+        "proxyHttpPort",
+        "proxyInboundListenPort",
+        "proxyListenPort",
+        "serviceScopeConfigs",
+        "serviceSettings",
+        "tcpKeepalive",
+        "thriftConfig",
+        "tlsDefaults",
+        "trustDomain",
+        "trustDomainAliases",
+        "verifyCertificateAtClient",
+    ],
+    silent: &[],
+};
+const NORMALIZATION: Fields = Fields { honoured: &["normalization"], not_yet: &[], silent: &[] };
+const PROXY: Fields = Fields {
+    honoured: &["gatewayTopology", "proxyHeaders"],
+    not_yet: &[
+        "availabilityZone",
+        "binaryPath",
+        "caCertificatesPem",
+        "concurrency",
+        "configPath",
+        "connectionSettings",
+        "controlPlaneAuthPolicy",
+        "customConfigFile",
+        "discoveryAddress",
+        "discoveryRefreshDelay",
+        "drainDuration",
+        "envoyAccessLogService",
+        "envoyMetricsService",
+        "envoyMetricsServiceAddress",
+        "extraStatTags",
+        "fileFlushInterval",
+        "fileFlushMinSizeKb",
+        "holdApplicationUntilProxyStarts",
+        "image",
+        "interceptionMode",
+        "meshId",
+        "parentShutdownDuration",
+        "privateKeyProvider",
+        "proxyAdminPort",
+        "proxyBootstrapTemplatePath",
+        "proxyMetadata",
+        "proxyStatsMatcher",
+        "readinessProbe",
+        "runtimeValues",
+        "sds",
+        "serviceCluster",
+        "statNameLength",
+        "statsCompression",
+        "statsdUdpAddress",
+        "statusPort",
+        "terminationDrainDuration",
+        "tracing",
+        "tracingServiceName",
+        "zipkinAddress",
+    ],
+    silent: &[],
+};
+const TOPOLOGY: Fields =
+    Fields { honoured: &["numTrustedProxies"], not_yet: &["forwardClientCertDetails", "proxyProtocol"], silent: &[] };
+const PROXY_HEADERS: Fields = Fields {
+    honoured: &["requestId"],
+    not_yet: &[
+        "attemptCount",
+        "envoyDebugHeaders",
+        "forwardedClientCert",
+        "metadataExchangeHeaders",
+        "preserveHttp1HeaderCase",
+        "server",
+        "setCurrentClientCertDetails",
+        "xForwardedHost",
+        "xForwardedPort",
+    ],
+    silent: &[],
+};
+const REQUEST_ID: Fields = Fields { honoured: &["disabled"], not_yet: &[], silent: &[] };
+
+/// Whether a ConfigMap holds a MeshConfig. Many names begin with `istio-`; what has no `mesh` is something else.
+pub(crate) fn is_mesh_config_map(node: &Node<'_>) -> bool {
+    let metadata = |field: &str| node.value_of("metadata").and_then(|metadata| metadata.value_of(field)?.text());
+    let Some(name) = metadata("name") else { return false };
+    let has_mesh = node.value_of("data").is_some_and(|data| data.value_of("mesh").is_some());
+    match name.strip_prefix(CONFIG_MAP) {
+        Some("") => has_mesh || metadata("namespace") == Some(ROOT_NAMESPACE),
+        Some(rest) => has_mesh && rest.starts_with('-'),
+        None => false,
+    }
+}
+
+/// Whether an IstioOperator says anything about the mesh, and not only how to install Istio.
+pub(crate) fn has_mesh_config(node: &Node<'_>) -> bool {
+    let config = node.value_of("spec").and_then(|spec| spec.value_of("meshConfig"));
+    config.is_some_and(|config| !config.is_null())
+}
+
+/// `None` also where it has no effect, which is told then.
+pub(crate) fn read_config_map(
+    r: &mut Reader<'_>,
+    root: &mut Object<'_, '_, '_>,
+    metadata: &Metadata,
+) -> Option<MeshConfig> {
+    if metadata.namespace.as_str() != ROOT_NAMESPACE {
+        let path = root.path.field("metadata");
+        let message = format!(
+            "Istio reads its MeshConfig from namespace {ROOT_NAMESPACE}, and this is in {}: it has no effect here",
+            metadata.namespace
+        );
+        let hint = format!("write `namespace: {ROOT_NAMESPACE}`");
+        r.warning(Code::NO_EFFECT, root.at, &path.field("namespace"), message, &hint);
+        return None;
+    }
+    root.field("binaryData");
+    root.field("immutable");
+    let name = metadata.name.as_str();
+    let revision = name.strip_prefix(CONFIG_MAP).and_then(|rest| rest.strip_prefix('-')).unwrap_or(DEFAULT_REVISION);
+    let path = root.path.field("data");
+    let mesh_path = path.field("mesh");
+    let Some(mut data) = root.field("data").and_then(|node| r.object(node, &path)) else {
+        r.missing(root.at, &path, "write `mesh: |` under it, and a MeshConfig below");
+        return None;
+    };
+    let Some(text) = data.field("mesh") else {
+        r.missing(data.at, &mesh_path, "write `mesh: |`, and a MeshConfig below");
+        return None;
+    };
+    // What an installation of one cluster has there.
+    if data.peek("meshNetworks").is_some_and(|networks| networks.text().map(str::trim) == Some("networks: {}")) {
+        data.field("meshNetworks");
+    }
+    data.finish(r, &DATA);
+    let mut config = MeshConfig::new(r.share(revision));
+    if let Some(document) = document(r, text, &mesh_path)? {
+        read(r, &document, &mesh_path, &mut config);
+    }
+    Some(config)
+}
+
+pub(crate) fn read_operator(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>) -> Option<MeshConfig> {
+    let path = root.path.field("spec");
+    let mut spec = root.field("spec").and_then(|node| r.object(node, &path))?;
+    let revision = spec.text(r, "revision").map_or(DEFAULT_REVISION, |(text, _)| text);
+    let mut config = MeshConfig::new(r.share(revision));
+    if let Some(node) = spec.field("meshConfig") {
+        read(r, node, &path.field("meshConfig"), &mut config);
+    }
+    spec.finish(r, &OPERATOR);
+    Some(config)
+}
+
+/// The document in a text, its positions those in the file. `Some(None)` for an empty one, `None` for one that does not
+/// parse.
+fn document<'n>(r: &mut Reader<'_>, node: &'n Node<'_>, path: &Path<'_>) -> Option<Option<Node<'n>>> {
+    let text = r.string(node, path)?;
+    let block = match &node.value {
+        Value::Scalar(scalar) => scalar.block,
+        _ => None,
+    };
+    // Quoted or folded, a line of the text is no line of the file.
+    let place = |at| if block.is_some() { at } else { node.at };
+    let chunk = block.unwrap_or(Block { line: 1, indent: 0 }).chunk(text);
+    let mut roots = match yaml::parse(&chunk) {
+        Ok(roots) => roots,
+        Err(error) => {
+            r.error(error.code, place(error.at), path, error.message, error.hint.as_deref().unwrap_or_default());
+            return None;
+        }
+    };
+    if let Some(second) = roots.get(1) {
+        r.error(Code::CONFLICT, place(second.at), path, "is more than one document", "write one MeshConfig");
+        return None;
+    }
+    let mut document = roots.pop().filter(|root| !root.is_null());
+    if let Some(document) = document.as_mut().filter(|_| block.is_none()) {
+        document.relocate(node.at);
+    }
+    Some(document)
+}
+
+fn read(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>, config: &mut MeshConfig) {
+    let Some(mut mesh) = r.object(node, path) else { return };
+    let paths = path.field("pathNormalization");
+    if let Some(mut object) = mesh.field("pathNormalization").and_then(|node| r.object(node, &paths)) {
+        config.path_normalization = normalization(r, &mut object);
+        object.finish(r, &NORMALIZATION);
+    }
+    let proxy_path = path.field("defaultConfig");
+    if let Some(mut proxy) = mesh.field("defaultConfig").and_then(|node| r.object(node, &proxy_path)) {
+        config.trusted_hops = trusted_hops(r, &mut proxy);
+        config.request_id = request_id(r, &mut proxy);
+        proxy.finish(r, &PROXY);
+    }
+    if let Some((namespace, at)) = mesh.text(r, "rootNamespace")
+        && namespace != ROOT_NAMESPACE
+    {
+        r.not_honoured(at, &path.field("rootNamespace"));
+    }
+    mesh.finish(r, &MESH);
+}
+
+fn normalization(r: &mut Reader<'_>, object: &mut Object<'_, '_, '_>) -> Option<PathNormalization> {
+    let (text, at) = object.text(r, "normalization")?;
+    let known = PathNormalization::ALL.into_iter().find(|level| level.as_str() == text);
+    // Istio: "Apply default normalizations. Currently, this is BASE."
+    let level = known.or((text == "DEFAULT").then_some(PathNormalization::Base));
+    if level.is_none() {
+        let message = format!("`{text}` is not a level of normalisation");
+        let hint = "write DECODE_AND_MERGE_SLASHES, MERGE_SLASHES, BASE, DEFAULT (which is BASE) or NONE";
+        r.error(Code::INVALID_VALUE, at, &object.path.field("normalization"), message, hint);
+    }
+    level
+}
+
+fn trusted_hops(r: &mut Reader<'_>, proxy: &mut Object<'_, '_, '_>) -> Option<u8> {
+    let path = proxy.path.field("gatewayTopology");
+    let mut topology = proxy.field("gatewayTopology").and_then(|node| r.object(node, &path))?;
+    let number = topology.integer(r, "numTrustedProxies");
+    topology.finish(r, &TOPOLOGY);
+    let (number, at) = number?;
+    let hops = u8::try_from(number).ok().filter(|hops| *hops <= TRUSTED_HOPS_MAX);
+    if hops.is_none() {
+        let message = format!("{number} is not between 0 and {TRUSTED_HOPS_MAX}");
+        let hint = "write how many trusted proxies stand before the mesh";
+        r.error(Code::INVALID_VALUE, at, &path.field("numTrustedProxies"), message, hint);
+    }
+    hops
+}
+
+fn request_id(r: &mut Reader<'_>, proxy: &mut Object<'_, '_, '_>) -> Option<bool> {
+    let path = proxy.path.field("proxyHeaders");
+    let mut headers = proxy.field("proxyHeaders").and_then(|node| r.object(node, &path))?;
+    let path = path.field("requestId");
+    let node = headers.field("requestId");
+    headers.finish(r, &PROXY_HEADERS);
+    let mut object = node.and_then(|node| r.object(node, &path))?;
+    let disabled = object.boolean(r, "disabled");
+    object.finish(r, &REQUEST_ID);
+    disabled.map(|disabled| !disabled)
+}

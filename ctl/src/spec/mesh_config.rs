@@ -1,0 +1,102 @@
+//! Istio's MeshConfig: what holds for the whole mesh. It comes in a ConfigMap or in an IstioOperator; one of those that
+//! are there is in effect.
+
+use std::sync::Arc;
+
+use meshring_core::table::model::{PathNormalization, Settings};
+use serde::{Serialize, Serializer};
+
+use super::{Body, Resource};
+use crate::diagnostic::{Code, Diagnostic};
+
+/// The revision of resources that name none.
+pub const DEFAULT_REVISION: &str = "default";
+
+/// `istio.mesh.v1alpha1` MeshConfig, as far as it is honoured. What is not said is `None`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MeshConfig {
+    /// Which revision of the control plane it is for: the end of the ConfigMap's name, `spec.revision` of an
+    /// IstioOperator.
+    pub revision: Arc<str>,
+    /// `pathNormalization.normalization`.
+    #[serde(serialize_with = "normalization")]
+    pub path_normalization: Option<PathNormalization>,
+    /// `defaultConfig.gatewayTopology.numTrustedProxies`.
+    pub trusted_hops: Option<u8>,
+    /// Inverted, `defaultConfig.proxyHeaders.requestId.disabled`.
+    pub request_id: Option<bool>,
+}
+
+fn normalization<S: Serializer>(level: &Option<PathNormalization>, serializer: S) -> Result<S::Ok, S::Error> {
+    level.map(PathNormalization::as_str).serialize(serializer)
+}
+
+impl MeshConfig {
+    /// One that says nothing.
+    pub fn new(revision: Arc<str>) -> Self {
+        Self { revision, path_normalization: None, trusted_hops: None, request_id: None }
+    }
+
+    /// For the data plane. Where nothing is said our defaults hold, which are Istio's but for paths: these are normalised
+    /// as far as can be.
+    pub fn settings(&self) -> Settings {
+        let default = Settings::default();
+        Settings {
+            path_normalization: self.path_normalization.unwrap_or(default.path_normalization),
+            trusted_hops: self.trusted_hops.unwrap_or(default.trusted_hops),
+            request_id: self.request_id.unwrap_or(default.request_id),
+        }
+    }
+}
+
+/// The MeshConfig that is in effect, among resources sorted by key.
+///
+/// Istio runs one control plane per revision, each with a MeshConfig of its own; here is one control plane. It follows the
+/// default revision, or the only one there is. Two for the same revision, or several revisions without the default one,
+/// leave open what is meant: an error, since it is about security.
+pub(super) fn in_effect(resources: &[Resource]) -> (Option<Arc<MeshConfig>>, Vec<Diagnostic>) {
+    let mut configs: Vec<(&Resource, &Arc<MeshConfig>)> = resources
+        .iter()
+        .filter_map(|resource| match &resource.body {
+            Body::ConfigMap(config) | Body::IstioOperator(config) => Some((resource, config)),
+            _ => None,
+        })
+        .collect();
+    let mut diagnostics = Vec::new();
+    configs.sort_by(|a, b| (&*a.1.revision, &a.0.place).cmp(&(&*b.1.revision, &b.0.place)));
+    for pair in configs.windows(2).filter(|pair| pair[0].1.revision == pair[1].1.revision) {
+        let [(first, config), (second, _)] = [pair[0], pair[1]];
+        let message = format!(
+            "is the second MeshConfig of revision `{}`; the first is {} at {}",
+            config.revision, first.key, first.place
+        );
+        diagnostics.push(conflict(second, message, "keep one of them"));
+    }
+    configs.dedup_by(|b, a| a.1.revision == b.1.revision);
+    let default = configs.iter().position(|(_, config)| &*config.revision == DEFAULT_REVISION);
+    let Some(&(chosen, config)) = default.map_or(configs.first(), |default| configs.get(default)) else {
+        return (None, diagnostics);
+    };
+    for &(other, theirs) in configs.iter().filter(|(other, _)| other.key != chosen.key) {
+        diagnostics.push(if default.is_some() {
+            let message = format!(
+                "is the MeshConfig of revision `{}`, and control follows revision `{DEFAULT_REVISION}` ({} at {}): it \
+                 has no effect here",
+                theirs.revision, chosen.key, chosen.place
+            );
+            Diagnostic::warning(Code::NO_EFFECT, other.place.clone(), message).of(&other.key)
+        } else {
+            let message = format!(
+                "is the MeshConfig of revision `{}`, and {} at {} is that of revision `{}`: neither is the default",
+                theirs.revision, chosen.key, chosen.place, config.revision
+            );
+            conflict(other, message, "keep the one of the revision that the proxies here are to follow")
+        });
+    }
+    (Some(Arc::clone(config)), diagnostics)
+}
+
+fn conflict(resource: &Resource, message: String, hint: &'static str) -> Diagnostic {
+    Diagnostic::error(Code::CONFLICTING_MESH_CONFIGS, resource.place.clone(), message).of(&resource.key).hint(hint)
+}
