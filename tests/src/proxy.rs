@@ -66,6 +66,7 @@ pub struct ProxyBuilder {
     outbound: Reserved,
     inbound: Vec<(Reserved, SocketAddr)>,
     wrapper: Vec<OsString>,
+    arguments: Vec<String>,
 }
 
 impl ProxyBuilder {
@@ -81,6 +82,7 @@ impl ProxyBuilder {
             outbound: Reserved::new(),
             inbound: Vec::new(),
             wrapper: Vec::new(),
+            arguments: Vec::new(),
         }
     }
 
@@ -115,6 +117,12 @@ impl ProxyBuilder {
         self
     }
 
+    /// Further arguments.
+    #[must_use]
+    pub fn arguments(self, arguments: &[&str]) -> Self {
+        Self { arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(), ..self }
+    }
+
     /// A command that changes the circumstances and then executes the rest of its arguments.
     #[must_use]
     pub fn wrapper<A: Into<OsString>>(self, wrapper: impl IntoIterator<Item = A>) -> Self {
@@ -135,6 +143,7 @@ impl ProxyBuilder {
         if let Some(dir) = &self.state_dir {
             command.arg("--state-dir").arg(dir);
         }
+        command.args(&self.arguments);
         command
     }
 

@@ -10,7 +10,7 @@ use meshring_core::{
         build::{ClusterEndpoints, VirtualHostInput},
         model::{
             Action, BalancePolicy, ClusterKind, Condition, DestinationHeaders, Match, PORT_ANY, Redirect, RedirectPort,
-            Rewrite, Route, RouteOptions,
+            Rewrite, Route, RouteOptions, Settings,
         },
         regexes::anchored,
     },
@@ -47,6 +47,11 @@ impl World {
         world.snapshot()
     }
 
+    /// Settings of the whole mesh.
+    pub fn settings(&mut self, settings: Settings) {
+        self.builder.settings(settings);
+    }
+
     /// A cluster with these endpoints; without any where the list is empty.
     pub fn cluster(&mut self, name: &str, endpoints: &[SocketAddr]) -> ClusterId {
         let endpoints: Vec<_> = endpoints.iter().map(|&address| (address, 1)).collect();
@@ -55,7 +60,8 @@ impl World {
 
     /// A cluster with a policy and a weight per endpoint.
     pub fn balanced(&mut self, name: &str, policy: BalancePolicy, endpoints: &[(SocketAddr, u16)]) -> ClusterId {
-        let (first, count) = self.builder.endpoints(endpoints.iter().copied());
+        let (first, count) =
+            self.builder.endpoints(endpoints.iter().map(|&(address, weight)| (address, weight.into())));
         let endpoints = ClusterEndpoints::Range { first, count };
         self.builder.cluster(&cluster_name(name), policy, ClusterKind::Static, endpoints)
     }

@@ -2,7 +2,7 @@
 
 use std::{
     io::Write as _,
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -11,11 +11,11 @@ use std::{
     time::Duration,
 };
 
-use rustix::net::sockopt;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
 
 use crate::{
     wait,
-    wire::{FieldLines, Framing, Head, Wire},
+    wire::{FieldLines, Framing, Head, Tape, Wire},
 };
 
 /// A request as it arrived.
@@ -53,9 +53,16 @@ impl Received {
 struct Shared {
     stop: AtomicBool,
     connections: AtomicUsize,
+    ended: AtomicUsize,
     received: Mutex<Vec<Received>>,
     streams: Mutex<Vec<TcpStream>>,
+    tapes: Mutex<Vec<Tape>>,
+    markers: Mutex<usize>,
+    markers_seen: AtomicUsize,
 }
+
+/// Where connections come from that only mark a place in the queue of an accepting server.
+const MARKER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
 /// A server on a port of its own; its connections end with it.
 #[derive(Debug)]
@@ -92,18 +99,26 @@ impl Upstream {
                     return;
                 }
                 let Ok(stream) = stream else { continue };
+                if stream.peer_addr().is_ok_and(|peer| peer.ip() == MARKER) {
+                    shared.markers_seen.fetch_add(1, Ordering::SeqCst);
+                    continue;
+                }
                 // Answers go out at once, as those of any real server do.
                 let _ = stream.set_nodelay(true);
                 if let Ok(second) = stream.try_clone() {
                     shared.streams.lock().unwrap_or_else(PoisonError::into_inner).push(second);
                 }
+                let tape = Tape::default();
+                shared.tapes.lock().unwrap_or_else(PoisonError::into_inner).push(tape.clone());
                 let connection = shared.connections.fetch_add(1, Ordering::SeqCst);
-                let mut peer = Peer { wire: Wire::new(stream), shared: Arc::clone(&shared), connection };
+                let wire = Wire::recorded(stream, tape);
+                let mut peer = Peer { wire, shared: Arc::clone(&shared), connection };
                 let serve = Arc::clone(&serve);
                 thread::spawn(move || {
                     serve(&mut peer);
                     // The registry of streams holds a second descriptor, so that dropping ours would not close.
                     let _ = peer.wire.stream.shutdown(Shutdown::Both);
+                    peer.shared.ended.fetch_add(1, Ordering::SeqCst);
                 });
             }
         });
@@ -157,6 +172,32 @@ impl Upstream {
     #[must_use]
     pub fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::SeqCst)
+    }
+
+    /// Waits until every connection so far has ended.
+    pub fn wait_until_all_ended(&self) {
+        self.catch_up();
+        wait::until("the end of every upstream connection", || {
+            (self.shared.ended.load(Ordering::SeqCst) == self.connections()).then_some(())
+        });
+    }
+
+    /// The exact bytes that each connection has brought since this was asked last, as far as they were read.
+    #[must_use]
+    pub fn take_bytes(&self) -> Vec<Vec<u8>> {
+        self.shared.tapes.lock().unwrap_or_else(PoisonError::into_inner).iter().map(Tape::take).collect()
+    }
+
+    /// Returns once every connection that anybody has made before is counted: connections are accepted in their order,
+    /// and one of our own, from [`MARKER`] and not counted, is the last.
+    pub fn catch_up(&self) {
+        let mut markers = self.shared.markers.lock().unwrap_or_else(PoisonError::into_inner);
+        let socket =
+            socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).expect("a socket");
+        bind(&socket, &SocketAddr::from((MARKER, 0))).expect("a loopback address");
+        connect(&socket, &self.address).expect("a listening server");
+        *markers += 1;
+        wait::until("the marker", || (self.shared.markers_seen.load(Ordering::SeqCst) == *markers).then_some(()));
     }
 
     /// Requests received so far, each to the end of its body.

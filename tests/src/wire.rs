@@ -3,6 +3,7 @@
 use std::{
     fmt,
     io::{self, Read, Write},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use anyhow::{Context as _, bail, ensure};
@@ -70,6 +71,23 @@ pub struct Wire<S> {
     /// The stream itself.
     pub stream: S,
     buffer: Vec<u8>,
+    tape: Option<Tape>,
+}
+
+/// Every byte that was read from a stream, as it came, whatever the reader made of it.
+#[derive(Debug, Clone, Default)]
+pub struct Tape(Arc<Mutex<Vec<u8>>>);
+
+impl Tape {
+    /// What was read since the tape was taken last.
+    #[must_use]
+    pub fn take(&self) -> Vec<u8> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn record(&self, bytes: &[u8]) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+    }
 }
 
 /// What is wrong with a message that ends too early.
@@ -94,7 +112,12 @@ pub fn is_truncation(error: &anyhow::Error) -> bool {
 impl<S: Read + Write> Wire<S> {
     /// Over a stream from which nothing has been read.
     pub fn new(stream: S) -> Self {
-        Self { stream, buffer: Vec::new() }
+        Self { stream, buffer: Vec::new(), tape: None }
+    }
+
+    /// As [`new`](Self::new), with every byte recorded.
+    pub fn recorded(stream: S, tape: Tape) -> Self {
+        Self { tape: Some(tape), ..Self::new(stream) }
     }
 
     fn fill(&mut self) -> io::Result<usize> {
@@ -103,6 +126,9 @@ impl<S: Read + Write> Wire<S> {
             match self.stream.read(&mut space) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(count) => {
+                    if let Some(tape) = &self.tape {
+                        tape.record(&space[..count]);
+                    }
                     self.buffer.extend_from_slice(&space[..count]);
                     return Ok(count);
                 }
@@ -139,7 +165,9 @@ impl<S: Read + Write> Wire<S> {
                 let mut line = self.take(from + at + 1);
                 line.pop();
                 ensure!(line.pop() == Some(b'\r'), "a line ends in a bare LF: {:?}", String::from_utf8_lossy(&line));
-                return String::from_utf8(line).context("a line that is no UTF-8");
+                // Obs-text is read as Latin-1 where it is no UTF-8, so that no byte is lost.
+                return Ok(String::from_utf8(line)
+                    .unwrap_or_else(|error| error.as_bytes().iter().map(|&byte| char::from(byte)).collect()));
             }
             from = self.buffer.len();
             ensure!(self.fill()? > 0, Truncated);
