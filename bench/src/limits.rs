@@ -77,3 +77,22 @@ pub(crate) const SLICE_ENDPOINTS_MAX: usize = 100;
 
 /// Size at which `scale` begins another file: control reads files of up to 64 MiB, and some of them at once.
 pub(crate) const SCALE_FILE_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Most requests of `hostile`: what the drill of a million asks for, ten times; one byte of memory each.
+pub(crate) const HOSTILE_REQUESTS_MAX: u64 = 10_000_000;
+
+/// Most phases of `hostile`: an evening at ten seconds each.
+pub(crate) const HOSTILE_ROUNDS_MAX: usize = 100;
+
+/// Time in which all hostile connections must be open, and what each of them adds. A debug build on a busy machine takes a
+/// third of it.
+pub(crate) const HOSTILE_OPEN_MAX: Duration = Duration::from_secs(3);
+
+/// What one hostile connection adds to [`HOSTILE_OPEN_MAX`].
+pub(crate) const HOSTILE_OPEN_EACH_MAX: Duration = Duration::from_millis(1);
+
+/// Longest wait for one hostile connection: the kernel's queue may be full, and its SYN is sent again after a second.
+pub(crate) const HOSTILE_CONNECT_MAX: Duration = Duration::from_secs(10);
+
+/// Connections to one peer from one loopback address: below the 28,232 ports of Linux' default range.
+pub(crate) const HOSTILE_PORTS_PER_ADDRESS: usize = 20_000;

@@ -1,10 +1,11 @@
 //! meshring-bench: a load generator, a backend, a side-by-side comparison of meshring with other proxies, and the
-//! figures of meshring alone: reconfiguration, cold start, large configurations.
+//! figures of meshring alone: reconfiguration, cold start, large configurations, hostile peers.
 
 mod backend;
 mod client;
 mod cold_start;
 mod compare;
+mod hostile;
 mod http;
 mod idle;
 mod limits;
@@ -41,6 +42,7 @@ enum Command {
     Reconfigure(reconfigure::ReconfigureArgs),
     ColdStart(cold_start::ColdStartArgs),
     Scale(scale::ScaleArgs),
+    Hostile(hostile::HostileArgs),
     #[command(hide = true)]
     Pinned(process::PinnedArgs),
 }
@@ -89,6 +91,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Reconfigure(args) => reconfigure::run(args, &interrupted),
         Command::ColdStart(args) => cold_start::run(args, &interrupted),
         Command::Scale(args) => scale::run(args, &interrupted),
+        Command::Hostile(args) => hostile::run(args, &interrupted),
         Command::Pinned(args) => Err(process::exec_pinned(args)),
     }
 }

@@ -19,7 +19,7 @@ use meshring_core::{
         serialize::{self, HeaderEdits, NoEdits, RequestOut},
         status::reason,
     },
-    limits::{ATTEMPTS_MAX, CONNECT_MS_MAX, RESPONSE_HEAD_MS_MAX},
+    limits::{ATTEMPTS_MAX, CONNECT_MS_MAX, REQUESTS_IN_A_ROW_MAX, RESPONSE_HEAD_MS_MAX},
     stats::Counter,
     table::{
         lookup::NoRoute,
@@ -50,7 +50,7 @@ use crate::{
         conn::{Conn, exhausted, write_rest},
         deadlines::{Expiry, now_ms},
         generation::{ClusterShared, Pinned},
-        join::both,
+        join::{both, yield_now},
     },
 };
 
@@ -122,12 +122,17 @@ pub(crate) async fn serve(worker: &Rc<Worker>, conn: &mut Conn, listener: &Liste
     let mut scratch = worker.take_scratch();
     let client = Client::of(conn, listener);
     let bounds = listener.direction.request_bounds();
+    let mut served: u32 = 0;
     let end = loop {
         let begin = std::mem::take(&mut begin);
         match parse::request_head(worker, conn, &mut input, &mut scratch.request, begin, bounds).await {
             Next::Request(head) => {
                 if exchange(worker, conn, listener, client, &mut input, &mut scratch, &head).await == After::Close {
                     break End::Closed;
+                }
+                served = served.wrapping_add(1);
+                if served.is_multiple_of(REQUESTS_IN_A_ROW_MAX) {
+                    yield_now().await;
                 }
             }
             Next::Idle => break End::Idle,
@@ -144,6 +149,14 @@ pub(crate) async fn serve(worker: &Rc<Worker>, conn: &mut Conn, listener: &Liste
                 input.clear();
                 input.release();
                 time_out(worker, conn).await;
+                break End::Closed;
+            }
+            Next::Overload => {
+                input.clear();
+                input.release();
+                worker.stats.add(Counter::RequestsOverload, 1);
+                let what = "the worker's memory for unfinished requests is used up";
+                refuse(worker, conn, 503, "overload", &what).await;
                 break End::Closed;
             }
         }
@@ -208,6 +221,8 @@ async fn exchange(
         return answer(worker, conn, input, head, &record, &response, &NoEdits).await;
     }
     let is_trusted = client.is_trusted(worker, settings);
+    // Files and lines of the configuration are for those on this side, not for whoever stands behind a trusted hop.
+    let is_debugged = is_trusted && client.is_local_application;
     let hop = |is_host_rewritten| {
         let has_id = forwarding::kept_request_id(bytes, fields, is_trusted).is_some();
         Hop {
@@ -234,7 +249,7 @@ async fn exchange(
                 Ok(rewritten) => rewritten,
                 Err(refusal) => return refuse_path(worker, conn, input, head, &record, refusal).await,
             };
-            let extra = if is_trusted { debug_lines(&request, &pinned, &chosen) } else { Vec::new() };
+            let extra = if is_debugged { debug_lines(&request, &pinned, &chosen) } else { Vec::new() };
             let cluster = pinned.cluster(chosen.cluster(), &worker.clusters);
             let literal = request_address(&request);
             let plan = Plan {
@@ -252,7 +267,7 @@ async fn exchange(
             let location = policy::location(&request, redirect, head.port);
             let mut extra = Vec::new();
             serialize::field(&mut extra, b"location", &location);
-            if is_trusted {
+            if is_debugged {
                 extra.extend(debug_generation(&request, &pinned));
             }
             let status = redirect.status.to_native();
@@ -261,7 +276,7 @@ async fn exchange(
         }
         Ok(Decision::Direct(rule, direct)) => {
             let status = direct.status.to_native();
-            let extra = if is_trusted { debug_generation(&request, &pinned) } else { Vec::new() };
+            let extra = if is_debugged { debug_generation(&request, &pinned) } else { Vec::new() };
             let response = Response { status, content_type: "text/plain", body: &direct.body, extra: &extra };
             answer(worker, conn, input, head, &record, &response, &Edits::of_local_response(rule)).await
         }
@@ -413,6 +428,12 @@ async fn forward(
     // A body that did not fit beside the head is gone once it was sent: only a whole request can be sent again.
     let replayable = body.ended();
     let uploading = Cell::new(!replayable);
+    let continued = Cell::new(!head.expect_continue);
+    // An upstream is silent from when it has all of the request, or is asked whether it wants the body.
+    let head_at_ms = match replayable || head.expect_continue {
+        true => record.started_ms() + RESPONSE_HEAD_MS_MAX,
+        false => u64::MAX,
+    };
     let exchange = Exchange {
         worker,
         record,
@@ -422,6 +443,9 @@ async fn forward(
         edits: plan.response_edits,
         extra: &plan.extra,
         total_at_ms,
+        head_at_ms: Cell::new(total_at_ms.unwrap_or(head_at_ms)),
+        awaits_head: Cell::new(true),
+        continued: &continued,
         bounds: plan.target.response_bounds(),
         uploading: &uploading,
     };
@@ -458,25 +482,24 @@ async fn forward(
             }
         };
         worker.stats.add(if lease.reused { Counter::UpstreamReused } else { Counter::UpstreamConnects }, 1);
-        let head_at_ms = total_at_ms.unwrap_or(record.started_ms() + RESPONSE_HEAD_MS_MAX);
-        lease.conn.timer.set(head_at_ms, Expiry::ShutdownBoth);
+        lease.conn.timer.set(exchange.head_at_ms.get(), Expiry::ShutdownBoth);
         let mut response_input = Input::new(worker.buffers.lazy());
+        // RFC 9110 section 9.2.2 and RFC 9112 section 9.3.1: a reused connection that closes without a byte was most likely
+        // closed before the request came; an idempotent request may be sent once more.
+        let can_send_again = lease.reused && reuse == Reuse::Any && attempt < ATTEMPTS_MAX;
         let result = if body.ended() {
-            whole(&exchange, &mut lease, conn, &mut response_input, response_fields, &mut out).await
+            whole(&exchange, &mut lease, conn, &mut response_input, response_fields, &mut out, can_send_again).await
         } else {
-            streamed(&exchange, &mut lease, conn, input, &mut body, &mut response_input, response_fields, &mut out).await
+            streamed(&exchange, &mut lease, conn, input, &mut body, &mut response_input, response_fields, &mut out)
+                .await
         };
         drop(response_input);
         match result {
             Ok(relayed) => {
                 drop(out);
-                return finish(worker, conn, input, lease, relayed, &uploading).await;
+                return finish(&exchange, conn, input, lease, relayed).await;
             }
-            // RFC 9110 section 9.2.2 and RFC 9112 section 9.3.1: a reused connection that closes without a byte was
-            // most likely closed before the request came; an idempotent request may be sent once more.
-            Err(Failure::NoResponse)
-                if lease.reused && reuse == Reuse::Any && attempt < ATTEMPTS_MAX =>
-            {
+            Err(Failure::NoResponse) if can_send_again => {
                 worker.stats.add(Counter::UpstreamRetries, 1);
                 reuse = Reuse::Never;
             }
@@ -492,7 +515,7 @@ async fn forward(
 }
 
 /// The whole request is in `out`. Write and first read are submitted together: one pass through the event loop less.
-/// `out` comes back as it was if nothing of the response has come, so that it can be sent again.
+/// `out` comes back as it was if nothing of the response has come and `is_kept`, so that it can be sent again.
 async fn whole(
     exchange: &Exchange<'_>,
     lease: &mut Lease,
@@ -500,6 +523,7 @@ async fn whole(
     response_input: &mut Input,
     fields: &mut Fields,
     out: &mut Buffer,
+    is_kept: bool,
 ) -> Result<Relayed, Failure> {
     let upstream = &mut lease.conn;
     let space = response_input.lend(HEAD_READ_BYTES_MAX, exchange.bounds.head_bytes + 1).ok_or(Failure::CutHead)?;
@@ -513,6 +537,11 @@ async fn whole(
     {
         // A request larger than the socket's buffer; the read is pending meanwhile. How it ends, the read will say.
         let _ = write_rest(&mut upstream.write, out, written).await;
+    }
+    if !is_kept {
+        // An upstream may take its time: as many requests as wait for it, so many buffers less.
+        out.clear();
+        out.release();
     }
     // A failed write needs no handling of its own: the read ends with the same broken connection, or with a response
     // that the upstream sent before it stopped reading.
@@ -543,15 +572,24 @@ async fn streamed(
     let limits = &worker.limits;
     let ends_at_ms = Cell::new(u64::MAX);
     let rate = BodyRate::new(limits.body_rate_min, limits.body_grace_ms);
-    let patience =
-        Patience { total_at_ms: exchange.total_at_ms, upload: Some(Upload { rate, ends_at_ms: &ends_at_ms }) };
+    let patience = Patience {
+        total_at_ms: exchange.total_at_ms,
+        upload: Some(Upload { rate, ends_at_ms: &ends_at_ms, begun: exchange.continued }),
+    };
     // The connections' own timers are for reading; writing goes on at the same time.
     let (client, upstream) = (&conn.timer, &lease.conn.timer);
     let (to_client, to_upstream) = (conn.second_timer(), lease.conn.second_timer());
     let up = async {
         let from = Side { half: &mut conn.read, timer: client };
         let to = Side { half: &mut lease.conn.write, timer: &to_upstream };
-        match relay::relay_body(body, input, from, to, out, patience).await {
+        let sent = relay::relay_body(body, input, from, to, out, patience).await;
+        if matches!(sent, Ok(()) | Err(BodyError::Write(_))) && exchange.awaits_head.get() {
+            // Now it is the upstream's turn.
+            let at_ms = exchange.total_at_ms.unwrap_or_else(|| now_ms() + RESPONSE_HEAD_MS_MAX);
+            exchange.head_at_ms.set(at_ms);
+            upstream.set(at_ms, Expiry::ShutdownBoth);
+        }
+        match sent {
             Ok(()) => {
                 exchange.uploading.set(false);
                 None
@@ -591,14 +629,8 @@ async fn streamed(
 }
 
 /// After a complete response: pool the upstream connection, say whether the client's can go on.
-async fn finish(
-    worker: &Worker,
-    conn: &mut Conn,
-    input: &mut Input,
-    lease: Lease,
-    relayed: Relayed,
-    uploading: &Cell<bool>,
-) -> After {
+async fn finish(exchange: &Exchange<'_>, conn: &mut Conn, input: &mut Input, lease: Lease, relayed: Relayed) -> After {
+    let Exchange { worker, uploading, keep_alive, .. } = *exchange;
     conn.timer.clear();
     if relayed.upstream_reusable && !uploading.get() && !worker.draining() {
         lease.give_back(now_ms(), relayed.keep_alive_timeout_s);
@@ -606,7 +638,8 @@ async fn finish(
     if relayed.downstream_keep && !uploading.get() {
         return After::KeepAlive;
     }
-    if uploading.get() || !input.is_empty() {
+    // A client that has asked for an end sends no more. Any other may have: closing over it would reset the connection.
+    if keep_alive || uploading.get() || !input.is_empty() {
         local::linger(conn, input).await;
     }
     After::Close
@@ -705,7 +738,9 @@ impl Denial {
             Self::ConnectFailed { address, error } => ("connect_failed", format!("{address}: {error}")),
             Self::BadBody(bad) => (bad.code(), bad.to_string()),
             Self::Overload(what) => ("overload", (*what).into()),
-            Self::Exhausted { code, error } => (*code, format!("this proxy cannot open an upstream connection: {error}")),
+            Self::Exhausted { code, error } => {
+                (*code, format!("this proxy cannot open an upstream connection: {error}"))
+            }
             Self::Upstream { what, .. } => ("upstream", what.clone()),
         };
         format!("meshring: {} ({code}): {what}\n", reason(status))

@@ -189,7 +189,7 @@ impl Upstream {
     }
 
     /// Returns once every connection that anybody has made before is counted: connections are accepted in their order,
-    /// and one of our own, from [`MARKER`] and not counted, is the last.
+    /// and one of our own, from a marker field and not counted, is the last.
     pub fn catch_up(&self) {
         let mut markers = self.shared.markers.lock().unwrap_or_else(PoisonError::into_inner);
         let socket =

@@ -14,8 +14,8 @@ use std::{
 };
 
 use meshring_core::http::{
-    BodyDecoder, BodyFraming, Bounds, Event, Fields, LAST_CHUNK, Method, NoEdits, RequestOut, ResponseOut, encode_chunk,
-    request, request_head, response, response_head, serialize,
+    BodyDecoder, BodyFraming, Bounds, Event, Fields, LAST_CHUNK, Method, NoEdits, RequestOut, ResponseOut,
+    encode_chunk, request, request_head, response, response_head, serialize,
 };
 use meshring_tests::{
     alone,
@@ -201,7 +201,9 @@ fn relay_body(mut input: &[u8], framing: BodyFraming, out: &mut Vec<u8>, message
                 data.extend_from_slice(&input[range]);
             }
             Event::Trailer { name, value } => {
-                message.trailers.push((latin1(&input[name.clone()]).to_ascii_lowercase(), latin1(&input[value.clone()])));
+                message
+                    .trailers
+                    .push((latin1(&input[name.clone()]).to_ascii_lowercase(), latin1(&input[value.clone()])));
                 serialize::field(&mut trailers, &input[name], &input[value]);
             }
             Event::NeedInput if decoder.end_of_stream().is_err() => return false,
@@ -357,7 +359,17 @@ fn sound_request(random: &mut Random) -> Vec<u8> {
     let method = pick(random, &["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"]);
     let target = pick(
         random,
-        &["/", "/a/b?c=d", "/a?", "/?x=/../y", "/~a;v=1/b", "/%41%2f%20", "http://echo/abs?q", "http://echo:80", "/a:b@c!$&'()*+,;="],
+        &[
+            "/",
+            "/a/b?c=d",
+            "/a?",
+            "/?x=/../y",
+            "/~a;v=1/b",
+            "/%41%2f%20",
+            "http://echo/abs?q",
+            "http://echo:80",
+            "/a:b@c!$&'()*+,;=",
+        ],
     );
     let mut out = format!("{method} {target} HTTP/1.1\r\n").into_bytes();
     other_fields(random, &mut out);
@@ -379,7 +391,10 @@ fn sound_response(random: &mut Random) -> (&'static str, Vec<u8>) {
     if random.below(8) == 0 {
         out.extend_from_slice(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n");
     }
-    let status = pick(random, &["200 OK", "201 ", "204 No Content", "304 Not Modified", "404 Not Found", "500 \x20Odd \tReason", "299 x"]);
+    let status = pick(
+        random,
+        &["200 OK", "201 ", "204 No Content", "304 Not Modified", "404 Not Found", "500 \x20Odd \tReason", "299 x"],
+    );
     out.extend_from_slice(format!("HTTP/1.1 {status}\r\n").as_bytes());
     other_fields(random, &mut out);
     hop_fields(random, &mut out);
@@ -396,17 +411,48 @@ fn sound_response(random: &mut Random) -> (&'static str, Vec<u8>) {
 /// Changes a message in one to three places with what has made parsers disagree before.
 fn damage(random: &mut Random, wire: &mut Vec<u8>) {
     const PIECES: [&[u8]; 34] = [
-        b"\r", b"\n", b"\r\n", b"\0", b"\t", b" ", b"\x0b", b"\x0c", b"\x7f", b"\x80", b"\xff", b":", b",", b";", b"_", b"+", b"-",
-        b"0x", b"1", b"#", b"\\", b"%00", b"\r\n ", b"\r\nContent-Length: 3", b"\r\nContent-Length: 3, 3",
-        b"\r\nTransfer-Encoding: chunked", b"\r\nTransfer-Encoding: identity", b"\r\nTransfer-Encoding:\x0bchunked",
-        b"\r\nHost: other", b"\r\nConnection: content-length", b"\r\nX-Fold: a\r\n b", b"\r\nX : y", b"\r\n: y", b"HTTP/1.0",
+        b"\r",
+        b"\n",
+        b"\r\n",
+        b"\0",
+        b"\t",
+        b" ",
+        b"\x0b",
+        b"\x0c",
+        b"\x7f",
+        b"\x80",
+        b"\xff",
+        b":",
+        b",",
+        b";",
+        b"_",
+        b"+",
+        b"-",
+        b"0x",
+        b"1",
+        b"#",
+        b"\\",
+        b"%00",
+        b"\r\n ",
+        b"\r\nContent-Length: 3",
+        b"\r\nContent-Length: 3, 3",
+        b"\r\nTransfer-Encoding: chunked",
+        b"\r\nTransfer-Encoding: identity",
+        b"\r\nTransfer-Encoding:\x0bchunked",
+        b"\r\nHost: other",
+        b"\r\nConnection: content-length",
+        b"\r\nX-Fold: a\r\n b",
+        b"\r\nX : y",
+        b"\r\n: y",
+        b"HTTP/1.0",
     ];
     for _ in 0..=random.below(3) {
         let at = random.below(wire.len().max(1));
         match random.below(4) {
             // At the end of a line, where most of the pieces mean something.
             0 => {
-                let ends: Vec<_> = wire.windows(2).enumerate().filter(|(_, w)| *w == b"\r\n").map(|(at, _)| at).collect();
+                let ends: Vec<_> =
+                    wire.windows(2).enumerate().filter(|(_, w)| *w == b"\r\n").map(|(at, _)| at).collect();
                 let at = if ends.is_empty() { at } else { ends[random.below(ends.len())] };
                 wire.splice(at..at, pick(random, &PIECES).iter().copied());
             }
@@ -617,11 +663,7 @@ fn a_proxy_forwards_requests_that_the_judges_read_as_one(driver: Driver) {
             Verdict::One(message) => {
                 whole += 1;
                 // Both see the same; llhttp knows fewer methods.
-                assert!(
-                    verdicts[0] == verdicts[1] || beyond_llhttp(message),
-                    "{verdicts:?}\nsent: {:?}",
-                    latin1(wire)
-                );
+                assert!(verdicts[0] == verdicts[1] || beyond_llhttp(message), "{verdicts:?}\nsent: {:?}", latin1(wire));
             }
             // The client broke off in mid-body.
             Verdict::Incomplete => {}

@@ -4,30 +4,39 @@
 
 use std::{
     fs,
+    io::Read as _,
     net::TcpStream,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use meshring_core::limits::BUFFER_BYTES;
+use meshring_core::limits::{BUFFER_BYTES, CONNECTIONS_TURNED_AWAY_MAX, DEADLINE_TICK_MS, HOLD_BUFFER_MS_MAX};
 use meshring_tests::{
     alone,
     client::{Client, Response, request},
     on_both_drivers,
     proxy::{Driver, Proxy},
-    table::World,
-    upstream::{Upstream, ok, response},
+    table::{World, rule},
+    upstream::{Upstream, ok},
     wait,
 };
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 on_both_drivers! {
     a_used_up_byte_budget_is_503_until_it_is_free_again
-    large_heads_count_against_the_byte_budget
-    partial_heads_count_against_the_byte_budget
+    partial_heads_get_a_part_of_the_byte_budget_and_others_the_rest
     a_connection_beyond_the_limit_is_503_until_one_has_gone
     many_connections_beyond_the_limit_leave_those_within_it_alone
     without_descriptors_for_clients_the_proxy_waits_and_recovers
     without_descriptors_for_upstreams_it_is_503_and_not_the_endpoints_fault
+    in_a_small_memory_control_group_a_flood_gets_503_and_nobody_is_killed
+    a_memory_control_group_that_is_nearly_full_gives_503_whatever_the_budget
+}
+
+/// Lets time pass.
+fn pause(time: Duration) {
+    let begun = Instant::now();
+    wait::until("a pause", || (begun.elapsed() >= time).then_some(()));
 }
 
 /// Asserts a refusal for being overloaded and the end of the connection.
@@ -47,11 +56,20 @@ fn with_buffers(upstream: &Upstream, driver: Driver, count: usize) -> Proxy {
     })
 }
 
-/// Answers `/large` with a body that no socket buffers can hold.
+/// Answers `/large` with a body that no socket buffers can hold, piece by piece.
 fn large_or_small() -> Upstream {
-    let body = vec![b'x'; LARGE];
-    Upstream::answering(move |request| {
-        if request.target() == "/large" { response(200, &[], &body) } else { ok("small") }
+    Upstream::scripted(move |peer| {
+        static PIECE: [u8; 64 * 1024] = [b'x'; 64 * 1024];
+        while let Some(request) = peer.request() {
+            if request.target() != "/large" {
+                peer.send(ok("small"));
+                continue;
+            }
+            peer.send(format!("HTTP/1.1 200 OK\r\ncontent-length: {LARGE}\r\n\r\n"));
+            if !(0..LARGE / PIECE.len()).all(|_| peer.send(PIECE)) {
+                return;
+            }
+        }
     })
 }
 
@@ -94,53 +112,39 @@ fn a_used_up_byte_budget_is_503_until_it_is_free_again(driver: Driver) {
     assert_eq!(stalled[0].get("echo", "/small").expect(200).text(), "small");
 }
 
-/// Requests with heads of 50 KB that the upstream does not answer, until one is refused: how many were not.
-fn large_heads_count_against_the_byte_budget(driver: Driver) {
-    let upstream = Upstream::scripted(|peer| {
-        peer.request();
-        peer.wait_for_end();
-    });
-    let proxy = with_buffers(&upstream, driver, 16);
-    let large = request("GET", "echo", "/", &[("x", &"y".repeat(50_000))]);
-    let mut clients = Vec::new();
-    wait::until("the byte budget to be used up", || {
-        let mut client = proxy.connect();
-        client.send(&large);
-        let served = upstream.received().len();
-        let refused = wait::until("the upstream or a refusal", || {
-            if upstream.received().len() > clients.len() {
-                return Some(false);
-            }
-            client.stream().set_nonblocking(true).unwrap();
-            let refused = client.stream().peek(&mut [0; 1]).is_ok();
-            client.stream().set_nonblocking(false).unwrap();
-            refused.then_some(true)
-        });
-        assert!(served <= clients.len());
-        if refused {
-            let response = client.response();
-            assert_overload(&mut client, &response, "overload");
-            return Some(());
-        }
-        clients.push(client);
-        None
-    });
-    // As 16 KiB each, with the empty one for the response, eight would have been served.
-    assert!((2..=5).contains(&clients.len()), "{}", clients.len());
-}
-
-fn partial_heads_count_against_the_byte_budget(driver: Driver) {
+fn partial_heads_get_a_part_of_the_byte_budget_and_others_the_rest(driver: Driver) {
     let upstream = Upstream::saying("hello");
-    let proxy = with_buffers(&upstream, driver, 8);
+    // A quarter of 32 buffers is for heads that are not whole: four of these.
+    let proxy = with_buffers(&upstream, driver, 32);
     let partial = format!("GET / HTTP/1.1\r\nhost: echo\r\nx: {}", "y".repeat(30_000));
-    let mut partials: Vec<_> = (0..6).map(|_| proxy.connect()).collect();
-    partials.iter_mut().for_each(|client| drop(client.send(&partial).stream().nodelay()));
-    wait::until("requests to be refused", || (proxy.connect().get("echo", "/").status == 503).then_some(()));
-    partials.truncate(2);
-    wait::until("requests to be served", || (proxy.connect().get("echo", "/").status == 200).then_some(()));
+    let mut partials: Vec<_> = (0..10).map(|_| proxy.connect()).collect();
     for client in &mut partials {
+        client.send(&partial);
+    }
+    let is_answered = |client: &Client| {
+        client.stream().set_nonblocking(true).unwrap();
+        let is_answered = client.stream().peek(&mut [0; 1]).is_ok();
+        client.stream().set_nonblocking(false).unwrap();
+        is_answered
+    };
+    wait::until("all but four to be refused", || {
+        (partials.iter().filter(|client| is_answered(client)).count() == 6).then_some(())
+    });
+    let (refused, mut waiting): (Vec<_>, Vec<_>) = partials.into_iter().partition(is_answered);
+    for mut client in refused {
+        let response = client.response();
+        assert_overload(&mut client, &response, "overload");
+    }
+    // Nobody else notices, and those that were let in are served when the rest of them comes.
+    assert_eq!(proxy.connect().get("echo", "/").expect(200).text(), "hello");
+    for client in &mut waiting {
         assert_eq!(client.send("\r\n\r\n").response().expect(200).text(), "hello");
     }
+    // Their place is free again.
+    let mut client = proxy.connect();
+    client.send(&partial);
+    pause(Duration::from_millis(HOLD_BUFFER_MS_MAX + 3 * DEADLINE_TICK_MS));
+    assert_eq!(client.send("\r\n\r\n").response().expect(200).text(), "hello");
 }
 
 fn a_connection_beyond_the_limit_is_503_until_one_has_gone(driver: Driver) {
@@ -157,6 +161,11 @@ fn a_connection_beyond_the_limit_is_503_until_one_has_gone(driver: Driver) {
         let mut client = proxy.connect();
         client.try_send(&sent).unwrap();
         let response = client.response();
+        // What was on its way meanwhile does not meet a closed socket, which would answer with a reset.
+        for late in [request("GET", "echo", "/late", &[]), b"x".to_vec()] {
+            client.send(late);
+            pause(Duration::from_millis(30));
+        }
         assert_overload(&mut client, &response, "overload");
     }
     assert_eq!(upstream.received().len(), 3);
@@ -177,9 +186,20 @@ fn many_connections_beyond_the_limit_leave_those_within_it_alone(driver: Driver)
     let mut client = proxy.connect();
     client.get("echo", "/").expect(200);
     for _ in 0..3 {
-        // More than are told why, and none of them ever says or reads anything.
-        let _silent: Vec<_> = (0..400).map(|_| TcpStream::connect(proxy.outbound()).unwrap()).collect();
+        // None of them ever says anything; each that is told why takes a descriptor and a task for a second.
+        let silent: Vec<_> = (0..400).map(|_| TcpStream::connect(proxy.outbound()).unwrap()).collect();
         client.get("echo", "/").expect(200);
+        let mut answer = Vec::new();
+        let told = silent.into_iter().filter(|mut stream| {
+            answer.clear();
+            // One of them may have got the second place, and nothing is said to it.
+            stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+            // A reset where nothing was said is as good as an end.
+            let _ = stream.read_to_end(&mut answer);
+            !answer.is_empty()
+        });
+        let told = told.count();
+        assert!((1..=3 * CONNECTIONS_TURNED_AWAY_MAX).contains(&told), "{told} of 400 were told why");
     }
     wait::until("another place", || {
         let mut other = proxy.connect();
@@ -229,8 +249,8 @@ fn without_descriptors_for_clients_the_proxy_waits_and_recovers(driver: Driver) 
     let mut waiting: Vec<_> = (0..20).map(|_| proxy.connect()).collect();
     let line = proxy.process.wait_for_line("cannot accept a connection");
     assert!(line.contains("out_of_descriptors"), "{line}");
-    let (ticks, begun) = (cpu_ticks(&proxy), Instant::now());
-    wait::until("two seconds", || (begun.elapsed() >= Duration::from_secs(2)).then_some(()));
+    let ticks = cpu_ticks(&proxy);
+    pause(Duration::from_secs(2));
     let busy = cpu_ticks(&proxy) - ticks;
     assert!(busy <= 40, "{busy} ticks of 10 ms in two seconds are more than 20 %");
     let lines = proxy.process.output().lines().filter(|line| line.contains("cannot accept")).count();
@@ -245,18 +265,107 @@ fn without_descriptors_for_clients_the_proxy_waits_and_recovers(driver: Driver) 
 }
 
 fn without_descriptors_for_upstreams_it_is_503_and_not_the_endpoints_fault(driver: Driver) {
-    let upstream = Upstream::saying("hello");
-    let mut proxy = Proxy::alone(&World::with_echo(upstream.address()), driver);
+    let upstreams = [Upstream::saying("hello"), Upstream::saying("hello")];
+    let mut world = World::new();
+    let cluster = world.cluster("echo", &[upstreams[0].address(), upstreams[1].address()]);
+    let action = world.forward(&[(cluster, 1)]);
+    world.host("echo", vec![rule(action)]);
+    let mut proxy = Proxy::alone(&world.snapshot(), driver);
     let mut client = proxy.connect();
     client.get("nobody", "/").expect(404);
     limit_descriptors(&proxy);
-    for _ in 0..3 {
-        let text = client.get("echo", "/").expect(503).text();
-        assert!(text.starts_with("meshring: Service Unavailable (out_of_descriptors): "), "{text}");
-        assert!(!text.contains(&upstream.address().to_string()), "{text}");
-    }
+    let text = client.get("echo", "/").expect(503).text();
+    assert!(text.starts_with("meshring: Service Unavailable (out_of_descriptors): "), "{text}");
+    assert!(!text.contains("127.0.0.1"), "no endpoint is to blame: {text}");
     assert!(proxy.process.wait_for_line("out_of_descriptors").contains("refused: "));
     set_limit(&proxy, hard_limit(&proxy));
-    // At once, not after a second of being avoided; the client's connection goes on.
-    assert_eq!(client.get("echo", "/").expect(200).text(), "hello");
+    // At once, and neither is passed over for a second as if it had refused; the client's connection goes on.
+    for _ in 0..4 {
+        assert_eq!(client.get("echo", "/").expect(200).text(), "hello");
+    }
+    assert_eq!(upstreams.each_ref().map(|upstream| upstream.received().len()), [2, 2]);
+}
+
+/// A memory control group of our own, gone with this value.
+struct MemoryGroup(PathBuf);
+
+impl MemoryGroup {
+    /// `None` where we may not make one, or the controller is not there.
+    fn new(name: &str, bytes: u64) -> Option<Self> {
+        let (root, limit) = match Path::new("/sys/fs/cgroup/memory").is_dir() {
+            true => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+            false => ("/sys/fs/cgroup", "memory.max"),
+        };
+        let group = Self(Path::new(root).join(format!("meshring-test-{}-{name}", std::process::id())));
+        let made = fs::create_dir(&group.0).and_then(|()| fs::write(group.0.join(limit), bytes.to_string()));
+        if let Err(error) = made {
+            println!("skipped: no memory control group: {error}");
+            return None;
+        }
+        Some(group)
+    }
+
+    /// What the kernel has killed in it.
+    fn kills(&self) -> u64 {
+        let read = |file| fs::read_to_string(self.0.join(file)).unwrap_or_default();
+        let text = read("memory.oom_control") + &read("memory.events");
+        let line = text.lines().find_map(|line| line.strip_prefix("oom_kill ")).expect("a count of kills");
+        line.trim().parse().unwrap()
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        // A group can be removed once its last process is gone.
+        wait::until("the control group to be empty", || {
+            (fs::remove_dir(&self.0).is_ok() || !self.0.exists()).then_some(())
+        });
+    }
+}
+
+fn in_a_small_memory_control_group_a_flood_gets_503_and_nobody_is_killed(driver: Driver) {
+    // The default budget is a quarter of it: 1,024 buffers.
+    flood(driver, 64 * 1024 * 1024, &[]);
+}
+
+/// What is not in the buffers counts, too.
+fn a_memory_control_group_that_is_nearly_full_gives_503_whatever_the_budget(driver: Driver) {
+    let arguments = ["--buffer-bytes-max", "1000000000", "--connections-max", "5000"];
+    let refusals = flood(driver, 32 * 1024 * 1024, &arguments);
+    assert!(refusals.is_none_or(|output| output.contains("the memory control group is nearly full")));
+}
+
+/// Readers that stall, until requests are refused and beyond, in a group with so much memory. What the proxy has logged;
+/// `None` where there are no control groups.
+fn flood(driver: Driver, limit: u64, arguments: &[&str]) -> Option<String> {
+    /// More than either limit lets in.
+    const READERS: usize = 1_500;
+    let _alone = alone();
+    let group = MemoryGroup::new(&format!("{driver:?}"), limit)?;
+    let upstream = large_or_small();
+    let join = format!("echo $$ > {}/cgroup.procs && exec \"$@\"", group.0.display());
+    let mut proxy = Proxy::alone_with(&World::with_echo(upstream.address()), |builder| {
+        builder.driver(driver).arguments(arguments).wrapper(["sh", "-c", &join, "sh"])
+    });
+    let large = request("GET", "echo", "/large", &[("x", &"y".repeat(2_000))]);
+    let mut refused = 0;
+    let mut stalled = Vec::new();
+    for _ in 0..READERS {
+        let mut client = proxy.connect();
+        client.send(&large);
+        let head = client.head();
+        if head.line.contains(" 503 ") {
+            refused += 1;
+        } else {
+            assert!(head.line.contains(" 200 "), "{head:?}");
+            stalled.push(client);
+        }
+    }
+    println!("{} served, {refused} refused", stalled.len());
+    assert!(refused > 0 && stalled.len() > 100, "{} served, {refused} refused", stalled.len());
+    assert_eq!((proxy.process.try_exit(), group.kills()), (None, 0));
+    drop(stalled);
+    wait::until("requests to be served again", || (proxy.connect().get("echo", "/small").status == 200).then_some(()));
+    assert_eq!((proxy.process.try_exit(), group.kills()), (None, 0));
+    Some(proxy.process.output())
 }

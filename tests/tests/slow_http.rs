@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
 use std::{
+    fs,
     process::Command,
     time::{Duration, Instant},
 };
 
+use meshring_core::table::model::{Condition, Route, StringMatch};
 use meshring_tests::{
     alone, binaries,
     client::Client,
@@ -14,14 +16,14 @@ use meshring_tests::{
     on_both_drivers,
     process::Process,
     proxy::{Driver, Proxy},
-    table::World,
+    table::{World, rule, rule_if},
     upstream::{Upstream, response},
 };
 
 /// Slow connections of each attack.
 const CONNECTIONS: usize = 300;
 /// How long slowhttptest goes on at most; it ends sooner when all of its connections have been closed.
-const ATTACK_SECONDS: &str = "8";
+const ATTACK: Duration = Duration::from_secs(8);
 /// Of a probe while the attack is on: many times what an idle machine needs, and far below the deadlines, so that a proxy in
 /// which one slow client holds up another would not pass.
 const PROBE_P99_MAX: Duration = Duration::from_millis(250);
@@ -38,10 +40,21 @@ on_both_drivers! {
     slow_readers_are_closed
 }
 
-/// An attack on a proxy, and a client beside it that is never disturbed. What slowhttptest said at its end.
-fn attack(driver: Driver, arguments: &[&str]) -> Option<String> {
+/// Every host leads to the upstream: slowhttptest sends that of the URL.
+fn world(upstream: &Upstream) -> Vec<u8> {
+    let mut world = World::new();
+    let cluster = world.cluster("upstream", &[upstream.address()]);
+    let action = world.forward(&[(cluster, 1)]);
+    // The one bound on how long a response may take that a user can set. The others must end without it.
+    let is_large = Condition::Uri(StringMatch::Exact("/large".into()));
+    world.host("*", vec![Route { timeout_ms: 3_000, ..rule_if(vec![is_large], action.clone()) }, rule(action)]);
+    world.snapshot()
+}
+
+/// An attack on a proxy that ends all of it, and a client beside it that is never disturbed.
+fn attack(driver: Driver, arguments: &[&str]) {
     if !binaries::is_installed("slowhttptest") {
-        return None;
+        return;
     }
     let _alone = alone();
     let large = body(1, LARGE_BODY_BYTES);
@@ -49,18 +62,19 @@ fn attack(driver: Driver, arguments: &[&str]) -> Option<String> {
         "/large" => response(200, &[], &large),
         _ => response(200, &[], b"fine"),
     });
-    let proxy = Proxy::alone_with(&World::with_echo(upstream.address()), |builder| {
-        builder.driver(driver).arguments(&DEADLINES)
-    });
+    let proxy = Proxy::alone_with(&world(&upstream), |builder| builder.driver(driver).arguments(&DEADLINES));
     proxy.connect().get("echo", "/").expect(200);
     let resident_before_kib = proxy.process.resident_kib();
     let mut resident_max_kib = resident_before_kib;
+    let descriptors_before = descriptors(&proxy);
+    let (mut descriptors_max, mut let_go) = (0, false);
 
     let mut command = Command::new("slowhttptest");
-    command.args(["-c", &CONNECTIONS.to_string(), "-r", "300", "-l", ATTACK_SECONDS, "-p", "3"]);
+    command.args(["-c", &CONNECTIONS.to_string(), "-r", "300", "-l", &ATTACK.as_secs().to_string(), "-p", "3"]);
     let url = format!("http://{}", proxy.outbound());
     command.args(arguments).args(["-u", &url_of(&url, arguments)]);
     let mut slowhttptest = Process::start("slowhttptest", &mut command);
+    let started = Instant::now();
     let mut latencies = Vec::new();
     let mut kept = proxy.connect();
     while slowhttptest.try_exit().is_none() {
@@ -71,6 +85,13 @@ fn attack(driver: Driver, arguments: &[&str]) -> Option<String> {
             latencies.push(begun.elapsed());
         }
         resident_max_kib = resident_max_kib.max(proxy.process.resident_kib());
+        let descriptors = descriptors(&proxy);
+        descriptors_max = descriptors_max.max(descriptors);
+        // At its end slowhttptest closes everything itself.
+        let is_going_on = started.elapsed() < ATTACK - Duration::from_secs(1);
+        let_go |= is_going_on
+            && descriptors_max > descriptors_before + CONNECTIONS / 2
+            && descriptors < descriptors_before + CONNECTIONS / 20;
     }
     latencies.sort();
     let p99 = latencies[latencies.len() * 99 / 100];
@@ -78,17 +99,35 @@ fn attack(driver: Driver, arguments: &[&str]) -> Option<String> {
     assert!(p99 <= PROBE_P99_MAX, "p99 {p99:?} of {} probes\n{output}", latencies.len());
     let kib_each = (resident_max_kib - resident_before_kib) / CONNECTIONS as u64;
     assert!(kib_each <= KIB_PER_CONNECTION_MAX, "{kib_each} KiB for each connection\n{output}");
-    Some(output)
+    assert!(descriptors_max > descriptors_before + CONNECTIONS / 2, "{descriptors_max} descriptors at most\n{output}");
+    // What we have closed is seen by slowhttptest at once, unless it has not yet read what came before.
+    assert!(let_go || output.contains("No open connections left"), "connections are left\n{output}");
+    assert!(
+        output.contains("YES") && !output.contains("NO\n"),
+        "its own probe found the service unavailable\n{output}"
+    );
+}
+
+/// Open descriptors of the proxy.
+fn descriptors(proxy: &Proxy) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", proxy.process.pid())).map_or(0, Iterator::count)
 }
 
 fn url_of(url: &str, arguments: &[&str]) -> String {
-    // slowhttptest takes Host from the URL; the route is for every host.
     if arguments.contains(&"-X") { format!("{url}/large") } else { format!("{url}/") }
 }
 
-/// The last figure that slowhttptest gave a name.
-fn figure(output: &str, name: &str) -> usize {
-    let line = output.lines().rev().find(|line| line.contains(name)).unwrap_or_else(|| panic!("no {name}:\n{output}"));
-    let digits: String = line.split(name).nth(1).unwrap().chars().filter(char::is_ascii_digit).collect();
-    digits.parse().unwrap_or_else(|_| panic!("{line:?}"))
+fn slow_headers_are_answered_408_and_closed(driver: Driver) {
+    // A header line each second, and never the end of the head.
+    attack(driver, &["-H", "-i", "1"]);
+}
+
+fn slow_bodies_are_answered_408_and_closed(driver: Driver) {
+    // 8 KB announced, some bytes of it each second: below the minimum rate.
+    attack(driver, &["-B", "-i", "1", "-s", "8192"]);
+}
+
+fn slow_readers_are_closed(driver: Driver) {
+    // A window of some hundred bytes, of which five are read each second.
+    attack(driver, &["-X", "-w", "512", "-y", "1024", "-n", "1", "-z", "5"]);
 }

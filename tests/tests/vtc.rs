@@ -45,9 +45,8 @@ fn run(script: &Path, driver: Driver) -> Result<(), String> {
     let cluster = world.cluster("upstream", &[upstream.address()]);
     let action = world.forward(&[(cluster, 1)]);
     world.host("*", vec![rule(action)]);
-    let proxy = Proxy::alone_with(&world.snapshot(), |builder| {
-        builder.driver(driver).arguments(&proxy_arguments(&text))
-    });
+    let proxy =
+        Proxy::alone_with(&world.snapshot(), |builder| builder.driver(driver).arguments(&proxy_arguments(&text)));
     let mut command = Command::new("varnishtest");
     // Its temporary files go where ours go, and away with them.
     command.env("TMPDIR", proxy.dir()).args(["-t", &SCRIPT_SECONDS_MAX.to_string()]);

@@ -57,7 +57,7 @@ pub(crate) struct LoadArgs {
     pub(crate) output: OutputFormat,
 }
 
-fn parse_connections(text: &str) -> Result<usize, String> {
+pub(crate) fn parse_connections(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(count) if (1..=CONNECTIONS_MAX).contains(&count) => Ok(count),
         _ => Err(format!("a number from 1 to {CONNECTIONS_MAX}")),

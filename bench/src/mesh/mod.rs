@@ -121,6 +121,15 @@ impl RunParent {
     }
 }
 
+/// How a proxy is started, where that is not as always.
+#[derive(Debug, Default)]
+pub(crate) struct ProxyStart {
+    /// A command that changes the circumstances and then executes the rest of its arguments.
+    pub(crate) wrapper: Vec<OsString>,
+    /// Further arguments.
+    pub(crate) arguments: Vec<OsString>,
+}
+
 /// What `GET /v1/proxies` says of each; only what is needed here.
 #[derive(Debug, Deserialize)]
 struct ProxyItem {
@@ -199,12 +208,32 @@ impl<'a> Mesh<'a> {
 
     /// Starts proxy `index`; gives its address and the monotonic time of its exec.
     pub(crate) fn start_proxy(&mut self, index: usize) -> anyhow::Result<(SocketAddr, Duration)> {
+        self.start_proxy_with(index, &ProxyStart::default())
+    }
+
+    /// As [`Self::start_proxy`], in other circumstances.
+    pub(crate) fn start_proxy_with(
+        &mut self,
+        index: usize,
+        start: &ProxyStart,
+    ) -> anyhow::Result<(SocketAddr, Duration)> {
         let address = free_address()?;
         let workload = format!("default/bench-{index}");
+        let mut arguments = proxy_arguments(&self.run_dir(), &self.state_dir(index), &workload, address);
+        arguments.extend(start.arguments.iter().cloned());
+        let proxy = self.binaries.proxy.clone();
+        let program = match start.wrapper.split_first() {
+            None => proxy,
+            Some((program, words)) => {
+                let words = words.iter().cloned().chain([proxy.into_os_string()]);
+                arguments.splice(0..0, words);
+                program.into()
+            }
+        };
         let (process, executed) = Process::spawn_timed(&Spawn {
             name: &format!("meshring-proxy-{index}"),
-            program: &self.binaries.proxy,
-            arguments: proxy_arguments(&self.run_dir(), &self.state_dir(index), &workload, address),
+            program: &program,
+            arguments,
             core: None,
             log_dir: self.dir(),
             take_stdout: true,
@@ -228,7 +257,8 @@ impl<'a> Mesh<'a> {
         Ok(fs::read_to_string(self.dir().join(format!("{CONTROL}.log")))?)
     }
 
-    fn check_alive(&mut self) -> anyhow::Result<()> {
+    /// Fails if one of the processes has ended, or the user has interrupted the command.
+    pub(crate) fn check_alive(&mut self) -> anyhow::Result<()> {
         check_interrupted(self.interrupted)?;
         self.control.iter_mut().chain(&mut self.proxies).try_for_each(Process::check_alive)
     }

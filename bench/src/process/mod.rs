@@ -41,6 +41,16 @@ pub(crate) fn raise_file_limit() -> Option<u64> {
     getrlimit(Resource::Nofile).current
 }
 
+/// As [`raise_file_limit`], and beyond the hard limit as far as root may; gives the limit from now on, if there is one.
+pub(crate) fn raise_file_limit_to(count: u64) -> Option<u64> {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if maximum.is_some_and(|maximum| maximum < count) {
+        // Root alone may; what is not granted is told below.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(count), maximum: Some(count) });
+    }
+    raise_file_limit()
+}
+
 /// Runs the hidden command; returns only if it fails.
 pub(crate) fn exec_pinned(args: &PinnedArgs) -> anyhow::Error {
     let [program, arguments @ ..] = args.program.as_slice() else { return anyhow::anyhow!("no program") };

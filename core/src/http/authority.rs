@@ -2,7 +2,7 @@
 
 use std::net::Ipv6Addr;
 
-use super::kind::any_byte;
+use super::kind::classes;
 use crate::limits::HOST_BYTES_MAX;
 
 /// The host's length in bytes (brackets of an IPv6 address included) and the port of an authority that is well formed.
@@ -17,12 +17,13 @@ pub fn split(authority: &[u8]) -> Option<(usize, Option<u16>)> {
         return split_literal(authority);
     }
     // A port has five digits at most: no need to look for its colon from the front.
-    let digits = authority.iter().rev().take(5).take_while(|b| b.is_ascii_digit()).count();
-    let (host, port) = match authority.len().checked_sub(digits + 1) {
-        Some(colon) if authority[colon] == b':' => (&authority[..colon], Some(port(&authority[colon + 1..])?)),
-        _ => (authority, None),
+    let tail = authority.len().saturating_sub(6);
+    let colon = authority[tail..].iter().rposition(|&b| b == b':').map(|offset| tail + offset);
+    let (host, port) = match colon {
+        Some(colon) => (&authority[..colon], Some(port(&authority[colon + 1..])?)),
+        None => (authority, None),
     };
-    if host.is_empty() || host.len() > HOST_BYTES_MAX + 1 || any_byte(host, |b| !is_host_byte(b)) {
+    if host.is_empty() || host.len() > HOST_BYTES_MAX + 1 || classes(host, |b| u8::from(!is_host_byte(b))) != 0 {
         return None;
     }
     Some((host.len(), port))
@@ -41,10 +42,17 @@ fn split_literal(authority: &[u8]) -> Option<(usize, Option<u16>)> {
 
 /// A port from 1 to 65535, in 1 to 5 digits.
 fn port(digits: &[u8]) -> Option<u16> {
-    if digits.is_empty() || digits.len() > 5 || !digits.iter().all(u8::is_ascii_digit) {
+    if digits.is_empty() || digits.len() > 5 {
         return None;
     }
-    let number = digits.iter().fold(0_u32, |n, &b| n * 10 + u32::from(b - b'0'));
+    let mut number = 0_u32;
+    for b in digits {
+        let digit = b.wrapping_sub(b'0');
+        if digit > 9 {
+            return None;
+        }
+        number = number * 10 + u32::from(digit);
+    }
     u16::try_from(number).ok().filter(|&port| port != 0)
 }
 

@@ -53,6 +53,11 @@ impl KindSet {
     /// The set with nothing in it.
     pub const EMPTY: Self = Self(0);
 
+    /// The set of the kinds whose bits are set; that of [`FieldKind::Other`] means nothing.
+    pub(super) const fn from_bits(bits: u32) -> Self {
+        Self(bits & !1)
+    }
+
     /// The set of these kinds.
     #[must_use]
     pub const fn of(kinds: &[FieldKind]) -> Self {
@@ -185,7 +190,7 @@ pub(super) fn same(name: &[u8], lower: &[u8]) -> bool {
         }
 }
 
-/// The names that are known, but for those that begin with `x-`. No two of them have length and first letter in common.
+/// The names that are known, but for those that begin with `x-`.
 const NAMES: [(&[u8], FieldKind); 22] = [
     (b"te", K::Te),
     (b"via", K::Via),
@@ -211,42 +216,35 @@ const NAMES: [(&[u8], FieldKind); 22] = [
     (b"transfer-encoding", K::TransferEncoding),
 ];
 
-/// Length of the longest of [`NAMES`].
-const NAME_BYTES_MAX: usize = 17;
-
 /// A name that may be meant, for comparison.
 #[derive(Clone, Copy)]
 struct Candidate {
     key: [u64; 2],
+    len: u8,
     kind: FieldKind,
     /// Whether it is one of [`NO_TWINS`].
     has_twins: bool,
 }
 
-/// The [`NAMES`] as candidates, after one that no name is.
-static CANDIDATES: [Candidate; 32] = {
-    let mut candidates = [Candidate { key: [0, 0], kind: K::Other, has_twins: false }; 32];
+/// The place of a name among the candidates, by its length and its first letter in lower case.
+#[inline(always)]
+const fn place(len: usize, first: u8) -> usize {
+    // 13 is the least factor that leads no two of the names to one place.
+    (len * 13 + first as usize) % CANDIDATES.len()
+}
+
+/// The [`NAMES`], each in its place; the other places hold a length that no name has.
+static CANDIDATES: [Candidate; 64] = {
+    let mut candidates = [Candidate { key: [0, 0], len: 0, kind: K::Other, has_twins: false }; 64];
     let mut i = 0;
     while i < NAMES.len() {
         let (name, kind) = NAMES[i];
-        candidates[i + 1] = Candidate { key: key(name), kind, has_twins: NO_TWINS.contains(kind) };
+        let candidate = &mut candidates[(name.len() * 13 + name[0] as usize) % 64];
+        assert!(candidate.len == 0, "two names in one place");
+        *candidate = Candidate { key: key(name), len: name.len() as u8, kind, has_twins: NO_TWINS.contains(kind) };
         i += 1;
     }
     candidates
-};
-
-/// The position in [`CANDIDATES`] by length and first letter.
-static CANDIDATE_OF: [[u8; 32]; NAME_BYTES_MAX + 1] = {
-    let mut table = [[0; 32]; NAME_BYTES_MAX + 1];
-    let mut i = 0;
-    while i < NAMES.len() {
-        let name = NAMES[i].0;
-        let entry = &mut table[name.len()][name[0] as usize % 32];
-        assert!(*entry == 0, "two names with one length and one first letter");
-        i += 1;
-        *entry = i as u8;
-    }
-    table
 };
 
 /// Two names of one length up to 16 have one key exactly if they are [`same`]. Of longer ones it leaves the middle out.
@@ -265,61 +263,65 @@ const fn key(name: &[u8]) -> [u64; 2] {
 }
 
 /// Classifies a field name, which must consist of token characters.
-#[inline(always)]
 pub(super) fn classify(name: &[u8]) -> Class {
-    let Some(&first) = name.first() else { return Class::Kind(K::Other) };
-    if first | 0x20 == b'x' {
-        return classify_x(name);
+    let mut has_twin = false;
+    let kind = kind_of(name, &mut has_twin);
+    if has_twin { Class::Twin } else { Class::Kind(kind) }
+}
+
+/// What a field name is, as [`classify`] says it; a twin is [`FieldKind::Other`] and noted in `has_twin`.
+#[inline(always)]
+pub(super) fn kind_of(name: &[u8], has_twin: &mut bool) -> FieldKind {
+    let Some(first) = name.first().map(|first| first | 0x20) else { return K::Other };
+    if first == b'x' {
+        return kind_of_x(name, has_twin);
     }
-    // A name that cannot be known is compared with the first candidate, which no name is: fewer branches to be guessed.
-    let position = CANDIDATE_OF.get(name.len()).map_or(0, |by_letter| by_letter[usize::from(first % 32)]);
-    let candidate = &CANDIDATES[usize::from(position) % CANDIDATES.len()];
+    let candidate = &CANDIDATES[place(name.len(), first)];
+    if usize::from(candidate.len) != name.len() {
+        return K::Other;
+    }
     let key = key(name);
-    if (key[0] ^ candidate.key[0]) | (key[1] ^ candidate.key[1]) != 0 {
-        return if candidate.has_twins { classify_twin(name, candidate.kind) } else { Class::Kind(K::Other) };
+    let is_same = key[0] == candidate.key[0] && key[1] == candidate.key[1];
+    // Names of more than sixteen bytes have a middle that is not in the key.
+    if is_same && (name.len() <= 16 || same(name, b"transfer-encoding")) {
+        return candidate.kind;
     }
-    if name.len() > 16 && !same(name, b"transfer-encoding") {
-        return classify_twin(name, candidate.kind);
+    if candidate.has_twins {
+        *has_twin |= NAMES.iter().any(|(lower, kind)| *kind == candidate.kind && is_twin(name, lower));
     }
-    Class::Kind(candidate.kind)
+    K::Other
 }
 
-/// Classifies a name that is not the one of its length and first letter, but may be a twin of it.
-#[cold]
-fn classify_twin(name: &[u8], kind: FieldKind) -> Class {
-    let is_twin_of = |(lower, of): &(&[u8], FieldKind)| *of == kind && is_twin(name, lower);
-    if NAMES.iter().any(is_twin_of) { Class::Twin } else { Class::Kind(K::Other) }
-}
-
-/// Classifies a name that begins with `x`.
-fn classify_x(name: &[u8]) -> Class {
+/// What a name is that begins with `x`.
+#[inline(never)]
+fn kind_of_x(name: &[u8], has_twin: &mut bool) -> FieldKind {
     if let Some((prefix, suffix)) = name.split_first_chunk::<12>() {
         if same(prefix, X_FORWARDED) {
-            return classify_x_forwarded(suffix);
+            return kind_of_x_forwarded(suffix, has_twin);
         }
         if suffix.is_empty() && same(prefix, b"x-request-id") {
-            return Class::Kind(K::XRequestId);
+            return K::XRequestId;
         }
     }
     if name.first_chunk::<8>().is_some_and(|prefix| same(prefix, X_ENVOY)) {
-        return Class::Kind(K::XEnvoy);
+        return K::XEnvoy;
     }
-    if name.contains(&b'_') && begins_with_twin(name) { Class::Twin } else { Class::Kind(K::Other) }
+    *has_twin |= name.contains(&b'_') && begins_with_twin(name);
+    K::Other
 }
 
-/// Classifies what stands behind `x-forwarded-`.
-fn classify_x_forwarded(suffix: &[u8]) -> Class {
-    let known = [
-        (&b"for"[..], K::XForwardedFor),
-        (b"host", K::XForwardedHost),
-        (b"port", K::XForwardedPort),
-        (b"proto", K::XForwardedProto),
-        (b"client-cert", K::XForwardedClientCert),
-    ];
-    match known.into_iter().find(|(lower, _)| same(suffix, lower)) {
-        Some((_, kind)) => Class::Kind(kind),
-        None if is_twin(suffix, b"client-cert") => Class::Twin,
-        None => Class::Kind(K::XForwardedOther),
+/// What a name is, of which this stands behind `x-forwarded-`.
+fn kind_of_x_forwarded(suffix: &[u8], has_twin: &mut bool) -> FieldKind {
+    match suffix.len() {
+        3 if same(suffix, b"for") => K::XForwardedFor,
+        4 if same(suffix, b"host") => K::XForwardedHost,
+        4 if same(suffix, b"port") => K::XForwardedPort,
+        5 if same(suffix, b"proto") => K::XForwardedProto,
+        11 if same(suffix, b"client-cert") => K::XForwardedClientCert,
+        _ => {
+            *has_twin |= is_twin(suffix, b"client-cert");
+            K::XForwardedOther
+        }
     }
 }
 
@@ -381,18 +383,13 @@ pub(super) fn trim(mut bytes: &[u8]) -> &[u8] {
 pub(super) fn classes(bytes: &[u8], class: impl Fn(u8) -> u8) -> u8 {
     let Some(last) = bytes.last_chunk::<16>() else { return bytes.iter().fold(0, |found, &b| found | class(b)) };
     let mut found = [0; 16];
-    let mut add = |piece: &[u8; 16]| {
+    for piece in bytes.as_chunks::<16>().0 {
         for (found, &b) in found.iter_mut().zip(piece) {
             *found |= class(b);
         }
-    };
-    add(last);
-    bytes.as_chunks::<16>().0.iter().for_each(add);
+    }
+    for (found, &b) in found.iter_mut().zip(last) {
+        *found |= class(b);
+    }
     found.iter().fold(0, |all, &found| all | found)
-}
-
-/// Whether any byte is such a one.
-#[inline(always)]
-pub(super) fn any_byte(bytes: &[u8], is_such: impl Fn(u8) -> bool) -> bool {
-    classes(bytes, |b| u8::from(is_such(b))) != 0
 }

@@ -32,6 +32,28 @@ pub fn normalize<'a>(path: &'a [u8], level: PathNormalization, scratch: &'a mut 
     Ok(scratch)
 }
 
+/// Brings what a rewrite has made to the normal form of a level. It may hold a query behind its path: that part is left
+/// alone, as every query is. An empty path is `/`.
+///
+/// # Errors
+/// As [`normalize`].
+pub fn normalize_rewritten<'a>(
+    target: &'a [u8],
+    level: PathNormalization,
+    scratch: &'a mut Vec<u8>,
+) -> Result<&'a [u8], Refusal> {
+    if target.is_empty() {
+        return Ok(b"/");
+    }
+    let (path, query) = target.split_at(memchr::memchr(b'?', target).unwrap_or(target.len()));
+    if normalize(path, level, scratch)? == path {
+        return Ok(target);
+    }
+    // What differs lies in `scratch`.
+    scratch.extend_from_slice(query);
+    Ok(scratch)
+}
+
 /// Whether there is nothing to normalise, whatever the level.
 #[inline]
 fn is_plain(path: &[u8]) -> bool {

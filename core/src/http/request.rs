@@ -115,6 +115,9 @@ const SPECIAL: KindSet = KindSet::of(&[
     FieldKind::MaxForwards,
 ]);
 
+/// Kinds that say how the body ends.
+const FRAMING: KindSet = KindSet::of(&[FieldKind::ContentLength, FieldKind::TransferEncoding]);
+
 /// Parses the request head at the beginning of `buf`, which must keep within `bounds`.
 ///
 /// `Ok(None)` means that more bytes are needed. `fields` holds the fields of the head after `Ok(Some(_))`, and nothing
@@ -199,19 +202,8 @@ fn examine(window: &[u8], len: usize, line: Line, fields: &mut Fields) -> Result
 
 fn examine_special(window: &[u8], head: &mut RequestHead, fields: &mut Fields) -> Result<(), Refusal> {
     let is_http11 = head.version == Version::Http11;
-    let length = rules::content_length(window, fields)?;
-    head.framing = match (rules::is_chunked(window, fields)?, length) {
-        (true, Some(_)) => return Err(Refusal::LengthWithEncoding),
-        (true, None) if !is_http11 => return Err(Refusal::EncodingOnHttp10),
-        (true, None) => BodyFraming::Chunked,
-        (false, Some(length)) => BodyFraming::Length(length),
-        (false, None) => BodyFraming::None,
-    };
-    if head.method == Method::Connect {
-        if head.framing.has_body() {
-            return Err(Refusal::ConnectWithBody);
-        }
-        head.framing = BodyFraming::None;
+    if fields.kinds().intersects(FRAMING) {
+        head.framing = framing(window, head, fields)?;
     }
     let options = rules::connection_options(window, fields)?;
     head.keep_alive = !options.close && (is_http11 || options.keep_alive);
@@ -236,6 +228,22 @@ fn examine_special(window: &[u8], head: &mut RequestHead, fields: &mut Fields) -
         }
     }
     Ok(())
+}
+
+fn framing(window: &[u8], head: &RequestHead, fields: &Fields) -> Result<BodyFraming, Refusal> {
+    let length = rules::content_length(window, fields)?;
+    let framing = match (rules::is_chunked(window, fields)?, length) {
+        (true, Some(_)) => return Err(Refusal::LengthWithEncoding),
+        (true, None) if head.version == Version::Http10 => return Err(Refusal::EncodingOnHttp10),
+        (true, None) => BodyFraming::Chunked,
+        (false, Some(length)) => BodyFraming::Length(length),
+        (false, None) => BodyFraming::None,
+    };
+    match head.method {
+        Method::Connect if framing.has_body() => Err(Refusal::ConnectWithBody),
+        Method::Connect => Ok(BodyFraming::None),
+        _ => Ok(framing),
+    }
 }
 
 fn is_token_or_versioned(protocol: &[u8]) -> bool {
@@ -296,7 +304,10 @@ fn is_cut_in_version(rest: &[u8]) -> bool {
     let begins_version = |version: &[u8]| {
         let version = version.strip_suffix(b"\r").filter(|version| version.len() == 8).unwrap_or(version);
         version.len() <= 8
-            && version.iter().zip(b"HTTP/d.d").all(|(&b, &form)| if form == b'd' { b.is_ascii_digit() } else { b == form })
+            && version
+                .iter()
+                .zip(b"HTTP/d.d")
+                .all(|(&b, &form)| if form == b'd' { b.is_ascii_digit() } else { b == form })
     };
     method.is_some_and(is_token)
         && target.is_some_and(|target| !target.is_empty() && target.iter().all(|b| (0x21..0x7f).contains(b)))

@@ -1,5 +1,5 @@
-//! What bytecheck cannot know: that every index is in bounds, every weight is sane, and no text breaks a message. After this a lookup needs no
-//! check of its own, whoever wrote the table.
+//! What bytecheck cannot know: that every index is in bounds, every weight is sane, and no text breaks a message. After
+//! this a lookup needs no check of its own, whoever wrote the table.
 
 use rkyv::string::ArchivedString;
 

@@ -1,7 +1,7 @@
 //! What a rewrite makes of a request.
 
 use meshring_core::{
-    http::{Refusal, path::normalize},
+    http::{Refusal, path::normalize_rewritten},
     id::RegexId,
     snapshot::Snapshot,
     table::{lookup::UriMatch, model::ArchivedRewrite},
@@ -21,7 +21,7 @@ pub(super) fn changes(
     if let Some(rewritten) = rewritten_path(snapshot, rewrite, matched, path) {
         let level = snapshot.table().settings().path_normalization;
         let mut scratch = Vec::new();
-        let normalized = String::from_utf8_lossy(normalize(rewritten.as_bytes(), level, &mut scratch)?);
+        let normalized = String::from_utf8_lossy(normalize_rewritten(rewritten.as_bytes(), level, &mut scratch)?);
         list.push(format!("path {} becomes {normalized}", path.normalized));
     }
     if let Some(authority) = rewrite.authority.as_ref() {

@@ -14,17 +14,19 @@ use std::{
 
 use meshring_core::{
     http::head::Bounds,
-    limits::{CONNECTIONS_TURNED_AWAY_MAX, DOWNSTREAM_IDLE_MS_MAX, HANDOVER_DIFFERENCE_MIN},
+    limits::{CONNECTIONS_TURNED_AWAY_MAX, DOWNSTREAM_IDLE_MS_MAX, HANDOVER_DIFFERENCE_MIN, UNSENT_BYTES_MAX},
     stats::Counter,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen as listen_on, socket_with, sockopt};
+use socket2::SockRef;
 
 use crate::{
-    request::{self, End},
     parse::Begin,
+    request::{self, End},
     upstream::Endpoint,
     worker::{
-        self, Worker, accept_loop, conn::Conn, deadlines::now_ms, generation::ClusterShared, guarded, mailbox::Message,
+        self, Worker, accept_loop, congestion, conn::Conn, deadlines::now_ms, generation::ClusterShared, guarded,
+        mailbox::Message,
     },
 };
 
@@ -129,6 +131,11 @@ fn tcp_socket(address: SocketAddr) -> std::io::Result<OwnedFd> {
 pub(crate) fn bind_address(address: SocketAddr) -> std::io::Result<OwnedFd> {
     let fd = tcp_socket(address)?;
     sockopt::set_socket_reuseport(fd.as_fd(), true)?;
+    // Accepted sockets inherit it. A kernel that does not know it (before 3.12) holds more for slow readers.
+    let _ = SockRef::from(&fd).set_tcp_notsent_lowat(UNSENT_BYTES_MAX);
+    if congestion::applies(address) {
+        congestion::set_local(fd.as_fd());
+    }
     bind(fd.as_fd(), &address)?;
     Ok(fd)
 }

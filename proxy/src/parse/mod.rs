@@ -70,6 +70,8 @@ pub(crate) enum Next {
     Refused(Refusal),
     /// Begun, but not finished in time.
     TimedOut,
+    /// Begun, and there is no room to wait for the rest of it.
+    Overload,
 }
 
 /// Reads the next request head into `input`; its fields go into `fields`.
@@ -128,6 +130,7 @@ async fn rest_of_head(
         let read = match read.take() {
             Some(read) => read,
             None => {
+                // Past the deadline the next tick ends the read, however many bytes keep coming.
                 let until_ms = progress.deadline_ms.min(now_ms() + HOLD_BUFFER_MS_MAX);
                 match worker.hot_idle.enter() {
                     Some(_place) => conn.read_until(input, bounds.head_bytes + 1, until_ms, false).await,
@@ -142,16 +145,18 @@ async fn rest_of_head(
                 Ok(None) => {}
                 Err(refusal) => return Next::Refused(refusal),
             },
+            // Waiting must not keep requests from being served: heads that are not whole get a quarter of the budget.
+            IdleRead::StillIdle
+                if worker.buffers.held_bytes() + input.unread().len() > worker.limits.buffer_bytes_max / 4 =>
+            {
+                return Next::Overload;
+            }
             IdleRead::StillIdle if now_ms() < progress.deadline_ms => {
                 return Next::Partial(PartialHead { bytes: worker.buffers.hold(input.unread()), progress });
             }
-            // A client that sends a byte now and then must not outlive its deadline in this loop either.
             IdleRead::StillIdle => return Next::TimedOut,
             IdleRead::Closed => return Next::Closed,
             IdleRead::Full => return Next::Refused(Refusal::HeadTooLarge),
-        }
-        if now_ms() >= progress.deadline_ms {
-            return Next::TimedOut;
         }
     }
 }

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use meshring_core::{
     http::{
         error::Refusal,
-        path::{normalize, position_with_parameters},
+        path::{normalize_rewritten, position_with_parameters},
         serialize::{self, HeaderEdits},
     },
     id::RegexId,
@@ -145,8 +145,7 @@ pub(crate) fn rewrite<'a>(
             whole.clear();
             whole.extend_from_slice(&first);
             whole.extend_from_slice(&rest);
-            // An empty path is written as `/`.
-            Some(if whole.is_empty() { b"/" } else { normalize(whole, request.level, normalized)? })
+            Some(normalize_rewritten(whole, request.level, normalized)?)
         }
         None => request.replaced_path(),
     };

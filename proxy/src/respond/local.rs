@@ -5,7 +5,7 @@ use meshring_core::{
     http::{
         body::BodyDecoder,
         chunked::Event,
-        head::Method,
+        head::{Method, Version},
         request::RequestHead,
         serialize::HeaderEdits,
         status::{Local, write_response},
@@ -52,7 +52,8 @@ pub(crate) async fn answer(
     edits: &impl HeaderEdits,
 ) -> After {
     input.consume(head.len);
-    let keep = head.keep_alive && skip_body(input, head) && !worker.draining();
+    // An HTTP/1.0 client would have to be told that the connection stays.
+    let keep = head.keep_alive && head.version == Version::Http11 && skip_body(input, head) && !worker.draining();
     let mut out = worker.buffers.take();
     let mut extra = response.extra.to_vec();
     edits.append(&mut extra);

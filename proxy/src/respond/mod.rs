@@ -4,3 +4,6 @@ pub(crate) mod date;
 pub(crate) mod last_hop;
 pub(crate) mod local;
 pub(crate) mod relay;
+
+#[cfg(test)]
+mod tests;

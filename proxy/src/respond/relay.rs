@@ -13,7 +13,7 @@ use meshring_core::{
         serialize::{self, ConnectionOption, ResponseOut},
         status::framing_for,
     },
-    limits::{BODY_IDLE_MS_MAX, BUFFER_BYTES, HOLD_BUFFER_MS_MAX},
+    limits::{BODY_IDLE_MS_MAX, BUFFER_BYTES, BUFFERS_IN_A_ROW_MAX, HOLD_BUFFER_MS_MAX},
 };
 
 use crate::{
@@ -24,6 +24,7 @@ use crate::{
         buffers::{Buffer, Input},
         conn::{ReadHalf, WriteHalf, is_canceled, readable, write_all},
         deadlines::{Expiry, Timer, now_ms},
+        join::yield_now,
     },
 };
 
@@ -259,6 +260,8 @@ pub(crate) struct Upload<'a> {
     pub(crate) rate: BodyRate,
     /// Set when nobody waits for the rest of it any more.
     pub(crate) ends_at_ms: &'a Cell<u64>,
+    /// Whether it is the client's turn: it was told to continue, or has not asked.
+    pub(crate) begun: &'a Cell<bool>,
 }
 
 impl Patience<'_> {
@@ -276,33 +279,45 @@ impl Patience<'_> {
     fn next_read(&self, since_ms: u64) -> u64 {
         let at_ms = self.next();
         self.upload.map_or(at_ms, |upload| {
-            at_ms.min(upload.ends_at_ms.get()).min(since_ms.saturating_add(upload.rate.left_ms()))
+            let rate_at_ms = match upload.begun.get() {
+                true => since_ms.saturating_add(upload.rate.left_ms()),
+                false => u64::MAX,
+            };
+            at_ms.min(upload.ends_at_ms.get()).min(rate_at_ms)
         })
     }
 }
 
 impl Side<'_, ReadHalf> {
-    /// Reads more of a body before `until_ms`, which is asked again whenever it matters. A sender that is slow is waited
-    /// for without a buffer.
-    async fn fill(&mut self, input: &mut Input, until_ms: impl Fn() -> u64) -> io::Result<usize> {
+    /// Reads more, at most so many bytes into an input of at most `bytes_max`, before `until_ms`, which is asked again
+    /// whenever it matters. A sender that is slow is waited for without a buffer, unless a part of what it sends is in it.
+    async fn fill(
+        &mut self,
+        input: &mut Input,
+        at_most: usize,
+        bytes_max: usize,
+        until_ms: impl Fn() -> u64,
+        end: Expiry,
+    ) -> io::Result<usize> {
         loop {
             let (at_ms, hold_until_ms) = (until_ms(), now_ms() + HOLD_BUFFER_MS_MAX);
             if at_ms <= hold_until_ms {
-                self.timer.set(at_ms, Expiry::ShutdownRead);
+                self.timer.set(at_ms, end);
             } else {
                 self.timer.set(hold_until_ms, Expiry::CancelRead);
             }
-            let at_most = BODY_READ_BYTES_MAX.saturating_sub(input.unread().len()).max(1);
             let handle = self.timer.cancel_handle();
-            match input.fill_cancelable(self.half, at_most, BUFFER_BYTES, handle).await {
+            match input.fill_cancelable(self.half, at_most, bytes_max, handle).await {
                 Err(error) if is_canceled(&error) => {}
                 result => {
                     self.timer.clear();
+                    self.timer.forget_cancel();
                     return result;
                 }
             }
             input.release();
-            self.timer.set(until_ms(), Expiry::ShutdownRead);
+            self.timer.drop_canceller();
+            self.timer.set(until_ms(), end);
             let ready = readable(self.half).await;
             self.timer.clear();
             ready?;
@@ -324,6 +339,7 @@ pub(crate) async fn relay_body(
     out: &mut Buffer,
     mut patience: Patience<'_>,
 ) -> Result<(), BodyError> {
+    let mut written: u32 = 0;
     loop {
         out.ensure();
         let needs_input = body.encode(input, out)?;
@@ -334,6 +350,10 @@ pub(crate) async fn relay_body(
             to.timer.clear();
             out.clear();
             result.map_err(BodyError::Write)?;
+            written = written.wrapping_add(1);
+            if written.is_multiple_of(BUFFERS_IN_A_ROW_MAX) {
+                yield_now().await;
+            }
         }
         if body.ended() {
             return Ok(());
@@ -341,9 +361,15 @@ pub(crate) async fn relay_body(
         if needs_input {
             out.release();
             let begun_ms = now_ms();
-            let read = from.fill(input, || patience.next_read(begun_ms)).await;
+            let at_most = BODY_READ_BYTES_MAX.saturating_sub(input.unread().len()).max(1);
+            let was_clients_turn = patience.upload.is_none_or(|upload| upload.begun.get());
+            let until_ms = || patience.next_read(begun_ms);
+            let read = from.fill(input, at_most, BUFFER_BYTES, until_ms, Expiry::ShutdownRead).await;
             if let (Some(upload), &Ok(count)) = (&mut patience.upload, &read) {
-                upload.rate.received(count, now_ms().saturating_sub(begun_ms));
+                let waited_ms = if was_clients_turn { now_ms().saturating_sub(begun_ms) } else { 0 };
+                upload.rate.received(count, waited_ms);
+                // Some clients do not wait for long.
+                upload.begun.set(true);
             }
             match read {
                 // Ended by us, not by the sender: of a body that lasts until the connection closes this is not the end.
@@ -416,6 +442,12 @@ pub(crate) struct Exchange<'a> {
     pub(crate) extra: &'a [u8],
     /// See [`Patience::total_at_ms`].
     pub(crate) total_at_ms: Option<u64>,
+    /// When the head of the final response must be there.
+    pub(crate) head_at_ms: Cell<u64>,
+    /// Whether that head is still to come.
+    pub(crate) awaits_head: Cell<bool>,
+    /// Whether the client was told to continue, or has not asked.
+    pub(crate) continued: &'a Cell<bool>,
     /// How large the upstream's heads may be.
     pub(crate) bounds: Bounds,
     /// Whether the request body is still on its way.
@@ -452,14 +484,12 @@ pub(crate) async fn relay_response(
         // first 100 goes on whether or not the client asked for it (it may discard it, section 15.2.1). A further one says
         // nothing that the first has not, and clients take it for the answer to their next Expect: it ends here.
         let is_repeated_continue = head.status == 100 && std::mem::replace(&mut continued, true);
+        if head.status == 100 && !exchange.continued.replace(true) && exchange.total_at_ms.is_none() {
+            // It is the client's turn now; the upstream's begins anew when it has the body.
+            exchange.head_at_ms.set(u64::MAX);
+        }
         if exchange.version == Version::Http11 && !is_repeated_continue {
-            serialize::response_head(
-                out,
-                input.unread(),
-                &head,
-                fields,
-                &ResponseOut::new(&head, &exchange.edits),
-            );
+            serialize::response_head(out, input.unread(), &head, fields, &ResponseOut::new(&head, &exchange.edits));
             to.timer.set(Patience::total(exchange.total_at_ms).next(), Expiry::ShutdownBoth);
             let result = write_all(to.half, out).await;
             to.timer.clear();
@@ -484,7 +514,9 @@ async fn response_head(
             return Ok(head);
         }
         let closed = if input.is_empty() { Failure::NoResponse } else { Failure::CutHead };
-        match input.fill(from.half, exchange.bounds.head_bytes + 1).await {
+        let bytes_max = exchange.bounds.head_bytes + 1;
+        let at_most = if input.is_empty() { HEAD_READ_BYTES_MAX } else { bytes_max };
+        match from.fill(input, at_most, bytes_max, || exchange.head_at_ms.get(), Expiry::ShutdownBoth).await {
             Ok(count) if count > 0 => {}
             Err(error) if error.kind() == io::ErrorKind::OutOfMemory => return Err(BadResponse::HeadTooLarge.into()),
             _ if from.timer.take_expired() => return Err(Failure::Timeout),
@@ -503,6 +535,7 @@ async fn relay_final(
     out: &mut Buffer,
 ) -> Result<Relayed, Failure> {
     // The deadline of the head must not meet the body.
+    exchange.awaits_head.set(false);
     from.timer.clear();
     exchange.record.status(head.status);
     let framing = framing_for(exchange.version, head.framing);
@@ -529,11 +562,7 @@ async fn relay_final(
             exchange.record.complete();
             // Bytes behind the end of a response belong to nobody (RFC 9112 section 9.5): that connection is done.
             let upstream_reusable = head.keep_alive && input.is_empty() && head.framing != BodyFraming::UntilClose;
-            Ok(Relayed {
-                upstream_reusable,
-                downstream_keep: keep,
-                keep_alive_timeout_s: head.keep_alive_timeout_s,
-            })
+            Ok(Relayed { upstream_reusable, downstream_keep: keep, keep_alive_timeout_s: head.keep_alive_timeout_s })
         }
         Err(BodyError::Write(error)) => Err(Failure::Client(error)),
         Err(error) => Err(Failure::Broken(error)),

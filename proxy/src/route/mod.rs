@@ -53,6 +53,7 @@ impl RequestView for Request<'_> {
         self.text(self.head.authority_full)
     }
 
+    #[expect(clippy::misnamed_getters, reason = "what rules call the path is not all of what the upstream gets")]
     fn path(&self) -> &[u8] {
         self.rule_path
     }

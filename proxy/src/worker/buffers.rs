@@ -10,7 +10,7 @@ use std::{
 use meshring_core::limits::{BUFFER_BYTES, BUFFERS_POOLED_MAX};
 use monoio::{
     buf::{IoBufMut as _, SliceMut},
-    io::{AsyncReadRent as _, CancelHandle, CancelableAsyncReadRent as _},
+    io::{CancelHandle, CancelableAsyncReadRent as _},
 };
 
 use super::conn::ReadHalf;
@@ -20,6 +20,7 @@ use super::conn::ReadHalf;
 pub(crate) struct Buffers {
     free: RefCell<Vec<Vec<u8>>>,
     used_bytes: Cell<usize>,
+    held_bytes: Cell<usize>,
 }
 
 impl fmt::Debug for Buffers {
@@ -44,7 +45,13 @@ impl Buffers {
     /// A copy of bytes in as much memory as they need.
     pub(crate) fn hold(self: &Rc<Self>, bytes: &[u8]) -> Held {
         self.used_bytes.set(self.used_bytes.get() + bytes.len());
+        self.held_bytes.set(self.held_bytes.get() + bytes.len());
         Held { bytes: bytes.into(), pool: Rc::clone(self) }
+    }
+
+    /// Bytes of those that wait for more of their kind: a part of [`used_bytes`](Self::used_bytes).
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.held_bytes.get()
     }
 
     /// Bytes outside of the pool.
@@ -160,6 +167,8 @@ impl Drop for Held {
     fn drop(&mut self) {
         let used = &self.pool.used_bytes;
         used.set(used.get() - self.bytes.len());
+        let held = &self.pool.held_bytes;
+        held.set(held.get() - self.bytes.len());
     }
 }
 
@@ -248,15 +257,8 @@ impl Input {
         self.bytes.restore(lent.into_inner());
     }
 
-    /// Reads more. 0 is the peer's FIN. A buffer that is full at `bytes_max` is an error of kind `OutOfMemory`.
-    pub(crate) async fn fill(&mut self, from: &mut ReadHalf, bytes_max: usize) -> io::Result<usize> {
-        let Some(space) = self.lend(usize::MAX, bytes_max) else { return Err(io::ErrorKind::OutOfMemory.into()) };
-        let (result, space) = from.read(space).await;
-        self.restore(space);
-        result
-    }
-
-    /// As [`fill`](Self::fill), until the handle cancels it: then it fails, and no byte is lost.
+    /// Reads more, at most so many bytes, until the handle cancels it: then it fails, and no byte is lost. 0 is the peer's
+    /// FIN. A buffer that is full at `bytes_max` is an error of kind `OutOfMemory`.
     pub(crate) async fn fill_cancelable(
         &mut self,
         from: &mut ReadHalf,

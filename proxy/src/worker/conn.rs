@@ -10,16 +10,14 @@ use std::{
 
 use monoio::{
     buf::IoBuf as _,
-    io::{
-        AsyncWriteRent as _, AsyncWriteRentExt as _, OwnedReadHalf, OwnedWriteHalf,
-        Splitable as _,
-    },
+    io::{AsyncWriteRent as _, AsyncWriteRentExt as _, OwnedReadHalf, OwnedWriteHalf, Splitable as _},
     net::TcpStream,
 };
 use rustix::io::Errno;
 
 use super::{
     buffers::{Buffer, Input},
+    congestion,
     deadlines::{Deadlines, Expiry, Timer, now_ms},
 };
 
@@ -75,7 +73,12 @@ impl Conn {
     /// Connects within so many milliseconds.
     pub(crate) async fn connect(address: SocketAddr, deadlines: &Rc<Deadlines>, ms_max: u64) -> io::Result<Self> {
         // The one future that is dropped in flight: a socket without data has none to lose.
-        let connecting = TcpStream::connect_addr(address);
+        let connecting = async {
+            if congestion::applies(address) {
+                return congestion::connect_local(address).await;
+            }
+            TcpStream::connect_addr(address).await
+        };
         match monoio::time::timeout(Duration::from_millis(ms_max), connecting).await {
             Ok(stream) => stream.map(|stream| Self::new(stream, deadlines)),
             Err(_) => Err(io::ErrorKind::TimedOut.into()),
@@ -83,13 +86,7 @@ impl Conn {
     }
 
     /// Waits with a buffer in hand, until a point in time. `idle`: for a next request, of which nothing has come.
-    pub(crate) async fn read_until(
-        &mut self,
-        input: &mut Input,
-        bytes_max: usize,
-        at_ms: u64,
-        idle: bool,
-    ) -> IdleRead {
+    pub(crate) async fn read_until(&mut self, input: &mut Input, bytes_max: usize, at_ms: u64, idle: bool) -> IdleRead {
         if idle {
             self.timer.set_idle(at_ms, Expiry::CancelRead);
         } else {

@@ -74,7 +74,8 @@ impl Deadlines {
     /// A slot for a socket. The owner drops the timer before it closes the descriptor.
     pub(crate) fn timer(self: &Rc<Self>, fd: RawFd) -> Timer {
         let mut slots = self.0.borrow_mut();
-        let slot = Slot { fd, expiry: Expiry::ShutdownBoth, expired: false, ended: false, idle: false, canceller: None };
+        let slot =
+            Slot { fd, expiry: Expiry::ShutdownBoth, expired: false, ended: false, idle: false, canceller: None };
         let index = match slots.free.pop() {
             Some(index) => {
                 slots.slots[index as usize] = slot;
@@ -182,6 +183,15 @@ impl Timer {
     pub(crate) fn take_expired(&self) -> bool {
         let slot = &mut self.deadlines.0.borrow_mut().slots[self.index as usize];
         std::mem::take(&mut slot.expired) || slot.ended
+    }
+
+    /// Forgets that the time to cancel a read has passed: the read was done before that. Another deadline that has passed
+    /// meanwhile is not forgotten.
+    pub(crate) fn forget_cancel(&self) {
+        let slot = &mut self.deadlines.0.borrow_mut().slots[self.index as usize];
+        if slot.expiry == Expiry::CancelRead {
+            slot.expired = false;
+        }
     }
 
     /// As [`take_expired`](Self::take_expired), which will say it again.

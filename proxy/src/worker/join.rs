@@ -1,10 +1,24 @@
-//! Two futures at once, both to their end: neither is ever dropped in mid-flight.
+//! Two futures at once, both to their end: neither is ever dropped in mid-flight. And a place for others in between.
 
 use std::{
     future::{Future, poll_fn},
     pin::Pin,
     task::Poll,
 };
+
+/// Lets the worker's other tasks run. On epoll an operation that can proceed completes at once: without this, a peer that
+/// always has something more would have the worker for itself, deadlines included.
+pub(crate) async fn yield_now() {
+    let mut yielded = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
 
 /// Drives both until both are done.
 pub(crate) async fn both<A: Future, B: Future>(mut a: Pin<&mut A>, mut b: Pin<&mut B>) -> (A::Output, B::Output) {

@@ -2,6 +2,7 @@
 //! other workers but its mailbox. Only this folder names the runtime.
 
 pub(crate) mod buffers;
+pub(crate) mod congestion;
 pub(crate) mod conn;
 pub(crate) mod deadlines;
 pub(crate) mod driver;
@@ -258,4 +259,10 @@ fn build(start: Start) -> std::io::Result<(Rc<Worker>, Vec<StdTcpListener>, StdU
         buffer_bytes_shown: Cell::new(0),
     };
     Ok((Rc::new(worker), sockets, start.wakeups))
+}
+
+/// A worker without listeners, for tests that drive one of its stages by hand on the calling thread's runtime.
+#[cfg(test)]
+pub(crate) fn for_test(start: Start) -> Rc<Worker> {
+    build(start).expect("a worker").0
 }

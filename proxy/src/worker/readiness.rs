@@ -86,6 +86,13 @@ pub(crate) fn original_destination(fd: RawFd) -> Option<SocketAddr> {
     (original != own).then_some(original)
 }
 
+/// How a connection that was being established has ended.
+pub(crate) fn connected(stream: &monoio::net::TcpStream) -> io::Result<()> {
+    // SAFETY: the stream keeps the descriptor open.
+    let socket = unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) };
+    Ok(sockopt::socket_error(socket)??)
+}
+
 /// Takes a socket out of the runtime.
 pub(crate) fn into_std(stream: monoio::net::TcpStream) -> std::net::TcpStream {
     use std::os::fd::{FromRawFd as _, IntoRawFd as _};

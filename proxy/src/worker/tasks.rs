@@ -104,7 +104,11 @@ pub(crate) async fn accept_loop(worker: &Rc<Worker>, socket: StdTcpListener, lis
                 // EMFILE, ENFILE, ENOBUFS: the backlog keeps the client while descriptors come back. Without the pause this loop
                 // would take a whole CPU.
                 let code = exhausted(&error).unwrap_or("accept_failed");
-                worker.log_refusal(code, None, &format_args!("cannot accept a connection on {}: {error}", listener.address));
+                worker.log_refusal(
+                    code,
+                    None,
+                    &format_args!("cannot accept a connection on {}: {error}", listener.address),
+                );
                 monoio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

@@ -46,6 +46,57 @@ fn no_token_character_passes_for_another_in_a_known_name() {
 }
 
 #[test]
+fn a_name_with_one_other_byte_is_another_name() {
+    let names = [
+        "te",
+        "via",
+        "host",
+        "date",
+        "cookie",
+        "server",
+        "expect",
+        "upgrade",
+        "trailer",
+        "forwarded",
+        "connection",
+        "user-agent",
+        "set-cookie",
+        "keep-alive",
+        "traceparent",
+        "content-type",
+        "x-request-id",
+        "max-forwards",
+        "authorization",
+        "content-length",
+        "http2-settings",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-port",
+        "proxy-connection",
+        "transfer-encoding",
+        "x-forwarded-proto",
+        "x-forwarded-client-cert",
+    ];
+    let kinds: Vec<Class> = names.iter().map(|name| classify(name.as_bytes())).collect();
+    for (i, (name, kind)) in names.iter().zip(&kinds).enumerate() {
+        assert!(*kind != Class::Kind(FieldKind::Other) && !kinds[..i].contains(kind), "{name}");
+        assert_eq!(classify(name.to_ascii_uppercase().as_bytes()), *kind, "{name}");
+        for at in 0..name.len() {
+            for other in [b'q', b'7', b'~', b'^'] {
+                let mut changed = name.as_bytes().to_vec();
+                changed[at] = other;
+                assert!(changed == name.as_bytes() || classify(&changed) != *kind, "{name} with another byte at {at}");
+                let mut longer = name.as_bytes().to_vec();
+                longer.insert(at, other);
+                assert_ne!(classify(&longer), *kind, "{name} with one more byte at {at}");
+            }
+            let shorter = [&name[..at], &name[at + 1..]].concat();
+            assert_ne!(classify(shorter.as_bytes()), *kind, "{name} without its byte at {at}");
+        }
+    }
+}
+
+#[test]
 fn a_kind_set_holds_kinds_and_never_other() {
     let set = KindSet::of(&[FieldKind::Host, FieldKind::Traceparent, FieldKind::Other]);
     assert!(set.union(KindSet::of(&[FieldKind::Te])).contains(FieldKind::Te));

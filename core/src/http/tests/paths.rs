@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::super::PathNormalization::{self, Base, DecodeAndMergeSlashes, MergeSlashes};
-use super::super::path::{normalize, position_with_parameters, without_parameters};
+use super::super::path::{normalize, normalize_rewritten, position_with_parameters, without_parameters};
 use super::super::{NoEdits, Refusal, RequestOut, request_head};
 use super::{FIRST_HOP, parsed};
 
@@ -279,4 +279,22 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn the_query_of_a_rewritten_path_is_left_alone() {
+    let mut scratch = Vec::new();
+    for (target, expected) in [
+        ("", "/"),
+        ("/a", "/a"),
+        ("/a?x=/../y", "/a?x=/../y"),
+        ("/a//b/../c?x=//", "/a/c?x=//"),
+        ("/%61?%61", "/a?%61"),
+    ] {
+        let level = PathNormalization::DecodeAndMergeSlashes;
+        let normal = normalize_rewritten(target.as_bytes(), level, &mut scratch).unwrap();
+        assert_eq!(String::from_utf8_lossy(normal), expected, "{target}");
+    }
+    let escaping = normalize_rewritten(b"/../x?y", PathNormalization::Base, &mut scratch);
+    assert_eq!(escaping, Err(Refusal::PathEscapesRoot));
 }

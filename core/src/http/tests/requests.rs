@@ -1,4 +1,4 @@
-use super::super::{BodyFraming, Fields, HeadScanner, Method, Refusal, TargetForm, Version, request};
+use super::super::{BodyFraming, Bounds, Fields, HeadScanner, Method, Refusal, TargetForm, Version, request};
 use super::{FIRST_HOP, parsed, refused, with};
 
 #[test]
@@ -8,6 +8,12 @@ fn item_1_bare_lf_is_refused_wherever_it_stands() {
         "GET / HTTP/1.1\r\nHost: a\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\nX: b\nY: c\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\nX:\nY: c\r\n\r\n",
+        // As long as a line that ends in CR LF.
+        "GET / HTTP/1.1\r\nHost: a\r\nX: b \nY: c\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nX: b\t\nY: c\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nX: \nY: c\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a \nX: b\r\n\r\n",
+        "GET / HTTP/1.1 \nHost: a\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\n\n",
         "GET / HTTP/1.1\r\nHost: a\n\n",
         "GET / HTTP/1.1\n\n",
@@ -145,6 +151,18 @@ fn item_28_other_versions_are_refused_with_505() {
 }
 
 #[test]
+fn item_28_the_status_does_not_depend_on_where_the_bytes_are_cut() {
+    for version in ["HTTP/9.9", "HTTP/2.0", "HTTP/1.2", "HTTP/0.9"] {
+        let line = format!("GET / {version}\r\n");
+        for end in 1..line.len() {
+            let said = request::parse(&line.as_bytes()[..end], &mut Fields::new(), FIRST_HOP);
+            assert!(matches!(said, Ok(None) | Err(Refusal::VersionUnsupported)), "{:?}: {said:?}", &line[..end]);
+        }
+        assert_eq!(refused(line.as_bytes()), Refusal::VersionUnsupported);
+    }
+}
+
+#[test]
 fn items_29_to_31_host_is_there_once_and_is_a_host() {
     assert_eq!(refused(b"GET / HTTP/1.1\r\n\r\n"), Refusal::NoHost);
     assert_eq!(refused(b"GET / HTTP/1.0\r\n\r\n"), Refusal::NoHost);
@@ -263,6 +281,45 @@ fn items_34_and_35_ambiguous_bytes_in_the_target_are_refused() {
     for target in ["/caf%C3%A9", "/%e0%a4%a4", "/%f0%9f%98%80", "/a?x=\\&y=%00", "/a?x?y", "/%2e%2e/a|b^c"] {
         parsed(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
     }
+}
+
+#[test]
+fn items_34_and_35_hold_at_each_place_of_a_target_of_any_length() {
+    for len in 1..50 {
+        for at in 1..=len {
+            for (byte, refusal) in
+                [("#", Refusal::TargetFragment), ("\\", Refusal::TargetBackslash), ("\x7f", Refusal::TargetNotAscii)]
+            {
+                let mut path = format!("/{}", "a".repeat(len));
+                path.replace_range(at..=at, byte);
+                for query in ["", "?", "?q=a-query-of-some-length"] {
+                    let bytes = format!("GET {path}{query} HTTP/1.1\r\nHost: a\r\n\r\n");
+                    assert_eq!(refused(bytes.as_bytes()), refusal, "{path}{query}");
+                }
+            }
+            let mut path = format!("/{}", "a".repeat(len));
+            path.replace_range(at..=at, "%00");
+            let bytes = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+            assert_eq!(refused(bytes.as_bytes()), Refusal::TargetNul, "{path}");
+            let mut query = "a".repeat(len);
+            query.replace_range(at - 1..at, "#");
+            let bytes = format!("GET /?{query} HTTP/1.1\r\nHost: a\r\n\r\n");
+            assert_eq!(refused(bytes.as_bytes()), Refusal::TargetFragment, "?{query}");
+            let mut host = "a".repeat(len);
+            host.replace_range(at - 1..at, "@");
+            let bytes = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            assert_eq!(refused(bytes.as_bytes()), Refusal::BadAuthority, "{host}");
+        }
+    }
+}
+
+#[test]
+fn a_host_is_no_longer_than_names_are() {
+    let request = |len: usize, port: &str| format!("GET / HTTP/1.1\r\nHost: {}{port}\r\n\r\n", "a".repeat(len));
+    parsed(request(254, "").as_bytes());
+    parsed(request(254, ":65535").as_bytes());
+    assert_eq!(refused(request(255, "").as_bytes()), Refusal::BadAuthority);
+    assert_eq!(refused(request(255, ":80").as_bytes()), Refusal::BadAuthority);
 }
 
 #[test]
@@ -460,6 +517,18 @@ fn the_scanner_lets_hopeless_heads_be_refused_at_once() {
         assert!(refused);
         assert_eq!(parses, 2);
     }
+}
+
+#[test]
+fn the_scanner_waits_for_the_bounds_that_hold() {
+    let bytes = with(&format!("x: {}\r\n", "y".repeat(61 * 1024)));
+    let parses = |bounds: Bounds| {
+        let mut scanner = HeadScanner::default();
+        (1..=bytes.len()).step_by(64).filter(|&len| scanner.ready(&bytes[..len], bounds)).count()
+    };
+    // The first attempt; then nothing is to be said before the head is whole, or too large.
+    assert_eq!(parses(Bounds::NEXT_HOP), 1);
+    assert!(parses(FIRST_HOP) > 1);
 }
 
 #[test]

@@ -40,6 +40,18 @@ fn odd_spacing_is_not_passed_on() {
 }
 
 #[test]
+fn each_odd_spelling_alone_is_written_anew() {
+    for line in ["x:1", "x:\t1", "x:  1", "x: \t1", "x: 1 ", "x: 1\t", "x:1 ", "x: 1  "] {
+        for lines in [format!("{line}\r\n"), format!("{line}\r\ny: 2\r\n"), format!("y: 2\r\n{line}\r\n")] {
+            let expected = String::from_utf8(with(&lines)).expect("ASCII").replace(line, "x: 1");
+            assert_eq!(forwarded(&with(&lines)), expected, "{line:?}");
+            let bytes = format!("HTTP/1.1 204 No Content\r\n{lines}\r\n");
+            assert_eq!(relayed(Method::Get, bytes.as_bytes(), |_| {}), bytes.replace(line, "x: 1"), "{line:?}");
+        }
+    }
+}
+
+#[test]
 fn item_42_hop_by_hop_fields_are_left_out() {
     let bytes = with(
         "Connection: X-One, keep-alive\r\nX-One: 1\r\nKeep-Alive: timeout=5\r\nX-Two: 2\r\nconnection: x-three\r\n\

@@ -1,0 +1,275 @@
+//! Many connections that stall, on one thread: each sends something, then next to nothing, and notes how it was ended.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
+
+use crate::limits::{EVENTS_PER_WAIT_MAX, HOSTILE_CONNECT_MAX, HOSTILE_PORTS_PER_ADDRESS};
+use crate::poller::{Interest, Poller, Token};
+
+/// How often what is due is looked at.
+const TICK: Duration = Duration::from_millis(20);
+
+/// What every connection of an attack does.
+#[derive(Debug, Clone)]
+pub(super) struct Attack {
+    pub(super) address: SocketAddr,
+    pub(super) connections: usize,
+    /// Sent first.
+    pub(super) begin: Vec<u8>,
+    /// Sent again and again after that, at this interval.
+    pub(super) trickle: Option<(&'static [u8], Duration)>,
+    /// Whether what comes is read; else the receive window is as small as it gets.
+    pub(super) reads: bool,
+}
+
+/// How a connection ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ended {
+    /// From its first byte.
+    pub(super) after: Duration,
+    /// Of the response that came before the end.
+    pub(super) status: Option<u16>,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    opened: AtomicUsize,
+    ended: AtomicUsize,
+    stop: AtomicBool,
+}
+
+/// An attack that is going on.
+pub(super) struct Running {
+    progress: Arc<Progress>,
+    thread: Option<JoinHandle<anyhow::Result<Vec<Ended>>>>,
+}
+
+impl Attack {
+    pub(super) fn start(self) -> Running {
+        let progress = Arc::<Progress>::default();
+        let shared = Arc::clone(&progress);
+        let thread = std::thread::spawn(move || Attacker::new(self, shared)?.run());
+        Running { progress, thread: Some(thread) }
+    }
+}
+
+impl Running {
+    /// Connections opened so far; an error if the attack has failed.
+    pub(super) fn opened(&mut self) -> anyhow::Result<usize> {
+        if self.thread.as_ref().is_some_and(JoinHandle::is_finished) && !self.is_over() {
+            self.join()?;
+        }
+        Ok(self.progress.opened.load(Ordering::Relaxed))
+    }
+
+    /// Connections that were ended by the other side so far.
+    pub(super) fn ended(&self) -> usize {
+        self.progress.ended.load(Ordering::Relaxed)
+    }
+
+    fn is_over(&self) -> bool {
+        self.progress.stop.load(Ordering::Relaxed)
+    }
+
+    /// Ends it; how the connections ended that had been ended by the other side.
+    pub(super) fn stop(mut self) -> anyhow::Result<Vec<Ended>> {
+        self.progress.stop.store(true, Ordering::Relaxed);
+        self.join()
+    }
+
+    fn join(&mut self) -> anyhow::Result<Vec<Ended>> {
+        let thread = self.thread.take().context("the attack is over")?;
+        thread.join().map_err(|_| anyhow!("the attack panicked"))?
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.progress.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+struct Connection {
+    stream: Option<TcpStream>,
+    begun: Instant,
+    sent: usize,
+    due: Instant,
+    status: Option<u16>,
+}
+
+struct Attacker {
+    attack: Attack,
+    progress: Arc<Progress>,
+    poller: Poller,
+    connections: Vec<Connection>,
+    ended: Vec<Ended>,
+}
+
+impl Attacker {
+    fn new(attack: Attack, progress: Arc<Progress>) -> anyhow::Result<Self> {
+        let poller = Poller::new().context("cannot create an epoll set")?;
+        Ok(Self { attack, progress, poller, connections: Vec::new(), ended: Vec::new() })
+    }
+
+    fn run(mut self) -> anyhow::Result<Vec<Ended>> {
+        let mut events = Vec::with_capacity(EVENTS_PER_WAIT_MAX);
+        while !self.progress.stop.load(Ordering::Relaxed) {
+            // Those that are open go on while others are being opened.
+            let until = Instant::now() + TICK;
+            while self.connections.len() < self.attack.connections && Instant::now() < until {
+                self.open()?;
+            }
+            let opening = self.connections.len() < self.attack.connections;
+            self.poller.wait(&mut events, Some(if opening { Duration::ZERO } else { TICK }))?;
+            for event in &events {
+                let slot = event.token.slot as usize;
+                if event.writable {
+                    self.flush(slot);
+                }
+                if event.readable {
+                    self.receive(slot);
+                }
+            }
+            self.trickle();
+        }
+        Ok(self.ended)
+    }
+
+    fn open(&mut self) -> anyhow::Result<()> {
+        let slot = self.connections.len();
+        let stream = connected(&self.attack, slot)
+            .with_context(|| format!("hostile connection {} of {}", slot + 1, self.attack.connections))?;
+        let interest = if self.attack.reads { Interest::Read } else { Interest::Nothing };
+        self.poller.add(&stream, Token { slot: slot as u32, turn: 0 }, interest)?;
+        let now = Instant::now();
+        // Spread over the interval, so that there is no pulse.
+        let first =
+            self.attack.trickle.map_or(Duration::MAX, |(_, interval)| interval.mul_f64((slot % 97) as f64 / 97.0));
+        let due = now.checked_add(first).unwrap_or(now);
+        self.connections.push(Connection { stream: Some(stream), begun: now, sent: 0, due, status: None });
+        self.flush(slot);
+        self.progress.opened.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Sends what is left of the beginning.
+    fn flush(&mut self, slot: usize) {
+        let connection = &mut self.connections[slot];
+        let Some(stream) = &mut connection.stream else { return };
+        let token = Token { slot: slot as u32, turn: 0 };
+        while connection.sent < self.attack.begin.len() {
+            match stream.write(&self.attack.begin[connection.sent..]) {
+                Ok(count) => connection.sent += count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    let _ = self.poller.modify(&*stream, token, Interest::ReadWrite);
+                    return;
+                }
+                // Reading tells how it ended.
+                Err(_) => connection.sent = self.attack.begin.len(),
+            }
+        }
+        let interest = if self.attack.reads { Interest::Read } else { Interest::Nothing };
+        let _ = self.poller.modify(&*stream, token, interest);
+    }
+
+    fn trickle(&mut self) {
+        let Some((bytes, interval)) = self.attack.trickle else { return };
+        let now = Instant::now();
+        for connection in &mut self.connections {
+            if now < connection.due || connection.sent < self.attack.begin.len() {
+                continue;
+            }
+            connection.due = now + interval;
+            if let Some(stream) = &mut connection.stream {
+                // Reading tells how it ended.
+                let _ = stream.write(bytes);
+            }
+        }
+    }
+
+    fn receive(&mut self, slot: usize) {
+        let mut space = [0; 4096];
+        let connection = &mut self.connections[slot];
+        let Some(stream) = &mut connection.stream else { return };
+        loop {
+            match stream.read(&mut space) {
+                Ok(count @ 1..) => connection.status = connection.status.or_else(|| status(&space[..count])),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Ok(_) | Err(_) => break,
+            }
+        }
+        connection.stream = None;
+        self.ended.push(Ended { after: connection.begun.elapsed(), status: connection.status });
+        self.progress.ended.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Of a response's first bytes.
+fn status(bytes: &[u8]) -> Option<u16> {
+    std::str::from_utf8(bytes.strip_prefix(b"HTTP/1.1 ")?.get(..3)?).ok()?.parse().ok()
+}
+
+/// A connection from an address that still has ports: each has some ten thousand of them towards one peer.
+fn connected(attack: &Attack, number: usize) -> io::Result<TcpStream> {
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    if attack.address.ip().is_loopback() {
+        let from = Ipv4Addr::new(127, 0, 1, 1 + (number / HOSTILE_PORTS_PER_ADDRESS) as u8);
+        bind(socket.as_fd(), &SocketAddr::from((from, 0)))?;
+    }
+    if !attack.reads {
+        // Before connecting, so that the window is never larger.
+        sockopt::set_socket_recv_buffer_size(socket.as_fd(), 4096)?;
+    }
+    // Bounds connecting, too, should the other side's queue be full.
+    sockopt::set_socket_timeout(socket.as_fd(), sockopt::Timeout::Send, Some(HOSTILE_CONNECT_MAX))?;
+    connect(socket.as_fd(), &attack.address)?;
+    let stream = TcpStream::from(socket);
+    stream.set_nonblocking(true)?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn an_attack_notes_when_and_with_which_status_its_connections_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let attack = Attack {
+            address,
+            connections: 2,
+            begin: b"GET / HTTP/1.1\r\n".to_vec(),
+            trickle: Some((b"x", Duration::from_millis(1))),
+            reads: true,
+        };
+        let mut running = attack.start();
+        for status in ["408", "503"] {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut bytes = [0; 20];
+            // The beginning and some of what trickles.
+            stream.read_exact(&mut bytes).unwrap();
+            assert_eq!(&bytes, b"GET / HTTP/1.1\r\nxxxx");
+            stream.write_all(format!("HTTP/1.1 {status} x\r\n\r\n").as_bytes()).unwrap();
+            stream.shutdown(std::net::Shutdown::Both).unwrap();
+        }
+        while running.ended() < 2 {
+            assert!(running.opened().unwrap() <= 2);
+            std::thread::yield_now();
+        }
+        let mut statuses: Vec<_> = running.stop().unwrap().into_iter().map(|ended| ended.status).collect();
+        statuses.sort_unstable();
+        assert_eq!(statuses, [Some(408), Some(503)]);
+    }
+}

@@ -1,0 +1,175 @@
+//! Where a drill takes place: a backend, control, one proxy with one worker, and the normal load.
+
+use std::ffi::OsString;
+use std::fs;
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use crate::limits::{GENERATOR_OVERRUN_MAX, READY_MAX};
+use crate::load::report::LoadReport;
+use crate::mesh::{Mesh, ProxyStart};
+use crate::process::usage::{self, Memory};
+use crate::process::{Process, Spawn};
+use crate::stats::Spread;
+use crate::{backend, client};
+
+/// The service of the normal load.
+pub(super) const NORMAL: &str = "echo";
+/// The service that the attack is about, where it needs one of its own.
+pub(super) const ATTACKED: &str = "attacked";
+/// Connections of the normal load.
+pub(super) const NORMAL_CONNECTIONS: usize = 16;
+/// Between two looks at the proxy's memory.
+const MEMORY_INTERVAL: Duration = Duration::from_millis(250);
+
+/// A mesh that serves.
+pub(super) struct Site<'a> {
+    pub(super) mesh: Mesh<'a>,
+    /// Where the mesh is reached.
+    pub(super) address: SocketAddr,
+    /// Of the proxy.
+    pub(super) pid: u32,
+    rate: f64,
+    interrupted: &'a AtomicBool,
+    _backends: Vec<Process>,
+}
+
+/// The upstream of [`ATTACKED`].
+pub(super) enum Attacked {
+    /// None is needed.
+    None,
+    /// A backend whose responses have so many bytes.
+    Bytes(usize),
+    /// One that the drill runs itself.
+    At(SocketAddr),
+}
+
+/// A normal load, and what the proxy used meanwhile.
+pub(super) struct Phase {
+    pub(super) load: LoadReport,
+    /// The most that was seen.
+    pub(super) memory_max: Memory,
+    /// Of one core.
+    pub(super) cpu_share: f64,
+}
+
+impl<'a> Site<'a> {
+    pub(super) fn start(
+        args: &super::HostileArgs,
+        attacked: &Attacked,
+        start: &ProxyStart,
+        interrupted: &'a AtomicBool,
+    ) -> anyhow::Result<Self> {
+        let mut mesh = Mesh::new(&args.run_parent.path(), interrupted)?;
+        let (backend, normal) = backend::start(None, 100, mesh.dir())?;
+        let mut backends = vec![backend];
+        let mut config = service(NORMAL, normal);
+        match *attacked {
+            Attacked::None => {}
+            Attacked::At(address) => config += &format!("---\n{}", service(ATTACKED, address)),
+            Attacked::Bytes(bytes) => {
+                let (backend, address) = backend::start(None, bytes, mesh.dir())?;
+                backends.push(backend);
+                config += &format!("---\n{}", service(ATTACKED, address));
+            }
+        }
+        fs::write(mesh.config_dir().join("mesh.yaml"), config)?;
+        mesh.start_control()?;
+        let mut api = mesh.api(READY_MAX)?;
+        let (address, _) = mesh.start_proxy_with(0, start)?;
+        mesh.wait_until_current(&mut api, READY_MAX)?;
+        mesh.wait_for("a first answer", READY_MAX, |_| Ok(is_served(address).then_some(())))?;
+        let pid = mesh.proxy_pid()?;
+        Ok(Self { mesh, address, pid, rate: args.rate, interrupted, _backends: backends })
+    }
+
+    /// The normal load for so long; `during` is called now and then.
+    pub(super) fn load(
+        &mut self,
+        duration: Duration,
+        mut during: impl FnMut(&mut Self) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Phase> {
+        let own = std::env::current_exe().context("cannot find this program's own file")?;
+        let (cpu_before, begun) = (usage::cpu_time(self.pid)?, Instant::now());
+        let mut generator = Process::spawn(&Spawn {
+            name: "load",
+            program: &own,
+            arguments: self.arguments(duration),
+            core: None,
+            log_dir: self.mesh.dir(),
+            take_stdout: true,
+        })?;
+        let mut memory_max = Memory::default();
+        let mut looked: Option<Instant> = None;
+        let interrupted = self.interrupted;
+        generator.wait(duration + 2 * GENERATOR_OVERRUN_MAX, interrupted, || {
+            self.mesh.check_alive()?;
+            if looked.is_none_or(|at| at.elapsed() >= MEMORY_INTERVAL) {
+                looked = Some(Instant::now());
+                let memory = usage::memory(self.pid)?;
+                if memory.rss > memory_max.rss {
+                    memory_max = memory;
+                }
+            }
+            during(self)
+        })?;
+        let cpu = usage::cpu_time(self.pid)?.saturating_sub(cpu_before);
+        let printed = generator.read_to_end()?;
+        let load = serde_json::from_str(&printed)
+            .with_context(|| format!("the generator gave no report; {}", generator.quote_log()))?;
+        Ok(Phase { load, memory_max, cpu_share: cpu.as_secs_f64() / begun.elapsed().as_secs_f64() })
+    }
+
+    fn arguments(&self, duration: Duration) -> Vec<OsString> {
+        [
+            "load".to_owned(),
+            format!("http://{}/", self.address),
+            "--header".to_owned(),
+            format!("host: {NORMAL}"),
+            "--connections".to_owned(),
+            NORMAL_CONNECTIONS.to_string(),
+            "--rate".to_owned(),
+            self.rate.to_string(),
+            "--duration".to_owned(),
+            format!("{}ns", duration.as_nanos()),
+            "--output".to_owned(),
+            "json".to_owned(),
+        ]
+        .map(OsString::from)
+        .into()
+    }
+}
+
+/// Whether a new connection is served.
+pub(super) fn is_served(address: SocketAddr) -> bool {
+    let request = format!("GET / HTTP/1.1\r\nhost: {NORMAL}\r\nconnection: close\r\n\r\n");
+    client::open(address, Duration::from_secs(2))
+        .and_then(|stream| client::exchange(&stream, request.as_bytes()))
+        .is_ok_and(|answer| answer.status == 200)
+}
+
+/// A service with one endpoint.
+fn service(name: &str, address: SocketAddr) -> String {
+    let text = include_str!("../peers/mesh.yaml");
+    text.replace("echo", name).replace("{{BACKEND_PORT}}", &address.port().to_string())
+}
+
+/// The median; not a number without any.
+pub(super) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    Spread::of(values).map_or(f64::NAN, |spread| spread.median)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_names_only_itself() {
+        let text = service("attacked", "127.0.0.1:8080".parse().unwrap());
+        assert!(!text.contains("echo") && !text.contains("{{"), "{text}");
+        assert_eq!((text.matches("8080").count(), text.matches("name: attacked").count()), (2, 4), "{text}");
+    }
+}

@@ -1,0 +1,164 @@
+//! Peers that stall in the middle of a message (faults 14 and 15): what each costs, when it is let go, and what others notice.
+
+use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+
+use super::attack::{Attack, Ended};
+use super::report::Report;
+use super::site::{ATTACKED, Attacked, NORMAL, Phase, Site, median};
+use super::{Drill, HostileArgs, demand_files};
+use crate::limits::{CHILD_POLL_INTERVAL, HOSTILE_OPEN_EACH_MAX, HOSTILE_OPEN_MAX};
+use crate::mesh::ProxyStart;
+use crate::process::check_interrupted;
+use crate::process::usage;
+
+/// Between two bytes of a slow sender, as slowloris has it: rarely, so that what is measured is not the work of reading them.
+const TRICKLE_INTERVAL: Duration = Duration::from_secs(5);
+/// A slow sender is let go this close to its deadline.
+const DEADLINE_TOLERANCE_S: f64 = 1.0;
+/// User memory of a connection that has sent part of a head.
+const HEAD_BYTES_EACH_MAX: f64 = 4.0 * 1024.0;
+/// User memory of a connection with a body or response under way: a buffer of 16 KiB per direction.
+const BODY_BYTES_EACH_MAX: f64 = 32.0 * 1024.0;
+/// More than the sockets of a connection hold, so that the response stalls.
+const RESPONSE_BYTES: usize = 8 * 1024 * 1024;
+
+/// The generator's start and end beside its load.
+const LOAD_START_MAX: Duration = Duration::from_secs(2);
+
+/// Until when all connections must be open.
+fn open_max(connections: usize) -> Duration {
+    HOSTILE_OPEN_MAX + HOSTILE_OPEN_EACH_MAX * u32::try_from(connections).unwrap_or(u32::MAX)
+}
+
+/// Of the drill, what differs.
+struct Plan {
+    begin: String,
+    trickle: Option<(&'static [u8], Duration)>,
+    bytes_each_max: f64,
+    /// After which the proxy ends a connection; none for readers.
+    deadline: Option<Duration>,
+    arguments: Vec<String>,
+}
+
+impl Plan {
+    fn of(drill: Drill, connections: usize, duration: Duration) -> Self {
+        // All connections are there during all of the load.
+        let deadline = open_max(connections) + duration + LOAD_START_MAX;
+        let seconds = format!("{}ms", deadline.as_millis());
+        match drill {
+            Drill::SlowBody => Self {
+                begin: format!("POST / HTTP/1.1\r\nhost: {NORMAL}\r\ncontent-length: 1000000\r\n\r\n"),
+                trickle: Some((b"b", TRICKLE_INTERVAL)),
+                bytes_each_max: BODY_BYTES_EACH_MAX,
+                deadline: Some(deadline),
+                arguments: ["--min-body-rate", "1000", "--body-grace", &seconds].map(str::to_owned).into(),
+            },
+            Drill::ZeroWindow => Self {
+                begin: format!("GET / HTTP/1.1\r\nhost: {ATTACKED}\r\n\r\n"),
+                trickle: None,
+                bytes_each_max: BODY_BYTES_EACH_MAX,
+                deadline: None,
+                arguments: Vec::new(),
+            },
+            _ => Self {
+                begin: format!("GET / HTTP/1.1\r\nhost: {NORMAL}\r\nx-slow: "),
+                trickle: Some((b"h", TRICKLE_INTERVAL)),
+                bytes_each_max: HEAD_BYTES_EACH_MAX,
+                deadline: Some(deadline),
+                arguments: ["--head-timeout", &seconds].map(str::to_owned).into(),
+            },
+        }
+    }
+}
+
+pub(super) fn run(args: &HostileArgs, interrupted: &AtomicBool) -> anyhow::Result<Report> {
+    let connections = args.connections();
+    // The proxy has two for each, where a response is under way.
+    demand_files(2 * connections as u64 + 1024)?;
+    let plan = Plan::of(args.drill, connections, args.duration);
+    let attacked = if args.drill == Drill::ZeroWindow { Attacked::Bytes(RESPONSE_BYTES) } else { Attacked::None };
+    let start = ProxyStart { arguments: plan.arguments.iter().map(Into::into).collect(), ..ProxyStart::default() };
+    let mut site = Site::start(args, &attacked, &start, interrupted)?;
+
+    // What is set up once is no cost of a connection.
+    site.load(Duration::from_secs(1), |_| Ok(()))?;
+    let before = usage::memory(site.pid)?;
+    let (mut quiet, mut under_attack, mut ended) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..args.rounds {
+        quiet.push(site.load(args.duration, |_| Ok(()))?);
+        let (phase, mut of_round) = round(&mut site, args, &plan, interrupted)?;
+        under_attack.push(phase);
+        ended.append(&mut of_round);
+    }
+
+    let mut report = Report::new(args.drill, connections);
+    let failed = |phases: &[Phase]| phases.iter().map(|phase| phase.load.failed).sum::<u64>() as f64;
+    let p99 = |phases: &[Phase]| median(phases.iter().map(|phase| phase.load.latency_us.p99));
+    report.tell("others' requests under attack", total(&under_attack), "requests");
+    report.at_most("others' failures without the attack", failed(&quiet), "requests", 0.0);
+    report.at_most("others' failures under attack", failed(&under_attack), "requests", 0.0);
+    report.tell("others' p99 without the attack", p99(&quiet), "us");
+    report.tell("others' p99 under attack", p99(&under_attack), "us");
+    report.at_most("ratio of the two", p99(&under_attack) / p99(&quiet), "", args.p99_ratio_max);
+    let rss_max = under_attack.iter().map(|phase| phase.memory_max.rss).max().unwrap_or_default();
+    let bytes_each = rss_max.saturating_sub(before.rss) as f64 / connections as f64;
+    report.at_most("user memory of each hostile connection", bytes_each, "bytes", plan.bytes_each_max);
+    if let Some(deadline) = plan.deadline {
+        tell_ends(&mut report, &ended, deadline, connections * args.rounds);
+    }
+    Ok(report)
+}
+
+fn total(phases: &[Phase]) -> f64 {
+    phases.iter().map(|phase| phase.load.requests).sum::<u64>() as f64
+}
+
+/// One attack with the normal load in the middle of it.
+fn round(
+    site: &mut Site<'_>,
+    args: &HostileArgs,
+    plan: &Plan,
+    interrupted: &AtomicBool,
+) -> anyhow::Result<(Phase, Vec<Ended>)> {
+    let connections = args.connections();
+    let mut attack = Attack {
+        address: site.address,
+        connections,
+        begin: plan.begin.clone().into_bytes(),
+        trickle: plan.trickle,
+        reads: plan.deadline.is_some(),
+    }
+    .start();
+    let begun = Instant::now();
+    while attack.opened()? < connections {
+        check_interrupted(interrupted)?;
+        if begun.elapsed() > open_max(connections) {
+            bail!("only {} hostile connections within {:?}", attack.opened()?, open_max(connections));
+        }
+        thread::sleep(CHILD_POLL_INTERVAL);
+    }
+    let phase = site.load(args.duration, |_| Ok(()))?;
+    let give_up = Instant::now() + plan.deadline.unwrap_or_default() + Duration::from_secs(2);
+    while plan.deadline.is_some() && attack.ended() < connections && Instant::now() < give_up {
+        check_interrupted(interrupted)?;
+        thread::sleep(CHILD_POLL_INTERVAL);
+    }
+    Ok((phase, attack.stop()?))
+}
+
+/// When, compared with the deadline, the connections were ended.
+fn tell_ends(report: &mut Report, ended: &[Ended], deadline: Duration, all: usize) {
+    report.at_least("ended by the proxy", ended.len() as f64, "connections", all as f64);
+    let off = |ended: &Ended| ended.after.as_secs_f64() - deadline.as_secs_f64();
+    let earliest = ended.iter().map(off).fold(f64::NAN, f64::min);
+    let latest = ended.iter().map(off).fold(f64::NAN, f64::max);
+    report.between("earliest end after the deadline", earliest, "s", -DEADLINE_TOLERANCE_S, DEADLINE_TOLERANCE_S);
+    report.between("latest end after the deadline", latest, "s", -DEADLINE_TOLERANCE_S, DEADLINE_TOLERANCE_S);
+    let of_status = |status| ended.iter().filter(|ended| ended.status == status).count() as f64;
+    report.at_least("answered 408 first", of_status(Some(408)), "connections", all as f64);
+    report.tell("ended without an answer", of_status(None), "connections");
+}
