@@ -163,8 +163,10 @@ impl Timer {
         let index = self.index as usize;
         slots.at_ms[index] = at_ms;
         let slot = &mut slots.slots[index];
+        // What a deadline has shut stays shut: an operation that completed at the same moment must not make the end that
+        // the next one meets look like the peer's.
+        slot.expired &= slot.expiry != Expiry::CancelRead;
         slot.expiry = expiry;
-        slot.expired = false;
         slot.idle = false;
     }
 
