@@ -1,6 +1,6 @@
 //! A second HTTP/1.1 parser, too simple to share a mistake with core's: the peer that a smuggler hopes for.
-//! It knows RFC 9112 and nothing else, and it panics on nothing. Ours, since of the independent parsers none has a maintained
-//! binding: what there is for picohttpparser is one old release, and llhttp comes as a part of a JavaScript runtime only.
+//! It knows RFC 9112 and nothing else, and it panics on nothing. Ours, since we have found no maintained binding of an
+//! independent parser; h11 and llhttp judge in `tests/tests/judges.rs`, through Python.
 
 /// How a body ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
