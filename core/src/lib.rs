@@ -5,12 +5,15 @@
 //! with bytes. The two places that touch file descriptors are [`snapshot::region`] (sealed memfds) and
 //! [`link::channel`] (one seqpacket message with descriptors), because both processes need the very same checks there.
 
+pub mod client_hello;
 pub mod clock;
 pub mod http;
 pub mod id;
+pub mod identity;
 pub mod limits;
 pub mod link;
 pub mod snapshot;
+pub mod spiffe;
 pub mod stats;
 pub mod sync;
 pub mod table;

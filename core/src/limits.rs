@@ -49,9 +49,10 @@ pub const CLUSTER_NAME_BYTES_MAX: usize = 184;
 
 // ---- data path ----------------------------------------------------------------------------------------------------
 
-/// Size of one pooled I/O buffer, in bytes. A typical request or small response fits; bodies are relayed through it.
-pub const BUFFER_BYTES: usize = 16 * 1024;
-/// Free buffers that a worker keeps for reuse; more are returned to the allocator (64 x 16 KiB = 1 MiB).
+/// Size of one pooled I/O buffer, in bytes: a whole TLS record fits (16 KiB of data and up to 261 bytes around it). A
+/// typical request or small response fits; bodies are relayed through it.
+pub const BUFFER_BYTES: usize = 17 * 1024;
+/// Free buffers that a worker keeps for reuse; more are returned to the allocator (64 x 17 KiB = 1.1 MiB).
 pub const BUFFERS_POOLED_MAX: usize = 64;
 /// Connections per worker that may wait for their next request with a buffer in hand. Beyond it a connection goes
 /// idle at once and holds none: 10,000 idle connections must cost 1 KB each, not 16.
@@ -133,6 +134,97 @@ pub const DEADLINE_TICK_MS: u64 = 100;
 pub const DRAIN_MS_MAX: u64 = 30_000;
 /// Redirects and rewrites may grow a target to this size, in bytes: it must still fit a head buffer.
 pub const TARGET_BYTES_MAX: usize = 8 * 1024;
+
+// ---- security -----------------------------------------------------------------------------------------------------
+
+/// Largest material (chain, key and trust bundles) that a proxy takes, in bytes: a bundle of public roots is 250 KiB.
+pub const MATERIAL_BYTES_MAX: usize = 1024 * 1024;
+/// Certificates in one material: the public roots are 150.
+pub const MATERIAL_CERTIFICATES_MAX: usize = 1024;
+/// Beginning of a handshake message that goes on in the next TLS record, after the handshake, in bytes: a session ticket with a
+/// certificate chain in it.
+pub const TLS_HANDSHAKE_REST_BYTES_MAX: usize = 16 * 1024;
+/// TLS records in a row that carry no data: key updates and empty records cost us more than the sender.
+pub const TLS_RECORDS_WITHOUT_DATA_MAX: u32 = 64;
+/// From the first byte of a TLS connection to the end of its handshake, in milliseconds (Envoy's
+/// `transport_socket_connect_timeout` in Istio: 15 s).
+pub const TLS_HANDSHAKE_MS_MAX: u64 = 10_000;
+/// What a peer may send in one handshake flight before it is refused, in bytes: a chain of ten large certificates.
+pub const TLS_HANDSHAKE_BYTES_MAX: usize = 64 * 1024;
+/// Materials that a proxy holds at once: its own and one for each distinct credential of its routes and gateways.
+pub const MATERIALS_MAX: usize = 1024;
+/// Service accounts of one service's endpoints that clients ask for by name; beyond it any identity of the trust domain
+/// will do. A service has one account, two while it is being replaced; 64 would make each handshake compare 64 texts.
+pub const SERVICE_IDENTITIES_MAX: usize = 64;
+/// Life of a workload's certificate unless `--svid-lifetime` says otherwise, in seconds: Istio's default of a day.
+pub const SVID_LIFETIME_S: u64 = 24 * 3600;
+/// Shortest life that can be set, in seconds: rotation at half of it must leave time for a retry.
+pub const SVID_LIFETIME_S_MIN: u64 = 10;
+/// Longest life that can be set, in seconds: 30 days. There is no revocation but a short life.
+pub const SVID_LIFETIME_S_MAX: u64 = 30 * 24 * 3600;
+/// Certificates are valid from so many seconds before they are made: clocks of peers differ.
+pub const CERTIFICATE_BACKDATE_S: u64 = 60;
+/// Life of control's own intermediate certificate, in seconds: a year, renewed at half.
+pub const INTERMEDIATE_LIFETIME_S: u64 = 365 * 24 * 3600;
+/// Life of control's own root certificate, in seconds: ten years. A new one is brought in when a year is left.
+pub const ROOT_LIFETIME_S: u64 = 10 * 365 * 24 * 3600;
+/// A failed issue or an unanswered material is tried again after this time at first, in milliseconds, then after twice that,
+/// up to [`CERTIFICATE_RETRY_MS_MAX`].
+pub const CERTIFICATE_RETRY_MS_MIN: u64 = 500;
+/// Longest pause between two attempts, in milliseconds: below half the shortest life would be wasted on longer ones.
+pub const CERTIFICATE_RETRY_MS_MAX: u64 = 30_000;
+/// How often control looks for certificates that are due and credential files that have changed, in milliseconds.
+pub const CERTIFICATE_TICK_MS: u64 = 200;
+/// Join tokens that are not expired: one for each workload of a node that runs as another user.
+pub const JOIN_TOKENS_MAX: usize = 4096;
+/// Longest time that a join token waits for its first use, in seconds: 30 days.
+pub const JOIN_TOKEN_TTL_S_MAX: u64 = 30 * 24 * 3600;
+/// Greetings of foreign users that are being read at a time: each costs a thread for up to five seconds.
+pub const FOREIGN_GREETINGS_MAX: usize = 64;
+/// Connections to the Workload API of one user, and of all together. A process needs one; who opens more waits for his
+/// own, and nobody can take another user's.
+pub const WORKLOAD_API_CONNECTIONS_PER_USER_MAX: usize = 64;
+/// See [`WORKLOAD_API_CONNECTIONS_PER_USER_MAX`].
+pub const WORKLOAD_API_CONNECTIONS_MAX: usize = 1024;
+/// Calls to the Workload API that one user has open at once. A process has two or three streams; each holds at most one
+/// message (a few KiB).
+pub const WORKLOAD_API_CALLS_PER_USER_MAX: usize = 256;
+/// Certificates and tokens that one user gets at once, and each second from then on: each costs a signature and a key
+/// (0.1 ms), so that a user in a loop takes 1 % of a core.
+pub const WORKLOAD_API_ISSUED_BURST_MAX: u32 = 256;
+/// See [`WORKLOAD_API_ISSUED_BURST_MAX`].
+pub const WORKLOAD_API_ISSUED_PER_S_MAX: u32 = 64;
+/// Largest request to the Workload API, in bytes: a JWT-SVID with its audience.
+pub const WORKLOAD_API_REQUEST_BYTES_MAX: usize = 32 * 1024;
+/// Largest message of an external Workload API, in bytes: 4,000 identities of 4 KiB.
+pub const WORKLOAD_API_RESPONSE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Identities that one user can be bound to.
+pub const WORKLOAD_API_IDENTITIES_PER_USER_MAX: usize = 64;
+/// Audiences of one JWT-SVID: each makes the token longer, and a token for many is a token that many can misuse.
+pub const JWT_SVID_AUDIENCES_MAX: usize = 16;
+/// Longest audience of a JWT-SVID, in bytes: a URL.
+pub const JWT_SVID_AUDIENCE_BYTES_MAX: usize = 512;
+/// Life of a JWT-SVID, in seconds. It is a bearer token: what is stolen must not be of use for long (SPIRE: 5 minutes).
+pub const JWT_SVID_LIFE_S: u64 = 300;
+
+/// Largest JSON Web Token, in bytes: one with some hundred groups in it. What is longer is refused undecoded.
+pub const JWT_BYTES_MAX: usize = 16 * 1024;
+/// Deepest nesting of a token's header and claims, and of a JWK set: Keycloak nests three levels.
+pub const JWT_JSON_DEPTH_MAX: usize = 16;
+/// Tokens in one request that are looked at: each costs a verification (15 us with RSA, 80 us with ECDSA).
+pub const JWT_TOKENS_MAX: usize = 8;
+/// Keys of one set: identity providers publish two to ten.
+pub const JWKS_KEYS_MAX: usize = 64;
+/// Largest JWK set, in bytes: [`JWKS_KEYS_MAX`] RSA keys with their certificate chains come to 500 KiB.
+pub const JWKS_BYTES_MAX: usize = 1024 * 1024;
+/// Keys that are tried for one token whose header names none: each costs a verification.
+pub const JWT_KEYS_TRIED_MAX: usize = 8;
+/// Difference between our clock and an issuer's, in seconds (Envoy's `clock_skew_seconds`: 60).
+pub const JWT_CLOCK_SKEW_S: u64 = 60;
+/// Verified tokens that a worker remembers.
+pub const JWT_CACHE_TOKENS_MAX: usize = 4096;
+/// What they take, in bytes, claims included: 4,096 tokens of 1 KiB.
+pub const JWT_CACHE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 // ---- HTTP ---------------------------------------------------------------------------------------------------------
 

@@ -226,7 +226,7 @@ mod tests {
             (vec!["--workload=a/b", "--head-timeout=30"], "30s or 500ms"),
             (vec!["--workload=a/b", "--head-timeout=0s"], "30s or 500ms"),
             (vec!["--workload=a/b", "--body-grace=+5s"], "30s or 500ms"),
-            (vec!["--workload=a/b", "--buffer-bytes-max=1000"], "131072"),
+            (vec!["--workload=a/b", "--buffer-bytes-max=1000"], "139264"),
             (vec!["--workload=a/b", "--connections-max=0"], "connections-max"),
             (vec!["--workload=a/b", "--min-body-rate=-1"], "min-body-rate"),
         ] {

@@ -15,6 +15,7 @@ mod route;
 mod steady_state;
 #[cfg(test)]
 mod testing;
+mod tls;
 mod upstream;
 mod worker;
 

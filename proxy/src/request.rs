@@ -4,7 +4,7 @@ use std::{
     cell::Cell,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    pin::pin,
+    pin::{Pin, pin},
     rc::Rc,
 };
 
@@ -24,10 +24,9 @@ use meshring_core::{
     table::{
         lookup::NoRoute,
         model::{ArchivedClusterKind, PathNormalization, Settings},
+        security::MtlsMode,
     },
 };
-use monoio::io::{AsyncReadRent as _, AsyncWriteRent as _};
-
 use crate::{
     accept::{Direction, Listener},
     balance::ClusterState,
@@ -43,11 +42,15 @@ use crate::{
         },
     },
     route::{self, Decision, Forward, Request},
-    upstream::{Endpoint, Lease, Reuse},
+    tls::{
+        handshake::{self, HandshakeError},
+        materials::NoTls,
+    },
+    upstream::{Endpoint, Lease, Origination, Reuse},
     worker::{
         Worker,
         buffers::{Buffer, Input},
-        conn::{Conn, exhausted, write_rest},
+        conn::{Conn, exhausted},
         deadlines::{Expiry, now_ms},
         generation::{ClusterShared, Pinned},
         join::{both, yield_now},
@@ -97,6 +100,8 @@ struct Client {
     address: IpAddr,
     /// The application beside this proxy: it speaks for the workload.
     is_local_application: bool,
+    /// Another workload, which has proved its identity.
+    is_mesh_peer: bool,
 }
 
 impl Client {
@@ -104,14 +109,16 @@ impl Client {
         // A connection that is gone already has no address; nothing will be forwarded from it.
         let address = conn.peer().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip().to_canonical());
         let is_local_application = listener.direction == Direction::Outbound && address.is_loopback();
-        Self { address, is_local_application }
+        let is_mesh_peer = matches!(listener.direction, Direction::Inbound { .. })
+            && conn.secured_peer().is_some_and(|peer| peer.identity.is_some());
+        Self { address, is_local_application, is_mesh_peer }
     }
 
     /// Whether to believe what it says about where a request came from.
     fn is_trusted(self, worker: &Worker, settings: Settings) -> bool {
         match worker.tuning.trusted_hops {
             Some(hops) => hops > 0,
-            None => self.is_local_application || settings.trusted_hops > 0,
+            None => self.is_local_application || self.is_mesh_peer || settings.trusted_hops > 0,
         }
     }
 }
@@ -211,6 +218,13 @@ async fn exchange(
         let last = RequestHead { keep_alive: false, ..*head };
         return deny(worker, conn, input, &last, &record, Denial::ConnectNotConfigured).await;
     }
+    if conn.secured_peer().is_none()
+        && let Some(is_gateway) = requires_tls(&pinned, listener)
+    {
+        // Also of a connection that was made before it was required.
+        let last = RequestHead { keep_alive: false, ..*head };
+        return deny(worker, conn, input, &last, &record, Denial::TlsRequired { is_gateway }).await;
+    }
     let bytes = &input.unread()[..head.len];
     let request = match normalized(settings, bytes, head, fields, &mut texts.path, &mut texts.rule_path) {
         Ok(request) => request,
@@ -227,7 +241,7 @@ async fn exchange(
         let has_id = forwarding::kept_request_id(bytes, fields, is_trusted).is_some();
         Hop {
             peer: client.address,
-            is_https: false,
+            is_https: conn.secured_peer().is_some() && listener.direction == Direction::Outbound,
             port: listener.address.port(),
             is_trusted,
             new_request_id: (settings.request_id && !has_id).then(|| worker.request_ids.next()),
@@ -239,7 +253,8 @@ async fn exchange(
         let extra = Vec::new();
         let plan = Plan { target, edits: Edits::default(), response_edits: Edits::default(), timeout_ms: 0, extra };
         let rewritten = Rewritten { path: request.replaced_path(), authority: None };
-        let out = serialized(worker, &request, &plan, &rewritten, &hop(false), &mut texts.lines);
+        let element = conn.secured_peer().and_then(|peer| peer.element.as_deref());
+        let out = serialized(worker, &request, &plan, &rewritten, &hop(false), element, &mut texts.lines);
         return forward(worker, conn, input, response_fields, head, &record, &pinned, &plan, out).await;
     };
     match route::decide(&pinned, &request, &worker.random) {
@@ -250,7 +265,7 @@ async fn exchange(
                 Err(refusal) => return refuse_path(worker, conn, input, head, &record, refusal).await,
             };
             let extra = if is_debugged { debug_lines(&request, &pinned, &chosen) } else { Vec::new() };
-            let cluster = pinned.cluster(chosen.cluster(), &worker.clusters);
+            let cluster = pinned.cluster(chosen.cluster(), &worker.clusters, &worker.endpoints);
             let literal = request_address(&request);
             let plan = Plan {
                 target: Target::Cluster { chosen, cluster, literal },
@@ -260,7 +275,7 @@ async fn exchange(
                 extra,
             };
             let hop = hop(rewritten.authority.is_some());
-            let out = serialized(worker, &request, &plan, &rewritten, &hop, &mut texts.lines);
+            let out = serialized(worker, &request, &plan, &rewritten, &hop, None, &mut texts.lines);
             forward(worker, conn, input, response_fields, head, &record, &pinned, &plan, out).await
         }
         Ok(Decision::Redirect(rule, redirect)) => {
@@ -285,6 +300,15 @@ async fn exchange(
             let denial = Denial::NoRoute { no_route, host, namespace: pinned.viewpoint().namespace.clone() };
             deny(worker, conn, input, head, &record, denial).await
         }
+    }
+}
+
+/// Whether plain requests are refused, and if so, because this is a gateway.
+fn requires_tls(pinned: &Pinned, listener: &Listener) -> Option<bool> {
+    let policy = pinned.table().inbound_policy(pinned.viewpoint())?;
+    match listener.direction {
+        Direction::Inbound { application } => (policy.mtls_on(application.port()) == MtlsMode::Strict).then_some(false),
+        Direction::Outbound => policy.has_gateway(listener.address.port()).then_some(true),
     }
 }
 
@@ -347,7 +371,8 @@ impl Target<'_> {
             Self::Cluster { chosen, cluster, literal } => {
                 let table = pinned.table();
                 if table.cluster(chosen.cluster()).kind == ArchivedClusterKind::OriginalDestination {
-                    return conn.original_destination().or(*literal).map(|address| worker.endpoints.of(address));
+                    let meant = conn.original_destination().or(*literal);
+                    return meant.map(|address| cluster.elsewhere(&worker.endpoints, address));
                 }
                 cluster.choose(table, &worker.endpoints, &worker.random, now_ms(), tried)
             }
@@ -386,11 +411,15 @@ fn serialized(
     plan: &Plan<'_>,
     rewritten: &Rewritten<'_>,
     hop: &Hop,
+    element: Option<&[u8]>,
     lines: &mut Vec<u8>,
 ) -> Buffer {
     let Request { bytes, head, fields, .. } = *request;
     lines.clear();
-    let drop = forwarding::request_lines(lines, bytes, head, fields, hop, &plan.edits);
+    let mut drop = forwarding::request_lines(lines, bytes, head, fields, hop, &plan.edits);
+    if let Some(element) = element {
+        drop = drop.union(forwarding::client_certificate_line(lines, bytes, fields, element, &plan.edits));
+    }
     let mut out = worker.buffers.take();
     let how = RequestOut {
         path: rewritten.path.map(|path| [path, b""]),
@@ -482,6 +511,20 @@ async fn forward(
             }
         };
         worker.stats.add(if lease.reused { Counter::UpstreamReused } else { Counter::UpstreamConnects }, 1);
+        if !lease.reused
+            && let Some(origination) = endpoint.security()
+            && let Err(error) = secure(worker, &mut lease.conn, origination, left_ms).await
+        {
+            drop(lease);
+            endpoint.avoid();
+            if attempt < ATTEMPTS_MAX && error.is_worth_another() {
+                worker.stats.add(Counter::UpstreamRetries, 1);
+                tried = Some(endpoint);
+                continue;
+            }
+            let denial = Denial::TlsFailed { address: endpoint.address(), error };
+            return deny_late(worker, conn, input, head, record, denial).await;
+        }
         lease.conn.timer.set(exchange.head_at_ms.get(), Expiry::ShutdownBoth);
         let mut response_input = Input::new(worker.buffers.lazy());
         // RFC 9110 section 9.2.2 and RFC 9112 section 9.3.1: a reused connection that closes without a byte was most likely
@@ -514,6 +557,51 @@ async fn forward(
     deny_late(worker, conn, input, head, record, denial).await
 }
 
+/// Why nothing can be sent to an upstream.
+#[derive(Debug, thiserror::Error)]
+enum NotSecured {
+    #[error(transparent)]
+    NoTls(#[from] NoTls),
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+}
+
+impl NotSecured {
+    /// What we lack is lacking for every endpoint.
+    fn is_worth_another(&self) -> bool {
+        matches!(self, Self::Handshake(_))
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            Self::NoTls(_) => "tls.no_credential",
+            Self::Handshake(error) => error.code(),
+        }
+    }
+}
+
+/// TLS to an upstream, over a new connection. Not an `async fn`: its frame is for new connections alone.
+fn secure<'a>(
+    worker: &'a Worker,
+    conn: &'a mut Conn,
+    origination: &'a Origination,
+    ms_max: u64,
+) -> Pin<Box<dyn Future<Output = Result<(), NotSecured>> + 'a>> {
+    Box::pin(async move {
+        worker.stats.add(Counter::TlsUpstream, 1);
+        let shake = async {
+            let client = worker.materials.cluster(&origination.settings, origination.tls12)?;
+            Ok(handshake::connect(worker, conn, &client, &origination.name, ms_max).await?)
+        };
+        let result: Result<(), NotSecured> = shake.await;
+        if let Err(error) = &result {
+            worker.stats.add(Counter::TlsUpstreamFailures, 1);
+            worker.log_refusal(error.code(), conn.peer(), &format_args!("upstream: {error}"));
+        }
+        result
+    })
+}
+
 /// The whole request is in `out`. Write and first read are submitted together: one pass through the event loop less.
 /// `out` comes back as it was if nothing of the response has come and `is_kept`, so that it can be sent again.
 async fn whole(
@@ -526,27 +614,8 @@ async fn whole(
     is_kept: bool,
 ) -> Result<Relayed, Failure> {
     let upstream = &mut lease.conn;
-    let space = response_input.lend(HEAD_READ_BYTES_MAX, exchange.bounds.head_bytes + 1).ok_or(Failure::CutHead)?;
-    let len = out.len();
-    let writing = upstream.write.write(out.lend());
-    let reading = upstream.read.read(space);
-    let (written, bytes) = writing.await;
-    out.restore(bytes);
-    if let Ok(written) = written
-        && written < len
-    {
-        // A request larger than the socket's buffer; the read is pending meanwhile. How it ends, the read will say.
-        let _ = write_rest(&mut upstream.write, out, written).await;
-    }
-    if !is_kept {
-        // An upstream may take its time: as many requests as wait for it, so many buffers less.
-        out.clear();
-        out.release();
-    }
-    // A failed write needs no handling of its own: the read ends with the same broken connection, or with a response
-    // that the upstream sent before it stopped reading.
-    let (read, space) = reading.await;
-    response_input.restore(space);
+    let bytes_max = exchange.bounds.head_bytes + 1;
+    let read = upstream.ask(out, is_kept, response_input, HEAD_READ_BYTES_MAX, bytes_max).await;
     if !matches!(read, Ok(count) if count > 0) {
         let failure = if upstream.timer.take_expired() { Failure::Timeout } else { Failure::NoResponse };
         return Err(failure);
@@ -688,6 +757,8 @@ enum Denial {
     NoRoute { no_route: NoRoute, host: String, namespace: String },
     NoEndpoint(String),
     ConnectFailed { address: SocketAddr, error: io::Error },
+    TlsFailed { address: SocketAddr, error: NotSecured },
+    TlsRequired { is_gateway: bool },
     BadBody(BadBody),
     Overload(&'static str),
     Exhausted { code: &'static str, error: io::Error },
@@ -702,7 +773,10 @@ impl Denial {
             Self::NoRoute { .. } => 404,
             Self::NoEndpoint(_) | Self::Overload(_) | Self::Exhausted { .. } => 503,
             Self::ConnectFailed { error, .. } if error.kind() == io::ErrorKind::TimedOut => 504,
-            Self::ConnectFailed { .. } => 503,
+            Self::ConnectFailed { .. } | Self::TlsFailed { .. } => 503,
+            // As servers answer plain HTTP on a port for TLS; between workloads it is about who may come.
+            Self::TlsRequired { is_gateway: true } => 400,
+            Self::TlsRequired { is_gateway: false } => 403,
             Self::BadBody(bad) => bad.status(),
             Self::Upstream { status, .. } => *status,
         }
@@ -715,6 +789,7 @@ impl Denial {
             Self::BadBody(BadBody::TooSlow) => (Counter::BodyTimeouts, BadBody::TooSlow.code(), &BadBody::TooSlow),
             Self::BadBody(bad) => (Counter::RequestsRefused, bad.code(), bad),
             Self::Overload(what) => (Counter::RequestsOverload, "overload", what),
+            Self::TlsRequired { .. } => (Counter::TlsRequired, "tls_required", &"plain text where TLS is required"),
             Self::Exhausted { code, error } => (Counter::RequestsOverload, *code, error),
             _ => return,
         };
@@ -736,6 +811,11 @@ impl Denial {
             }
             Self::NoEndpoint(why) => ("no_endpoint", why.clone()),
             Self::ConnectFailed { address, error } => ("connect_failed", format!("{address}: {error}")),
+            Self::TlsFailed { address, error } => (error.code(), format!("{address}: {error}")),
+            Self::TlsRequired { is_gateway: true } => ("tls_required", "this port takes TLS only".into()),
+            Self::TlsRequired { is_gateway: false } => {
+                ("tls_required", "this workload takes mutual TLS only (PeerAuthentication mode STRICT)".into())
+            }
             Self::BadBody(bad) => (bad.code(), bad.to_string()),
             Self::Overload(what) => ("overload", (*what).into()),
             Self::Exhausted { code, error } => {

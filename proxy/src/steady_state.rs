@@ -185,6 +185,7 @@ fn allocations_of_a_thousand(exchange: fn(&mut TcpStream), driver: Driver) -> u6
         listeners: vec![(socket, address, Direction::Outbound)],
         tuning: crate::config::Tuning::default(),
         limits: crate::worker::limits::Limits::default(),
+        materials: Arc::default(),
         memory_pressure: Arc::default(),
     };
     let worker = thread::spawn(move || {

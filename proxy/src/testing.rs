@@ -1,11 +1,23 @@
 //! Small worlds for unit tests.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{SocketAddr, TcpListener, TcpStream},
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
 
 use meshring_core::{
     http::{fields::Fields, head::Bounds, request},
     id::{ClusterId, Generation},
-    snapshot::{Snapshot, encode},
+    identity::{Material, OWN, TrustBundle},
+    snapshot::{
+        Snapshot, encode,
+        page::{PageReader, PageWriter},
+    },
+    stats::StatsPage,
     table::{
         TableBuilder,
         build::{ClusterEndpoints, VirtualHostInput},
@@ -17,7 +29,23 @@ use meshring_core::{
     },
 };
 
-use crate::worker::generation::Prepared;
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType, date_time_ymd,
+};
+use zeroize::Zeroizing;
+
+use crate::{
+    config::Tuning,
+    worker::{
+        self, Start, Worker,
+        conn::Conn,
+        driver::{Choice, probe},
+        generation::{Generations, Prepared},
+        limits::Limits,
+        mailbox::Mailboxes,
+    },
+};
 
 /// A world with one service `echo` on port 80.
 pub(crate) struct World {
@@ -124,6 +152,117 @@ impl Parsed {
             path,
             rule_path: path,
             level: PathNormalization::DecodeAndMergeSlashes,
+        }
+    }
+}
+
+/// Runs a test on each driver, with a worker that has no clock of its own.
+pub(crate) fn on_each_driver(test: impl AsyncFn(Rc<Worker>)) {
+    for choice in [Choice::Auto, Choice::Epoll] {
+        let page = PageWriter::create(Generation(1)).unwrap();
+        let (_, stats) = StatsPage::create(1).unwrap();
+        let (mailboxes, mut wakeups) = Mailboxes::new(1).unwrap();
+        let generations = Arc::<Generations>::default();
+        let driver = probe(choice).unwrap();
+        let start = Start {
+            index: 0,
+            cpu: None,
+            driver: driver.clone(),
+            stats: stats.worker(0),
+            mailboxes: Arc::new(mailboxes),
+            wakeups: wakeups.remove(0),
+            page: Arc::new(PageReader::open(page.fd()).unwrap()),
+            generations,
+            first: World::default().prepare(),
+            listeners: Vec::new(),
+            tuning: Tuning::default(),
+            limits: Limits::default(),
+            materials: Arc::default(),
+            memory_pressure: Arc::default(),
+        };
+        driver.run(|| test(worker::for_test(start))).unwrap();
+    }
+}
+
+/// A connection as a stage has it, and the peer's end of it.
+pub(crate) fn pair(worker: &Worker) -> (Conn, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (ours, _) = listener.accept().unwrap();
+    peer.set_nonblocking(true).unwrap();
+    ours.set_nonblocking(true).unwrap();
+    (Conn::from_std(ours, &worker.deadlines).unwrap(), peer)
+}
+
+/// An authority for workloads' certificates.
+pub(crate) struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pub(crate) root: Vec<u8>,
+}
+
+/// What is unusual about a certificate.
+#[derive(Default, Clone)]
+pub(crate) struct Leaf {
+    pub(crate) uris: Vec<&'static str>,
+    pub(crate) dns: Vec<&'static str>,
+    pub(crate) is_expired: bool,
+    pub(crate) is_early: bool,
+    pub(crate) is_authority: bool,
+}
+
+impl Leaf {
+    /// A workload's, as it should be.
+    pub(crate) fn of(uri: &'static str) -> Self {
+        Self { uris: vec![uri], ..Self::default() }
+    }
+}
+
+impl Authority {
+    pub(crate) fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        // Of two authorities with one name, each would seem to have signed for the other.
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("authority {}", COUNT.fetch_add(1, Ordering::Relaxed));
+        params.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::generate().unwrap();
+        let root = params.self_signed(&key).unwrap().der().to_vec();
+        Self { issuer: Issuer::new(params, key), root }
+    }
+
+    /// A certificate and its key (PKCS #8), in DER.
+    pub(crate) fn sign(&self, leaf: &Leaf) -> (Vec<u8>, Vec<u8>) {
+        let mut params = CertificateParams::default();
+        let uris = leaf.uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap()));
+        let dns = leaf.dns.iter().map(|dns| SanType::DnsName((*dns).try_into().unwrap()));
+        params.subject_alt_names = uris.chain(dns).collect();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        if leaf.is_expired {
+            params.not_after = date_time_ymd(2020, 1, 1);
+        }
+        if leaf.is_early {
+            params.not_before = date_time_ymd(2100, 1, 1);
+            params.not_after = date_time_ymd(2101, 1, 1);
+        }
+        if leaf.is_authority {
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        }
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        (certificate.der().to_vec(), key.serialize_der())
+    }
+
+    /// A workload's material that trusts this authority for a trust domain.
+    pub(crate) fn material(&self, leaf: &Leaf, trust_domain: &str) -> Material {
+        let (certificate, key) = self.sign(leaf);
+        let bundle = TrustBundle { trust_domain: trust_domain.into(), roots: vec![self.root.clone()] };
+        Material {
+            name: OWN.into(),
+            chain: vec![certificate],
+            key: Zeroizing::new(key),
+            bundles: vec![bundle],
+            not_after_s: 1,
         }
     }
 }

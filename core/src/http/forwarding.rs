@@ -102,6 +102,29 @@ pub fn request_lines<E: HeaderEdits>(
     if hop.is_trusted { lines.drop } else { lines.drop.union(FOR_TRUSTED) }
 }
 
+/// Appends the X-Forwarded-Client-Cert line of a request that came from a client with this certificate, in the form of
+/// Envoy (`By=..;Hash=..;Subject="";URI=..`): the received elements, then ours (Istio's `APPEND_FORWARD`). Returns the kinds of received fields to
+/// leave out, beside those of [`request_lines`].
+pub fn client_certificate_line<E: HeaderEdits>(
+    out: &mut Vec<u8>,
+    buf: &[u8],
+    fields: &Fields,
+    element: &[u8],
+    edits: &E,
+) -> KindSet {
+    let mut lines = Lines { out, drop: KindSet::EMPTY, edits };
+    let name = b"x-forwarded-client-cert";
+    if lines.writes(K::XForwardedClientCert, name) {
+        if fields.values_of(buf, K::XForwardedClientCert).all(closes_its_quotes) {
+            joined_field(lines.out, buf, fields, K::XForwardedClientCert, name, element);
+        } else {
+            // A list with an open quotation would swallow our element.
+            lines.push(b"x-forwarded-client-cert: ", element);
+        }
+    }
+    lines.drop
+}
+
 /// The lines as they are written.
 struct Lines<'a, E> {
     out: &'a mut Vec<u8>,

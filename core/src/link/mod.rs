@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::Generation;
 
 /// Version of this protocol. Control refuses a proxy of another one with a message that names both.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// The socket's name inside the run directory.
 pub const SOCKET_NAME: &str = "link.sock";
 
@@ -40,6 +40,24 @@ pub struct Hello {
     pub generation: Generation,
     /// Checksum of that; 0 for nothing. A restarted control recognises its own configuration by it.
     pub checksum: u64,
+    /// The service account that the workload runs as, where the proxy was told one; else what control knows of the
+    /// workload, or `default`.
+    #[serde(default)]
+    pub service_account: Option<String>,
+    /// The join token that proves that this proxy may speak for the workload; needed where its unix credentials do not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join_token: Option<JoinToken>,
+}
+
+/// A secret that is never shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct JoinToken(pub String);
+
+impl std::fmt::Debug for JoinToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("JoinToken(..)")
+    }
 }
 
 /// From a proxy.
@@ -58,6 +76,20 @@ pub enum ToControl {
         /// Which.
         generation: Generation,
         /// Why, for people.
+        reason: String,
+    },
+    /// A material is in use.
+    Installed {
+        /// Which ([`Material::name`](crate::identity::Material::name)).
+        name: String,
+        /// End of its leaf's validity in seconds since 1970; 0 where there is none.
+        not_after_s: u64,
+    },
+    /// A material is unusable; the proxy goes on with what it has.
+    NotInstalled {
+        /// Which.
+        name: String,
+        /// Why, for people; nothing secret.
         reason: String,
     },
 }
@@ -85,6 +117,22 @@ pub enum ToProxy {
     Retire {
         /// Everything below this one, except the active one.
         below: Generation,
+    },
+    /// A [material](crate::identity) to use from now on; the sealed memfd is beside it. A later one of the same name
+    /// replaces it; connections that were made with the earlier one go on.
+    Material {
+        /// Its name.
+        name: String,
+    },
+    /// Materials that the table does not name any more.
+    Forget {
+        /// Which.
+        names: Vec<String>,
+    },
+    /// The workload gets no identity: it goes on with what it has.
+    NoIdentity {
+        /// Why, for people.
+        reason: String,
     },
 }
 

@@ -38,6 +38,8 @@ fn hello() -> Hello {
         listeners: vec!["outbound 127.0.0.1:15001".into()],
         generation: Generation(3),
         checksum: u64::MAX,
+        service_account: None,
+        join_token: None,
     }
 }
 

@@ -11,8 +11,10 @@ use std::{
 
 use rustix::{
     fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, memfd_create},
+    io::pread,
     mm::{MapFlags, ProtFlags, mmap, munmap},
 };
+use zeroize::Zeroizing;
 
 /// Seals of a snapshot: nobody, control included, can change or cut it any more.
 pub const SEALS_IMMUTABLE: SealFlags =
@@ -74,6 +76,29 @@ pub fn sealed(name: &str, parts: &[&[u8]]) -> io::Result<OwnedFd> {
     let fd = OwnedFd::from(file);
     fcntl_add_seals(&fd, SEALS_IMMUTABLE)?;
     Ok(fd)
+}
+
+/// The content of a memfd that nobody can change any more, at most `bytes_max` bytes, without mapping it: in memory that is wiped when it
+/// is dropped, since it may be a key.
+pub fn read_sealed(fd: impl AsFd, bytes_max: usize) -> Result<Zeroizing<Vec<u8>>, BadRegion> {
+    let present = fcntl_get_seals(&fd).map_err(system("fcntl(F_GET_SEALS)"))?;
+    if !present.contains(SEALS_IMMUTABLE) {
+        return Err(BadRegion::NotSealed);
+    }
+    let actual = fstat(&fd).map_err(system("fstat"))?.st_size.unsigned_abs();
+    if actual > bytes_max as u64 {
+        return Err(BadRegion::Size { actual, min: 0, max: bytes_max as u64 });
+    }
+    let mut bytes = Zeroizing::new(vec![0; actual as usize]);
+    let mut read = 0;
+    while read < bytes.len() {
+        // Positioned: the sender's own offset, which the descriptor shares, does not matter.
+        match pread(&fd, &mut bytes[read..], read as u64).map_err(system("pread"))? {
+            0 => return Err(BadRegion::Size { actual: read as u64, min: actual, max: actual }),
+            count => read += count,
+        }
+    }
+    Ok(bytes)
 }
 
 impl Region {

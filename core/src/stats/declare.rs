@@ -53,6 +53,15 @@ counters! {
     UpstreamResets = "upstream_resets_total", "Upstream connections that broke in mid-request (502).";
     UpstreamTimeouts = "upstream_timeouts_total", "Requests that met their deadline before the response head (504).";
     UpstreamBadResponses = "upstream_bad_responses_total", "Responses that violate HTTP and were answered with 502.";
+    TlsHandshakes = "downstream_tls_handshakes_total", "TLS handshakes that clients have begun.";
+    TlsResumed = "downstream_tls_resumed_total", "TLS handshakes of clients that resumed an earlier session.";
+    TlsRefused = "downstream_tls_refused_total", "TLS handshakes of clients that failed or were refused.";
+    TlsRequired = "downstream_tls_required_total", "Plain requests refused because mutual TLS, or TLS, is required.";
+    TlsUpstream = "upstream_tls_handshakes_total", "TLS handshakes with upstreams.";
+    TlsUpstreamFailures = "upstream_tls_failures_total", "TLS handshakes with upstreams that failed.";
+    TlsKernel = "tls_kernel_total", "TLS connections whose records the kernel handles.";
+    AccessDenied = "access_denied_total", "Requests denied by an AuthorizationPolicy (403).";
+    JwtRefused = "jwt_refused_total", "Requests with a token that is not valid (401).";
     GenerationSwaps = "generation_swaps_total", "Adoptions of another configuration generation.";
     Panics = "panics_total", "Connections that ended with a panic of ours: each is a bug.";
 }

@@ -3,10 +3,14 @@
 
 use std::{collections::HashMap, net::SocketAddr};
 
-use super::model::{
-    Action, BalancePolicy, Cluster, ClusterKind, Destination, DestinationHeaders, Domain, ENDPOINT_V6, Endpoint,
-    FILE_NONE, HeavyWeight, Origin, Route, SCOPE_ALL, Settings, Table, VirtualHost, WEIGHT_INLINE_MAX, Workload,
-    precedence,
+use super::{
+    access::{AuthorizationPolicy, ExtAuthz},
+    model::{
+        Action, BalancePolicy, Cluster, ClusterKind, Destination, DestinationHeaders, Domain, ENDPOINT_MTLS,
+        ENDPOINT_V6, Endpoint, FILE_NONE, HeavyWeight, Origin, Route, SCOPE_ALL, Settings, Table, VirtualHost,
+        WEIGHT_INLINE_MAX, Workload, precedence,
+    },
+    security::{ClusterTls, InboundPolicy, JwtRule, POLICY_NONE, TLS_NONE},
 };
 use crate::{
     id::{ClusterId, EndpointId, NamespaceId, OriginId, RegexId},
@@ -78,6 +82,7 @@ pub struct TableBuilder {
     files: HashMap<String, u32>,
     regexes: HashMap<String, u32>,
     addresses_v6: HashMap<[u8; 16], u32>,
+    cluster_tls: HashMap<ClusterTls, u32>,
     virtual_hosts: Vec<VirtualHostInput>,
     /// Largest sum of the endpoints' weights of a cluster.
     weight_sum_max: u64,
@@ -137,10 +142,19 @@ impl TableBuilder {
         RegexId(intern(&mut self.regexes, &mut self.table.regexes, pattern))
     }
 
-    /// Adds a run of endpoints; `weight` 0 is taken as 1. Returns its first id.
+    /// Adds a run of endpoints without sidecars; `weight` 0 is taken as 1. Returns its first id.
     pub fn endpoints(&mut self, endpoints: impl IntoIterator<Item = (SocketAddr, u32)>) -> (EndpointId, u32) {
+        self.mesh_endpoints(endpoints.into_iter().map(|(address, weight)| (address, weight, false)))
+    }
+
+    /// Adds a run of endpoints, each with its weight (0 is taken as 1) and whether it has a sidecar that speaks mutual TLS.
+    /// Returns its first id.
+    pub fn mesh_endpoints(
+        &mut self,
+        endpoints: impl IntoIterator<Item = (SocketAddr, u32, bool)>,
+    ) -> (EndpointId, u32) {
         let first = self.table.endpoints.len() as u32;
-        for (address, weight) in endpoints {
+        for (address, weight, speaks_mtls) in endpoints {
             let (value, family) = match address {
                 SocketAddr::V4(v4) => (u32::from(*v4.ip()), 0),
                 SocketAddr::V6(v6) => {
@@ -158,7 +172,8 @@ impl TableBuilder {
                 let endpoint = EndpointId(self.table.endpoints.len() as u32);
                 self.table.heavy_weights.push(HeavyWeight { endpoint, weight });
             }
-            let family_and_weight = family | inline.unwrap_or(0);
+            let mtls = if speaks_mtls { ENDPOINT_MTLS } else { 0 };
+            let family_and_weight = family | mtls | inline.unwrap_or(0);
             self.table.endpoints.push(Endpoint { address: value, port: address.port(), family_and_weight });
         }
         (EndpointId(first), self.table.endpoints.len() as u32 - first)
@@ -202,8 +217,65 @@ impl TableBuilder {
             self.weight_sum_max = self.weight_sum_max.max(sum);
         }
         let id = ClusterId(self.table.clusters.len() as u32);
-        self.table.clusters.push(Cluster { name: name.to_owned(), policy, kind, first, count, selected, weighted });
+        self.table.clusters.push(Cluster { name: name.to_owned(), policy, kind, first, count, selected, weighted, tls: TLS_NONE });
         id
+    }
+
+    /// Secures the connections to a cluster's endpoints. Equal settings are stored once.
+    pub fn cluster_tls(&mut self, cluster: ClusterId, tls: ClusterTls) {
+        let next = self.table.cluster_tls.len() as u32;
+        let index = *self.cluster_tls.entry(tls.clone()).or_insert(next);
+        if index == next {
+            self.table.cluster_tls.push(tls);
+        }
+        self.table.clusters[cluster.index()].tls = index;
+    }
+
+    /// Sets the trust domain and its aliases; without it [`DEFAULT_TRUST_DOMAIN`](super::model::DEFAULT_TRUST_DOMAIN).
+    pub fn trust_domains(&mut self, domains: Vec<String>) {
+        self.table.trust_domains = domains;
+    }
+
+    /// Adds an AuthorizationPolicy: its position, for [`InboundPolicy::authorization`].
+    pub fn authorization(&mut self, policy: AuthorizationPolicy) -> u32 {
+        self.table.authorization.push(policy);
+        self.table.authorization.len() as u32 - 1
+    }
+
+    /// Adds an external authorizer: its position, for [`PolicyAction::Custom`](super::access::PolicyAction::Custom).
+    pub fn ext_authz(&mut self, authorizer: ExtAuthz) -> u32 {
+        self.table.ext_authz.push(authorizer);
+        self.table.ext_authz.len() as u32 - 1
+    }
+
+    /// Adds an issuer: its position, for [`InboundPolicy::jwt_rules`].
+    pub fn jwt_rule(&mut self, rule: JwtRule) -> u32 {
+        self.table.jwt_rules.push(rule);
+        self.table.jwt_rules.len() as u32 - 1
+    }
+
+    /// Adds what workloads demand: its position, for the three methods below. The same policy again gets the same one.
+    pub fn inbound_policy(&mut self, policy: InboundPolicy) -> u32 {
+        let known = &mut self.table.inbound_policies;
+        if let Some(position) = known.iter().position(|other| *other == policy) {
+            return position as u32;
+        }
+        known.push(policy);
+        known.len() as u32 - 1
+    }
+
+    /// What the workloads of a namespace demand that are not listed.
+    pub fn namespace_policy(&mut self, namespace: NamespaceId, policy: u32) {
+        let policies = &mut self.table.namespace_policies;
+        if policies.len() <= namespace.index() {
+            policies.resize(namespace.index() + 1, POLICY_NONE);
+        }
+        policies[namespace.index()] = policy;
+    }
+
+    /// What workloads of namespaces demand that have no policy.
+    pub fn mesh_policy(&mut self, policy: u32) {
+        self.table.mesh_policy = policy;
     }
 
     /// Adds the destinations of a route and returns the action that forwards to them. Weight 0 is a destination that
@@ -230,10 +302,22 @@ impl TableBuilder {
         self.virtual_hosts.push(input);
     }
 
-    /// Adds a workload whose labels are known.
-    pub fn workload(&mut self, namespace: NamespaceId, name: &str, mut labels: Vec<(String, String)>) {
+    /// Adds a workload whose labels are known, and about which no security resource says anything.
+    pub fn workload(&mut self, namespace: NamespaceId, name: &str, labels: Vec<(String, String)>) {
+        self.guarded_workload(namespace, name, labels, POLICY_NONE);
+    }
+
+    /// Adds a workload whose labels are known. `policy`: what [`inbound_policy`](Self::inbound_policy) has returned, or
+    /// [`POLICY_NONE`].
+    pub fn guarded_workload(
+        &mut self,
+        namespace: NamespaceId,
+        name: &str,
+        mut labels: Vec<(String, String)>,
+        policy: u32,
+    ) {
         labels.sort();
-        self.table.workloads.push(Workload { namespace, name: name.to_owned(), labels });
+        self.table.workloads.push(Workload { namespace, name: name.to_owned(), labels, policy });
     }
 
     /// Lays out virtual hosts and index.

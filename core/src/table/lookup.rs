@@ -9,6 +9,7 @@ use super::{
         ArchivedStringMatch, ArchivedTable, ArchivedVirtualHost, PORT_ANY, PathNormalization, SCOPE_ALL, Settings,
     },
     regexes::Regexes,
+    security::{ArchivedInboundPolicy, ArchivedServerTls, ClusterTls, MtlsMode, POLICY_NONE},
 };
 use crate::{
     id::{ClusterId, EndpointId, NamespaceId, OriginId, RegexId, RouteId, VirtualHostId},
@@ -31,6 +32,9 @@ pub struct Viewpoint {
     pub namespace_id: Option<NamespaceId>,
     /// The workload's labels as the table has them.
     pub labels: Vec<(String, String)>,
+    /// What the workload demands of those who come to it: a position in `inbound_policies`. `None`: nothing, which is
+    /// Istio's default of PERMISSIVE for everybody.
+    pub policy: Option<usize>,
 }
 
 impl Viewpoint {
@@ -39,13 +43,23 @@ impl Viewpoint {
     pub fn resolve(table: &ArchivedTable, namespace: &str, name: &str) -> Self {
         let namespace_id =
             table.namespaces.iter().position(|n| n.as_str() == namespace).map(|index| NamespaceId(index as u32));
-        let labels = table
+        let known = table
             .workloads
             .iter()
-            .find(|w| Some(NamespaceId::from(&w.namespace)) == namespace_id && w.name.as_str() == name)
-            .map(|w| w.labels.iter().map(|l| (l.0.to_string(), l.1.to_string())).collect())
-            .unwrap_or_default();
-        Self { namespace: namespace.to_owned(), namespace_id, labels }
+            .find(|w| Some(NamespaceId::from(&w.namespace)) == namespace_id && w.name.as_str() == name);
+        let labels =
+            known.map(|w| w.labels.iter().map(|l| (l.0.to_string(), l.1.to_string())).collect()).unwrap_or_default();
+        // A listed workload's policy is all that selects it; others get what holds for their namespace, or for the mesh.
+        let of_namespace = || {
+            let policy = namespace_id.and_then(|id| table.namespace_policies.get(id.index()));
+            policy.map(|policy| policy.to_native()).filter(|&policy| policy != POLICY_NONE)
+        };
+        let policy = match known {
+            Some(workload) => workload.policy.to_native(),
+            None => of_namespace().unwrap_or(table.mesh_policy.to_native()),
+        };
+        let policy = (policy != POLICY_NONE).then_some(policy as usize);
+        Self { namespace: namespace.to_owned(), namespace_id, labels, policy }
     }
 }
 
@@ -278,14 +292,39 @@ impl ArchivedTable {
             ArchivedPathNormalization::MergeSlashes => PathNormalization::MergeSlashes,
             ArchivedPathNormalization::DecodeAndMergeSlashes => PathNormalization::DecodeAndMergeSlashes,
         };
-        let ArchivedSettings { trusted_hops, request_id, .. } = self.settings;
-        Settings { path_normalization, trusted_hops, request_id }
+        let ArchivedSettings { trusted_hops, request_id, mesh_tls12, .. } = self.settings;
+        Settings { path_normalization, trusted_hops, request_id, mesh_tls12 }
     }
 
     /// A cluster.
     #[must_use]
     pub fn cluster(&self, id: ClusterId) -> &ArchivedCluster {
         &self.clusters[id.index()]
+    }
+
+    /// How connections to a cluster's endpoints are secured.
+    #[must_use]
+    pub fn tls_of(&self, cluster: &ArchivedCluster) -> Option<ClusterTls> {
+        let tls = self.cluster_tls.get(cluster.tls.to_native() as usize)?;
+        Some(ClusterTls {
+            mode: tls.mode.into(),
+            sni: tls.sni.to_string(),
+            subject_alt_names: tls.subject_alt_names.iter().map(|name| name.to_string()).collect(),
+            material: tls.material.to_string(),
+            insecure_skip_verify: tls.insecure_skip_verify,
+        })
+    }
+
+    /// What a workload demands of those who come to it.
+    #[must_use]
+    pub fn inbound_policy(&self, viewpoint: &Viewpoint) -> Option<&ArchivedInboundPolicy> {
+        viewpoint.policy.map(|position| &self.inbound_policies[position])
+    }
+
+    /// Whether an endpoint has a sidecar that speaks mutual TLS.
+    #[must_use]
+    pub fn speaks_mtls(&self, id: EndpointId) -> bool {
+        self.endpoints[id.index()].speaks_mtls()
     }
 
     /// The `position`-th endpoint of a cluster, `position` below its `count`.
@@ -406,4 +445,51 @@ fn query_parameter<'q>(query: Option<&'q [u8]>, name: &[u8]) -> Option<&'q [u8]>
         };
         (key == name).then_some(value)
     })
+}
+
+impl ArchivedInboundPolicy {
+    /// What connections to a port of the application must be.
+    #[must_use]
+    pub fn mtls_on(&self, port: u16) -> MtlsMode {
+        let found = self.port_mtls.binary_search_by_key(&port, |pair| pair.0.to_native());
+        found.map_or(self.mtls, |at| self.port_mtls[at].1).into()
+    }
+
+    /// Whether this workload ends TLS on a port of its listeners as a gateway.
+    #[must_use]
+    pub fn has_gateway(&self, port: u16) -> bool {
+        self.gateways.iter().any(|gateway| gateway.port.to_native() == port)
+    }
+
+    /// The TLS settings for a server name, in lower case, on a port: the most specific one. Without a name those for `*`,
+    /// or the only ones.
+    #[must_use]
+    pub fn gateway(&self, port: u16, server_name: Option<&str>) -> Option<&ArchivedServerTls> {
+        let on_port = || self.gateways.iter().filter(|gateway| gateway.port.to_native() == port);
+        let serves = |gateway: &ArchivedServerTls| -> Option<usize> {
+            let Some(name) = server_name else {
+                return gateway.hosts.iter().any(|host| host.as_str() == "*").then_some(0);
+            };
+            let fit = |host: &str| match host {
+                "*" => Some(0),
+                suffix if suffix.starts_with('.') => (name.len() > suffix.len() && name.ends_with(suffix)).then_some(suffix.len()),
+                exact => (exact == name).then_some(usize::MAX),
+            };
+            gateway.hosts.iter().filter_map(|host| fit(host)).max()
+        };
+        // The first one wins among equals.
+        let mut best: Option<(usize, &ArchivedServerTls)> = None;
+        for gateway in on_port() {
+            if let Some(fit) = serves(gateway)
+                && best.is_none_or(|(other, _)| fit > other)
+            {
+                best = Some((fit, gateway));
+            }
+        }
+        let best = best.map(|(_, gateway)| gateway);
+        match (best, server_name) {
+            (None, None) if on_port().count() == 1 => on_port().next(),
+            (best, _) => best,
+        }
+    }
 }

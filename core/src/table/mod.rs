@@ -1,13 +1,15 @@
 //! The routing table: what control compiles, what a proxy looks up. Immutable; one per generation.
 //!
-//! [`model`] holds the archived types, [`build`] is how a compiler fills them, [`lookup`] finds virtual host and route,
+//! [`model`] holds the archived types ([`security`] and [`access`] those of the security API), [`build`] is how a compiler fills them, [`lookup`] finds virtual host and route,
 //! [`validate`] proves that every index is in bounds before a proxy uses a table that somebody else wrote, [`text`] says
 //! which of its texts may become part of a message.
 
+pub mod access;
 pub mod build;
 pub mod lookup;
 pub mod model;
 pub mod regexes;
+pub mod security;
 pub mod text;
 pub mod validate;
 

@@ -5,6 +5,10 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 
+use super::{
+    access::{AuthorizationPolicy, ExtAuthz},
+    security::{ClusterTls, InboundPolicy, JwtRule, POLICY_NONE},
+};
 use crate::id::{ClusterId, EndpointId, NamespaceId, OriginId, RegexId};
 
 /// `scope` of a virtual host that every namespace sees (Istio `exportTo: ["*"]`).
@@ -21,7 +25,7 @@ pub fn precedence(scope: u32, port: u16) -> (u32, u16) {
 }
 
 /// One generation's routing data.
-#[derive(Archive, Serialize, Deserialize, Debug, Default, PartialEq)]
+#[derive(Archive, Serialize, Deserialize, Debug, PartialEq)]
 #[rkyv(derive(Debug))]
 pub struct Table {
     /// Suffix of Kubernetes service names, without dots at its ends: `cluster.local`.
@@ -58,9 +62,63 @@ pub struct Table {
     pub addresses_v6: Vec<[u8; 16]>,
     /// Workloads whose labels are known, sorted by (namespace, name).
     pub workloads: Vec<Workload>,
+    /// TLS settings that clusters refer to.
+    pub cluster_tls: Vec<ClusterTls>,
+    /// What workloads demand; workloads, `namespace_policies` and `mesh_policy` refer to it.
+    pub inbound_policies: Vec<InboundPolicy>,
+    /// For workloads that are not listed: by [`NamespaceId`], an inbound policy or
+    /// [`POLICY_NONE`](super::security::POLICY_NONE). Shorter than `namespaces` where the last ones have none.
+    pub namespace_policies: Vec<u32>,
+    /// For workloads of namespaces without a policy: likewise.
+    pub mesh_policy: u32,
+    /// AuthorizationPolicies that inbound policies refer to.
+    pub authorization: Vec<AuthorizationPolicy>,
+    /// External authorizers that policies with action CUSTOM refer to (`MeshConfig.extensionProviders`).
+    pub ext_authz: Vec<ExtAuthz>,
+    /// Issuers that inbound policies refer to.
+    pub jwt_rules: Vec<JwtRule>,
+    /// `MeshConfig.trustDomain` and its aliases: identities of others are not trusted. Without one: `cluster.local`.
+    pub trust_domains: Vec<String>,
     /// What holds for the whole mesh.
     pub settings: Settings,
 }
+
+impl Default for Table {
+    /// Empty: nothing can be reached, nobody is refused.
+    fn default() -> Self {
+        Self {
+            domain_suffix: String::new(),
+            namespaces: Vec::new(),
+            origins: Vec::new(),
+            files: Vec::new(),
+            regexes: Vec::new(),
+            buckets: Vec::new(),
+            domains: Vec::new(),
+            has_wildcards: false,
+            virtual_hosts: Vec::new(),
+            routes: Vec::new(),
+            destinations: Vec::new(),
+            clusters: Vec::new(),
+            members: Vec::new(),
+            endpoints: Vec::new(),
+            heavy_weights: Vec::new(),
+            addresses_v6: Vec::new(),
+            workloads: Vec::new(),
+            cluster_tls: Vec::new(),
+            inbound_policies: Vec::new(),
+            namespace_policies: Vec::new(),
+            mesh_policy: POLICY_NONE,
+            authorization: Vec::new(),
+            ext_authz: Vec::new(),
+            jwt_rules: Vec::new(),
+            trust_domains: vec![DEFAULT_TRUST_DOMAIN.to_owned()],
+            settings: Settings::default(),
+        }
+    }
+}
+
+/// Istio's default for `MeshConfig.trustDomain`.
+pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 
 /// What holds for every request (Istio `MeshConfig`). Plain values: [`ArchivedTable::settings`] copies them out.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,12 +131,15 @@ pub struct Settings {
     pub trusted_hops: u8,
     /// Whether a request without `X-Request-Id` gets one (`defaultConfig.proxyHeaders.requestId.disabled`, inverted).
     pub request_id: bool,
+    /// Whether mutual TLS between workloads may be TLS 1.2 (`meshMTLS.minProtocolVersion` below `TLSV1_3`). Both ends of
+    /// ours prefer 1.3.
+    pub mesh_tls12: bool,
 }
 
 impl Default for Settings {
     /// Without a `MeshConfig`: the safest normalisation, nobody is trusted, requests get an id.
     fn default() -> Self {
-        Self { path_normalization: PathNormalization::DecodeAndMergeSlashes, trusted_hops: 0, request_id: true }
+        Self { path_normalization: PathNormalization::DecodeAndMergeSlashes, trusted_hops: 0, request_id: true, mesh_tls12: true }
     }
 }
 
@@ -412,6 +473,8 @@ pub struct Cluster {
     pub selected: bool,
     /// Whether endpoint weights differ, so that the choice must heed them.
     pub weighted: bool,
+    /// Position in `cluster_tls`, or [`TLS_NONE`](super::security::TLS_NONE).
+    pub tls: u32,
 }
 
 /// Load balancing (Istio `LoadBalancerSettings.simple`).
@@ -453,15 +516,17 @@ pub struct Endpoint {
     pub address: u32,
     /// Port.
     pub port: u16,
-    /// [`ENDPOINT_V6`] where `address` is an index; in the other bits the load balancing weight, or 0 for a weight beyond
+    /// [`ENDPOINT_V6`] where `address` is an index; [`ENDPOINT_MTLS`]; in the other bits the load balancing weight, or 0 for a weight beyond
     /// [`WEIGHT_INLINE_MAX`], which stands in `heavy_weights`.
     pub family_and_weight: u16,
 }
 
 /// The bit of an endpoint whose address is an index into `addresses_v6`.
 pub const ENDPOINT_V6: u16 = 0x8000;
+/// The bit of an endpoint that has a sidecar, which speaks mutual TLS (Istio's label `security.istio.io/tlsMode: istio`).
+pub const ENDPOINT_MTLS: u16 = 0x4000;
 /// Largest weight that an endpoint holds itself. Weights are shares, mostly below 1,000; Istio allows 32 bits.
-pub const WEIGHT_INLINE_MAX: u16 = 0x7fff;
+pub const WEIGHT_INLINE_MAX: u16 = 0x3fff;
 
 impl ArchivedEndpoint {
     /// Whether `address` is an index into `addresses_v6`.
@@ -469,6 +534,13 @@ impl ArchivedEndpoint {
     #[must_use]
     pub fn is_v6(&self) -> bool {
         self.family_and_weight.to_native() & ENDPOINT_V6 != 0
+    }
+
+    /// Whether it has a sidecar that speaks mutual TLS.
+    #[inline]
+    #[must_use]
+    pub fn speaks_mtls(&self) -> bool {
+        self.family_and_weight.to_native() & ENDPOINT_MTLS != 0
     }
 
     /// Its weight; `None` where it stands in `heavy_weights`.
@@ -500,4 +572,6 @@ pub struct Workload {
     pub name: String,
     /// Its labels, sorted by key.
     pub labels: Vec<(String, String)>,
+    /// Position in `inbound_policies`, or [`POLICY_NONE`](super::security::POLICY_NONE).
+    pub policy: u32,
 }

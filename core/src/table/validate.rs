@@ -4,10 +4,12 @@
 use rkyv::string::ArchivedString;
 
 use super::{
+    access::ArchivedPolicyAction,
     model::{
         ArchivedAction, ArchivedCondition, ArchivedHeaderOp, ArchivedMatch, ArchivedRoute, ArchivedStringMatch,
         ArchivedTable, ArchivedVirtualHost, FILE_NONE, SCOPE_ALL, WEIGHT_INLINE_MAX, precedence,
     },
+    security::{POLICY_NONE, TLS_NONE},
     text::{self, BadText},
 };
 use crate::limits::{DIRECT_RESPONSE_BODY_BYTES_MAX, TRUSTED_HOPS_MAX};
@@ -65,6 +67,9 @@ pub fn validate(table: &ArchivedTable) -> Result<(), Invalid> {
     })?;
     each("clusters", &table.clusters, |c| {
         let total = if c.selected { table.members.len() } else { table.endpoints.len() };
+        if c.tls.to_native() != TLS_NONE {
+            below("TLS settings", c.tls.to_native(), table.cluster_tls.len())?;
+        }
         range("endpoint", &c.first, &c.count, total)
     })?;
     each("members", &table.members, |m| below("endpoint", m.to_native(), table.endpoints.len()))?;
@@ -75,10 +80,57 @@ pub fn validate(table: &ArchivedTable) -> Result<(), Invalid> {
         check(e.port.to_native() > 0, || "port is 0".into())
     })?;
     heavy_weights(table)?;
-    each("workloads", &table.workloads, |w| below("namespace", w.namespace.0.to_native(), table.namespaces.len()))?;
+    each("workloads", &table.workloads, |w| {
+        below("namespace", w.namespace.0.to_native(), table.namespaces.len())?;
+        policy(table, w.policy.to_native())
+    })?;
+    security(table)?;
     each("settings", std::slice::from_ref(&table.settings), |settings| {
         let hops = settings.trusted_hops;
         check(hops <= TRUSTED_HOPS_MAX, || format!("{hops} trusted hops are more than {TRUSTED_HOPS_MAX}"))
+    })
+}
+
+fn policy(table: &ArchivedTable, position: u32) -> Checked {
+    if position == POLICY_NONE { Ok(()) } else { below("inbound policy", position, table.inbound_policies.len()) }
+}
+
+fn security(table: &ArchivedTable) -> Result<(), Invalid> {
+    each("namespace_policies", &table.namespace_policies, |p| policy(table, p.to_native()))?;
+    each("mesh_policy", std::slice::from_ref(&table.mesh_policy), |p| policy(table, p.to_native()))?;
+    each("trust_domains", std::slice::from_ref(&table.trust_domains), |domains| {
+        check(!domains.is_empty(), || "there is none".into())
+    })?;
+    each("inbound_policies", &table.inbound_policies, |p| {
+        check(p.port_mtls.is_sorted_by(|a, b| a.0.to_native() < b.0.to_native()), || "ports are out of order".into())?;
+        p.mtls_origin.iter().try_for_each(|o| below("origin", o.0.to_native(), table.origins.len()))?;
+        p.authorization.iter().try_for_each(|a| below("policy", a.to_native(), table.authorization.len()))?;
+        p.jwt_rules.iter().try_for_each(|j| below("issuer", j.to_native(), table.jwt_rules.len()))?;
+        p.gateways.iter().try_for_each(|g| below("origin", g.origin.0.to_native(), table.origins.len()))
+    })?;
+    each("jwt_rules", &table.jwt_rules, |rule| {
+        below("origin", rule.origin.0.to_native(), table.origins.len())?;
+        let names = rule.output_claims.iter().map(|pair| &pair.0).chain([&rule.output_payload_to_header]);
+        names.filter(|name| !name.is_empty()).try_for_each(|name| part("header name", Some(name), text::written_field_name))
+    })?;
+    each("ext_authz", &table.ext_authz, |authorizer| {
+        below("cluster", authorizer.cluster.0.to_native(), table.clusters.len())?;
+        part("authority", Some(&authorizer.authority), text::authority_text)?;
+        authorizer.additional_headers.iter().try_for_each(|pair| {
+            part("header name", Some(&pair.0), text::written_field_name)?;
+            part(&pair.0, Some(&pair.1), text::field_value)
+        })?;
+        let status = authorizer.status_on_error.to_native();
+        check((200..600).contains(&status), || format!("status {status}"))
+    })?;
+    each("authorization", &table.authorization, |policy| {
+        below("origin", policy.origin.0.to_native(), table.origins.len())?;
+        match policy.action {
+            ArchivedPolicyAction::Custom(position) => {
+                below("external authorizer", position.to_native(), table.ext_authz.len())
+            }
+            _ => Ok(()),
+        }
     })
 }
 

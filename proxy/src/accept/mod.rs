@@ -4,6 +4,8 @@
 //! addresses, which is uneven for few connections; long-lived ones would stay so. A worker that accepts a connection
 //! while another has clearly fewer hands the socket over.
 
+mod security;
+
 use std::{
     cell::OnceCell,
     net::{SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream},
@@ -96,7 +98,7 @@ impl Listener {
                 Direction::Outbound => self.address,
             };
             let name = format!("inbound|{}||{address}", self.address.port());
-            (worker.endpoints.of(address), worker.clusters.of(&name))
+            (worker.endpoints.of(address, None), worker.clusters.of(&name))
         })
     }
 
@@ -208,6 +210,15 @@ fn requests<'a>(
     Box::pin(request::serve(worker, conn, listener, begin))
 }
 
+/// As [`requests`]: a handshake, if there is one.
+fn opened<'a>(
+    worker: &'a Rc<Worker>,
+    conn: &'a mut Conn,
+    demand: security::Demand,
+) -> Pin<Box<dyn Future<Output = Option<Begin>> + 'a>> {
+    Box::pin(security::open(worker, conn, demand))
+}
+
 /// As [`requests`]: the last words to a client whose head has not come in time.
 fn time_out<'a>(worker: &'a Rc<Worker>, conn: &'a mut Conn) -> Pin<Box<dyn Future<Output = ()> + 'a>> {
     Box::pin(request::time_out(worker, conn))
@@ -216,7 +227,13 @@ fn time_out<'a>(worker: &'a Rc<Worker>, conn: &'a mut Conn) -> Pin<Box<dyn Futur
 /// The life of a connection. While it is idle, or in the middle of a head that does not come, this small future is all
 /// that it costs; the large one of a request exists only between the first byte of a request and the next such time.
 pub(crate) async fn serve(worker: &Rc<Worker>, mut conn: Conn, listener: &Listener) {
-    let mut begin = Begin::Silence;
+    let mut begin = match security::Demand::of(worker, listener) {
+        security::Demand::PlainOnly => Begin::Silence,
+        demand => match opened(worker, &mut conn, demand).await {
+            Some(begin) => begin,
+            None => return,
+        },
+    };
     loop {
         begin = match requests(worker, &mut conn, listener, begin).await {
             End::Closed => return,

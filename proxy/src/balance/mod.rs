@@ -1,6 +1,6 @@
 //! Choosing an endpoint. State lives per worker beside the table: the table itself never changes.
 
-use std::{cell::Cell, cell::RefCell, rc::Rc};
+use std::{cell::Cell, cell::RefCell, net::SocketAddr, rc::Rc};
 
 use meshring_core::{
     id::EndpointId,
@@ -8,7 +8,7 @@ use meshring_core::{
 };
 
 use crate::{
-    upstream::{Endpoint, Endpoints},
+    upstream::{Endpoint, Endpoints, Security},
     worker::generation::ClusterShared,
 };
 
@@ -42,6 +42,7 @@ pub(crate) struct ClusterState {
     pub(crate) shared: Rc<ClusterShared>,
     policy: ArchivedBalancePolicy,
     ids: Ids,
+    security: Security,
     /// Filled as endpoints are first chosen: a cluster of 100,000 endpoints costs only what it uses.
     endpoints: RefCell<Vec<Option<Rc<Endpoint>>>>,
     /// Running sums of the weights where these differ.
@@ -56,7 +57,12 @@ enum Ids {
 
 impl ClusterState {
     /// For a cluster of a table.
-    pub(crate) fn new(table: &ArchivedTable, cluster: &ArchivedCluster, shared: Rc<ClusterShared>) -> Self {
+    pub(crate) fn new(
+        table: &ArchivedTable,
+        cluster: &ArchivedCluster,
+        shared: Rc<ClusterShared>,
+        security: Security,
+    ) -> Self {
         let count = cluster.count.to_native();
         let ids = if cluster.selected {
             Ids::Selection((0..count).map(|position| table.endpoint_of(cluster, position)).collect())
@@ -73,7 +79,12 @@ impl ClusterState {
                 .collect()
         });
         let endpoints = RefCell::new(vec![None; count as usize]);
-        Self { shared, policy: cluster.policy, ids, endpoints, weight_sums }
+        Self { shared, policy: cluster.policy, ids, security, endpoints, weight_sums }
+    }
+
+    /// For an address that is not the table's: nothing is known of a sidecar there.
+    pub(crate) fn elsewhere(&self, known: &Endpoints, address: SocketAddr) -> Rc<Endpoint> {
+        known.of(address, self.security.of(false))
     }
 
     fn endpoint(&self, table: &ArchivedTable, known: &Endpoints, position: u32) -> Rc<Endpoint> {
@@ -84,7 +95,7 @@ impl ClusterState {
                 Ids::Range(first) => EndpointId(first + position),
                 Ids::Selection(ids) => ids[position as usize],
             };
-            known.of(table.address(id))
+            known.of(table.address(id), self.security.of(table.speaks_mtls(id)))
         };
         Rc::clone(entry.get_or_insert_with(make))
     }

@@ -19,7 +19,7 @@ fn scene(policy: BalancePolicy, weights: &[u16]) -> Scene {
     let endpoints = weights.iter().enumerate().map(|(index, &weight)| (endpoint(1 + index as u16), weight)).collect();
     let pinned = Pinned::new(World { endpoints, policy, ..World::default() }.prepare());
     let (_, stats) = StatsPage::create(1).unwrap();
-    let cluster = pinned.cluster(CLUSTER, &KnownClusters::new(stats.worker(0)));
+    let cluster = pinned.cluster(CLUSTER, &KnownClusters::new(stats.worker(0)), &Endpoints::default());
     Scene { pinned, cluster, endpoints: Endpoints::default(), random: Random::new(42) }
 }
 
@@ -76,7 +76,7 @@ fn a_random_choice_is_even() {
 #[test]
 fn least_request_avoids_the_loaded_endpoint() {
     let scene = scene(BalancePolicy::LeastRequest, &[1, 1]);
-    let loaded = scene.endpoints.of(endpoint(1));
+    let loaded = scene.endpoints.of(endpoint(1), None);
     let _load = loaded.pretend_active();
     let shares = scene.shares(1_000);
     assert_eq!(shares, HashMap::from([(2, 1_000)]), "two draws from two endpoints always see both");
@@ -85,17 +85,17 @@ fn least_request_avoids_the_loaded_endpoint() {
 #[test]
 fn an_endpoint_that_refused_is_passed_over_while_there_are_others() {
     let two = scene(BalancePolicy::RoundRobin, &[1, 1]);
-    two.endpoints.of(endpoint(1)).pretend_refused(1);
+    two.endpoints.of(endpoint(1), None).pretend_refused(1);
     assert_eq!(two.shares(100), HashMap::from([(2, 100)]));
     let one = scene(BalancePolicy::RoundRobin, &[1]);
-    one.endpoints.of(endpoint(1)).pretend_refused(1);
+    one.endpoints.of(endpoint(1), None).pretend_refused(1);
     assert_eq!(one.shares(10), HashMap::from([(1, 10)]), "the only one is tried all the same");
 }
 
 #[test]
 fn a_further_attempt_goes_elsewhere() {
     let scene = scene(BalancePolicy::Random, &[1, 1, 1]);
-    let tried = scene.endpoints.of(endpoint(2));
+    let tried = scene.endpoints.of(endpoint(2), None);
     assert!((0..200).all(|_| scene.choose(Some(&tried)).unwrap().address().port() != 2));
 }
 

@@ -9,17 +9,21 @@ use std::{
 
 use meshring_core::{
     id::Generation,
-    limits::LINK_RECONNECT_MS,
+    identity::Material,
+    limits::{LINK_RECONNECT_MS, MATERIAL_BYTES_MAX},
     link::{
         Hello, SOCKET_NAME, ToControl, ToProxy,
         channel::{LinkError, receive, send},
     },
-    snapshot::{Refused, Snapshot, page::PageReader},
+    snapshot::{Refused, Snapshot, page::PageReader, region::read_sealed},
     table::lookup::Viewpoint,
 };
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-use crate::worker::generation::{Generations, Prepared};
+use crate::{
+    tls::materials::Materials,
+    worker::generation::{Generations, Prepared},
+};
 
 /// What a message of control changes for the main thread.
 #[derive(Debug)]
@@ -37,6 +41,7 @@ pub(crate) struct Link {
     hello: Hello,
     stats: OwnedFd,
     generations: Arc<Generations>,
+    materials: Arc<Materials>,
     socket: Option<OwnedFd>,
     next_attempt: Instant,
     /// Whether the absence of control was logged already.
@@ -44,9 +49,15 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    pub(crate) fn new(run_dir: &Path, hello: Hello, stats: OwnedFd, generations: Arc<Generations>) -> Self {
+    pub(crate) fn new(
+        run_dir: &Path,
+        hello: Hello,
+        stats: OwnedFd,
+        generations: Arc<Generations>,
+        materials: Arc<Materials>,
+    ) -> Self {
         let path = run_dir.join(SOCKET_NAME);
-        Self { path, hello, stats, generations, socket: None, next_attempt: Instant::now(), missed: false }
+        Self { path, hello, stats, generations, materials, socket: None, next_attempt: Instant::now(), missed: false }
     }
 
     /// For polling.
@@ -151,11 +162,41 @@ impl Link {
                 self.answer(&answer);
                 return prepared.then_some(Outcome::Prepared);
             }
+            ToProxy::Material { name } => {
+                let answer = match self.install(&name, fds.first()) {
+                    Ok(not_after_s) => ToControl::Installed { name, not_after_s },
+                    Err(reason) => {
+                        tracing::error!(name, reason, "credential refused; what is in use goes on");
+                        ToControl::NotInstalled { name, reason }
+                    }
+                };
+                self.answer(&answer);
+            }
+            ToProxy::Forget { names } => self.materials.forget(&names),
+            ToProxy::NoIdentity { reason } => {
+                tracing::error!(reason, "control gives this workload no identity: no mutual TLS until it does");
+            }
             ToProxy::Retire { below } => {
                 self.generations.retire(below, self.hello.generation);
             }
         }
         None
+    }
+
+    /// Takes a credential out of its memfd. Returns the end of its validity in seconds since 1970.
+    fn install(&self, name: &str, fd: Option<&OwnedFd>) -> Result<u64, String> {
+        let fd = fd.ok_or("the message carried no descriptor")?;
+        let bytes = read_sealed(fd, MATERIAL_BYTES_MAX).map_err(|error| error.to_string())?;
+        let material = Material::decode(&bytes).map_err(|error| error.to_string())?;
+        if material.name != name {
+            return Err("it has another name than was announced".into());
+        }
+        let credential = self.materials.install(&material)?;
+        match &credential.identity {
+            Some(identity) => tracing::info!(%identity, not_after_s = credential.not_after_s, "identity installed"),
+            None => tracing::info!(name, not_after_s = credential.not_after_s, "credential installed"),
+        }
+        Ok(credential.not_after_s)
     }
 
     fn prepare(&mut self, announced: Generation, fd: Option<&OwnedFd>) -> Result<(), PrepareError> {

@@ -37,6 +37,7 @@ use self::{
 };
 use crate::{
     config::{Config, describe},
+    tls::materials::Materials,
     worker::{driver, generation::Generations, limits::Limits, mailbox::Message},
 };
 
@@ -106,6 +107,7 @@ struct Main {
     driver: driver::Driver,
     stats: Arc<StatsPage>,
     generations: Arc<Generations>,
+    materials: Arc<Materials>,
     events: Events,
     link: Link,
     /// The page that workers follow: control's, or our own while there is none.
@@ -144,15 +146,19 @@ impl Main {
                 .collect(),
             generation: Generation(0),
             checksum: 0,
+            service_account: None,
+            join_token: None,
         };
         let generations = Arc::<Generations>::default();
-        let link = Link::new(&config.run_dir, hello, stats_fd, Arc::clone(&generations));
+        let materials = Arc::<Materials>::default();
+        let link = Link::new(&config.run_dir, hello, stats_fd, Arc::clone(&generations), Arc::clone(&materials));
         let state = StateDir::new(config.state_dir());
         Ok(Self {
             config,
             driver,
             stats,
             generations,
+            materials,
             events,
             link,
             page: None,
@@ -236,6 +242,7 @@ impl Main {
             &page,
             sockets,
             limits,
+            Arc::clone(&self.materials),
             memory_pressure,
         )?;
         self.watch(&supervisor, page);

@@ -18,6 +18,7 @@ use super::{Event, Events};
 use crate::{
     accept,
     config::{Config, describe},
+    tls::materials::Materials,
     worker::{self, Start, driver::Driver, generation::Generations, limits::Limits, mailbox::Mailboxes},
 };
 
@@ -69,6 +70,7 @@ pub(crate) struct Supervisor {
     cpus: Vec<usize>,
     workers: usize,
     limits: Limits,
+    materials: Arc<Materials>,
     memory_pressure: Arc<AtomicBool>,
 }
 
@@ -84,6 +86,7 @@ impl Supervisor {
         page: &Arc<PageReader>,
         sockets: Sockets,
         limits: Limits,
+        materials: Arc<Materials>,
         memory_pressure: Arc<AtomicBool>,
     ) -> anyhow::Result<Self> {
         let (mailboxes, wakeups) = Mailboxes::new(sockets.len()).context("cannot create mailboxes")?;
@@ -97,6 +100,7 @@ impl Supervisor {
             cpus: allowed_cpus(),
             workers: sockets.len(),
             limits,
+            materials,
             memory_pressure,
         };
         for (index, (bound, wakeups)) in sockets.into_iter().zip(wakeups).enumerate() {
@@ -159,6 +163,7 @@ impl Supervisor {
             listeners,
             tuning: self.config.tuning.clone(),
             limits: self.limits,
+            materials: Arc::clone(&self.materials),
             memory_pressure: Arc::clone(&self.memory_pressure),
         };
         let events = self.events.clone();

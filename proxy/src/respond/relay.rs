@@ -106,13 +106,14 @@ pub(crate) struct Body {
     /// Data bytes that may still come.
     left_bytes: u64,
     ended: bool,
+    ends_with_stream: bool,
 }
 
 /// Bytes that a chunk's header and end may add to its data.
 const CHUNK_OVERHEAD_BYTES: usize = 32;
 /// At most so many bytes of a body are read at once: with the overhead of chunks they fit the outgoing buffer, so that
-/// the incoming one is empty and can be given back while the other waits for a slow receiver.
-const BODY_READ_BYTES_MAX: usize = BUFFER_BYTES - 2 * CHUNK_OVERHEAD_BYTES;
+/// the incoming one is empty and can be given back while the other waits for a slow receiver. And they fit one TLS record.
+const BODY_READ_BYTES_MAX: usize = 16 * 1024 - 2 * CHUNK_OVERHEAD_BYTES;
 /// Likewise for a head with what follows it: the next hop's head is a little longer than this one's.
 pub(crate) const HEAD_READ_BYTES_MAX: usize = BUFFER_BYTES - 1024;
 /// Less free space than this in the outgoing buffer is not worth another chunk.
@@ -124,7 +125,8 @@ impl Body {
         let decoder = BodyDecoder::new(received);
         // No body at all, or a length of 0: nothing will be written, not even a last chunk.
         let ended = decoder.is_done();
-        Self { decoder, coding: Coding::of(sent), left_bytes: u64::MAX, ended }
+        let ends_with_stream = received == BodyFraming::UntilClose;
+        Self { decoder, coding: Coding::of(sent), left_bytes: u64::MAX, ended, ends_with_stream }
     }
 
     /// With a limit to its data, in bytes.
@@ -194,6 +196,11 @@ impl Body {
             Coding::Chunked { in_trailers: false } => out.extend_from_slice(LAST_CHUNK),
             Coding::Chunked { in_trailers: true } => out.extend_from_slice(CHUNK_END),
         }
+    }
+
+    /// Whether only the end of the connection ends it.
+    fn ends_with_stream(&self) -> bool {
+        self.ends_with_stream
     }
 
     /// The sender has closed: the end of a body until close, an error for every other.
@@ -378,6 +385,10 @@ pub(crate) async fn relay_body(
                         Some(_) => BadBody::TooSlow.into(),
                         None => BodyError::Read(io::ErrorKind::TimedOut.into()),
                     });
+                }
+                // As with a reset: a body that lasts until the connection closes would look whole (RFC 8446 section 6.1).
+                Ok(0) if from.half.is_truncated() && body.ends_with_stream() => {
+                    return Err(BodyError::Read(io::ErrorKind::UnexpectedEof.into()));
                 }
                 Ok(0) => body.end_of_stream(out)?,
                 Ok(_) => {}

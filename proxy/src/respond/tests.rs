@@ -5,8 +5,6 @@ use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::{TcpListener, TcpStream},
     pin::pin,
-    rc::Rc,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,70 +13,25 @@ use meshring_core::{
         fields::Fields,
         head::{Bounds, Method, Version},
     },
-    id::Generation,
     limits::{BODY_IDLE_MS_MAX, RESPONSE_HEAD_MS_MAX},
-    snapshot::page::{PageReader, PageWriter},
-    stats::StatsPage,
 };
 
 use super::{local, relay};
 use crate::{
-    config::Tuning,
     observe::Record,
     policy::Edits,
-    testing::World,
+    testing::{on_each_driver, pair},
     worker::{
-        self, Start, Worker,
+        Worker,
         buffers::Input,
         conn::Conn,
         deadlines::{Expiry, now_ms},
-        driver::{Choice, probe},
-        generation::Generations,
         join::both,
-        limits::Limits,
-        mailbox::Mailboxes,
     },
 };
 
 /// What no wait of these tests reaches unless it fails.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Runs a test on each driver, with a worker that has no clock of its own.
-fn on_each_driver(test: impl AsyncFn(Rc<Worker>)) {
-    for choice in [Choice::Auto, Choice::Epoll] {
-        let page = PageWriter::create(Generation(1)).unwrap();
-        let (_, stats) = StatsPage::create(1).unwrap();
-        let (mailboxes, mut wakeups) = Mailboxes::new(1).unwrap();
-        let generations = Arc::<Generations>::default();
-        let driver = probe(choice).unwrap();
-        let start = Start {
-            index: 0,
-            cpu: None,
-            driver: driver.clone(),
-            stats: stats.worker(0),
-            mailboxes: Arc::new(mailboxes),
-            wakeups: wakeups.remove(0),
-            page: Arc::new(PageReader::open(page.fd()).unwrap()),
-            generations,
-            first: World::default().prepare(),
-            listeners: Vec::new(),
-            tuning: Tuning::default(),
-            limits: Limits::default(),
-            memory_pressure: Arc::default(),
-        };
-        driver.run(|| test(worker::for_test(start))).unwrap();
-    }
-}
-
-/// A connection as a stage has it, and the peer's end of it.
-fn pair(worker: &Worker) -> (Conn, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (ours, _) = listener.accept().unwrap();
-    peer.set_nonblocking(true).unwrap();
-    ours.set_nonblocking(true).unwrap();
-    (Conn::from_std(ours, &worker.deadlines).unwrap(), peer)
-}
 
 /// As [`pair`], but the peer reads nothing and all buffers on the way to it are full. Says how many bytes are in them.
 fn stalled_pair(worker: &Worker) -> (Conn, TcpStream, usize) {

@@ -2,15 +2,20 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     rc::Rc,
 };
 
-use meshring_core::limits::{
-    KEEP_ALIVE_MARGIN_MS, UPSTREAM_IDLE_MS_MAX, UPSTREAM_IDLE_ONCE_MS_MAX, UPSTREAM_IDLE_PER_ENDPOINT_MAX,
+use meshring_core::{
+    limits::{KEEP_ALIVE_MARGIN_MS, UPSTREAM_IDLE_MS_MAX, UPSTREAM_IDLE_ONCE_MS_MAX, UPSTREAM_IDLE_PER_ENDPOINT_MAX},
+    table::{
+        model::{ArchivedCluster, ArchivedTable},
+        security::{ClusterTls, ClusterTlsMode},
+    },
 };
+use rustls::pki_types::ServerName;
 
 use crate::worker::{
     conn::{Conn, exhausted},
@@ -50,6 +55,8 @@ pub(crate) enum Reuse {
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     address: SocketAddr,
+    /// How its connections are secured; one address may be reached in several ways, each with a pool of its own.
+    security: Option<Rc<Origination>>,
     active: Cell<u32>,
     avoid_until_ms: Cell<u64>,
     idle: RefCell<Vec<Idle>>,
@@ -78,6 +85,16 @@ impl Endpoint {
     /// Its address.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// How a new connection is to be secured before anything is sent on it.
+    pub(crate) fn security(&self) -> Option<&Rc<Origination>> {
+        self.security.as_ref()
+    }
+
+    /// Passes it over for a moment: its connections fail.
+    pub(crate) fn avoid(&self) {
+        self.avoid_until_ms.set(now_ms() + AVOID_MS);
     }
 
     /// Requests in flight from this worker.
@@ -125,7 +142,7 @@ impl Endpoint {
             Err(error) => {
                 // What this machine has run out of is not the endpoint's fault.
                 if exhausted(&error).is_none() {
-                    self.avoid_until_ms.set(now_ms() + AVOID_MS);
+                    self.avoid();
                 }
                 Err(error)
             }
@@ -160,30 +177,108 @@ impl Lease {
     }
 }
 
+/// TLS to a cluster's endpoints. The same settings are one of these over all generations, so that pooled connections
+/// outlive a change of something else.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Origination {
+    pub(crate) settings: ClusterTls,
+    /// The server name that is asked for.
+    pub(crate) name: ServerName<'static>,
+    /// Whether the mesh allows TLS 1.2 between workloads.
+    pub(crate) tls12: bool,
+}
+
+/// How the endpoints of a cluster are reached.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum Security {
+    /// In plain text.
+    #[default]
+    Plain,
+    /// Those with a sidecar over mutual TLS, the others in plain text.
+    Auto(Rc<Origination>),
+    /// All of them over TLS.
+    Always(Rc<Origination>),
+}
+
+impl Security {
+    /// For an endpoint; `has_sidecar`: the table knows that it speaks mutual TLS.
+    pub(crate) fn of(&self, has_sidecar: bool) -> Option<&Rc<Origination>> {
+        match self {
+            Self::Plain => None,
+            Self::Auto(origination) => has_sidecar.then_some(origination),
+            Self::Always(origination) => Some(origination),
+        }
+    }
+}
+
 /// All endpoints that a worker has used.
 #[derive(Debug, Default)]
-pub(crate) struct Endpoints(RefCell<HashMap<SocketAddr, Rc<Endpoint>>>);
+pub(crate) struct Endpoints {
+    /// By address and position of the origination in memory, which the endpoint keeps alive.
+    by_address: RefCell<HashMap<(SocketAddr, Option<*const Origination>), Rc<Endpoint>>>,
+    originations: RefCell<HashSet<Rc<Origination>>>,
+}
 
 impl Endpoints {
     /// Found or made.
-    pub(crate) fn of(&self, address: SocketAddr) -> Rc<Endpoint> {
+    pub(crate) fn of(&self, address: SocketAddr, security: Option<&Rc<Origination>>) -> Rc<Endpoint> {
         let make = || {
-            Rc::new(Endpoint { address, active: Cell::new(0), avoid_until_ms: Cell::new(0), idle: RefCell::default() })
+            Rc::new(Endpoint {
+                address,
+                security: security.cloned(),
+                active: Cell::new(0),
+                avoid_until_ms: Cell::new(0),
+                idle: RefCell::default(),
+            })
         };
-        Rc::clone(self.0.borrow_mut().entry(address).or_insert_with(make))
+        let key = (address, security.map(Rc::as_ptr));
+        Rc::clone(self.by_address.borrow_mut().entry(key).or_insert_with(make))
+    }
+
+    /// How a cluster's endpoints are reached.
+    pub(crate) fn security(&self, table: &ArchivedTable, cluster: &ArchivedCluster) -> Security {
+        let Some(settings) = table.tls_of(cluster) else { return Security::Plain };
+        let is_auto = settings.mode == ClusterTlsMode::AutoMutual;
+        let is_mesh = is_auto || settings.mode == ClusterTlsMode::IstioMutual;
+        let name = match settings.sni.as_str() {
+            // As Istio names a cluster where only names of hosts may stand.
+            "" if is_mesh => cluster.name.replace('|', "_."),
+            "" => cluster.name.rsplit('|').next().unwrap_or_default().to_owned(),
+            sni => sni.to_owned(),
+        };
+        let Ok(name) = ServerName::try_from(name) else {
+            // Only names that control has not checked, and a wildcard host without an SNI of its own: nothing can be asked for, and
+            // nothing goes out in plain text.
+            let name = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
+            return Security::Always(self.origination(Origination { settings, name, tls12: false }));
+        };
+        let tls12 = table.settings().mesh_tls12;
+        let origination = self.origination(Origination { settings, name, tls12 });
+        if is_auto { Security::Auto(origination) } else { Security::Always(origination) }
+    }
+
+    fn origination(&self, wanted: Origination) -> Rc<Origination> {
+        let mut known = self.originations.borrow_mut();
+        if let Some(origination) = known.get(&wanted) {
+            return Rc::clone(origination);
+        }
+        let origination = Rc::new(wanted);
+        known.insert(Rc::clone(&origination));
+        origination
     }
 
     /// Once a second: closes what is idle for too long, forgets what no generation uses.
     pub(crate) fn sweep(&self, now_ms: u64) {
-        self.0.borrow_mut().retain(|_, endpoint| {
+        self.by_address.borrow_mut().retain(|_, endpoint| {
             endpoint.sweep(now_ms);
             Rc::strong_count(endpoint) > 1 || !endpoint.idle.borrow().is_empty()
         });
+        self.originations.borrow_mut().retain(|origination| Rc::strong_count(origination) > 1);
     }
 
     /// Closes all idle connections; for draining.
     pub(crate) fn close_idle(&self) {
-        self.0.borrow().values().for_each(|endpoint| endpoint.idle.borrow_mut().clear());
+        self.by_address.borrow().values().for_each(|endpoint| endpoint.idle.borrow_mut().clear());
     }
 }
 

@@ -13,7 +13,10 @@ use monoio::{
     io::{CancelHandle, CancelableAsyncReadRent as _},
 };
 
-use super::conn::ReadHalf;
+use super::{
+    conn::ReadHalf,
+    secure::{Taken, Tls},
+};
 
 /// Free buffers of [`BUFFER_BYTES`], and the number of bytes in those that are not free.
 #[derive(Default)]
@@ -210,6 +213,17 @@ impl Input {
         self.start = 0;
     }
 
+    /// Adds as many of these bytes as fit into an input of at most `bytes_max`: how many. `None`: it is full.
+    pub(crate) fn append(&mut self, bytes: &[u8], bytes_max: usize) -> Option<usize> {
+        if !self.make_room(bytes_max) {
+            return None;
+        }
+        let room = self.bytes.capacity() - self.bytes.len();
+        let count = bytes.len().min(room);
+        self.bytes.extend_from_slice(&bytes[..count]);
+        Some(count)
+    }
+
     /// Gives the storage back while nothing is there; the next read takes some again.
     pub(crate) fn release(&mut self) {
         self.bytes.release();
@@ -266,14 +280,44 @@ impl Input {
         bytes_max: usize,
         handle: CancelHandle,
     ) -> io::Result<usize> {
+        if let Some(tls) = from.tls.clone() {
+            return self.fill_secured(from, &tls, at_most, bytes_max, handle).await;
+        }
         let Some(space) = self.lend(at_most, bytes_max) else { return Err(io::ErrorKind::OutOfMemory.into()) };
-        let (result, space) = from.cancelable_read(space, handle).await;
+        let (result, space) = from.socket.cancelable_read(space, handle).await;
         self.restore(space);
         result
     }
 
+    /// As [`fill_cancelable`](Self::fill_cancelable), from a secured connection.
+    async fn fill_secured(
+        &mut self,
+        from: &mut ReadHalf,
+        tls: &Tls,
+        at_most: usize,
+        bytes_max: usize,
+        handle: CancelHandle,
+    ) -> io::Result<usize> {
+        loop {
+            match tls.take(self, at_most, bytes_max)? {
+                Taken::Bytes(count) => return Ok(count),
+                Taken::Closed => return Ok(0),
+                Taken::Nothing => {}
+            }
+            let (result, space) = from.socket.cancelable_read(tls.lend_space(), handle.clone()).await;
+            tls.restore_space(space);
+            if result? == 0 {
+                tls.socket_ended();
+                return Ok(0);
+            }
+        }
+    }
+
     /// Reads what is there now, without waiting for anything. `WouldBlock` when there is nothing.
     pub(crate) fn fill_now(&mut self, from: &ReadHalf, bytes_max: usize) -> io::Result<usize> {
+        if let Some(tls) = &from.tls {
+            return self.fill_secured_now(tls, bytes_max);
+        }
         if !self.make_room(bytes_max) {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
@@ -281,6 +325,27 @@ impl Input {
         let result = super::readiness::read_now(from, &mut bytes);
         self.bytes.restore(bytes);
         result
+    }
+
+    fn fill_secured_now(&mut self, tls: &Tls, bytes_max: usize) -> io::Result<usize> {
+        loop {
+            match tls.take(self, usize::MAX, bytes_max)? {
+                Taken::Bytes(count) => return Ok(count),
+                Taken::Closed => return Ok(0),
+                Taken::Nothing => {}
+            }
+            match tls.fill_now() {
+                Ok(0) => {
+                    tls.socket_ended();
+                    return Ok(0);
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tls.rest();
+                    return Err(error);
+                }
+            }
+        }
     }
 }
 

@@ -9,8 +9,8 @@ use std::{
 };
 
 use monoio::{
-    buf::IoBuf as _,
-    io::{AsyncWriteRent as _, AsyncWriteRentExt as _, OwnedReadHalf, OwnedWriteHalf, Splitable as _},
+    buf::{IoBuf as _, SliceMut},
+    io::{AsyncReadRent as _, AsyncWriteRent as _, AsyncWriteRentExt as _, OwnedReadHalf, OwnedWriteHalf, Splitable as _},
     net::TcpStream,
 };
 use rustix::io::Errno;
@@ -19,12 +19,31 @@ use super::{
     buffers::{Buffer, Input},
     congestion,
     deadlines::{Deadlines, Expiry, Timer, now_ms},
+    secure::{Taken, Tls, peer::Peer},
 };
 
 /// The half that is read from.
-pub(crate) type ReadHalf = OwnedReadHalf<TcpStream>;
+#[derive(Debug)]
+pub(crate) struct ReadHalf {
+    pub(super) socket: OwnedReadHalf<TcpStream>,
+    /// Once the connection is secured.
+    pub(super) tls: Option<Rc<Tls>>,
+}
+
 /// The half that is written to.
-pub(crate) type WriteHalf = OwnedWriteHalf<TcpStream>;
+#[derive(Debug)]
+pub(crate) struct WriteHalf {
+    pub(super) socket: OwnedWriteHalf<TcpStream>,
+    /// Once the connection is secured.
+    pub(super) tls: Option<Rc<Tls>>,
+}
+
+impl ReadHalf {
+    /// Whether the stream has ended without the peer's word for it, so that what it has sent may be cut.
+    pub(crate) fn is_truncated(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.is_truncated())
+    }
+}
 
 /// A connected socket with its deadline.
 #[derive(Debug)]
@@ -57,7 +76,52 @@ impl Conn {
         let _ = stream.set_nodelay(true);
         let fd = stream.as_raw_fd();
         let (read, write) = stream.into_split();
+        let (read, write) = (ReadHalf { socket: read, tls: None }, WriteHalf { socket: write, tls: None });
         Self { timer: deadlines.timer(fd), read, write, fd }
+    }
+
+    /// The descriptor, for the handshake.
+    pub(crate) fn fd(&self) -> RawFd {
+        self.fd
+    }
+
+    /// After a handshake: from now on everything goes through it.
+    pub(crate) fn secure(&mut self, tls: Tls) {
+        let tls = Rc::new(tls);
+        self.read.tls = Some(Rc::clone(&tls));
+        self.write.tls = Some(tls);
+    }
+
+    /// Who is on the other side, as far as a handshake has proved it.
+    pub(crate) fn secured_peer(&self) -> Option<&Rc<Peer>> {
+        self.read.tls.as_ref().map(|tls| tls.peer())
+    }
+
+    /// Reads what is there from the socket itself, before it is secured. `WouldBlock` when there is nothing.
+    pub(crate) fn receive_now(&self, buffer: &mut Buffer) -> io::Result<usize> {
+        super::readiness::receive_now(self.fd, buffer)
+    }
+
+    /// Waits until there is something to read, or the end of it; the deadline is the caller's.
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        super::readiness::readable(&self.read).await
+    }
+
+    /// Writes to the socket itself, before it is secured; gives the bytes back.
+    pub(crate) async fn send_plain(&mut self, bytes: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
+        let (result, bytes) = self.write.socket.write_all(bytes).await;
+        (result.map(drop), bytes)
+    }
+
+    /// Likewise, last words that must not be waited for.
+    pub(crate) fn send_now(&self, bytes: &[u8]) {
+        // A peer that does not read gets no last word.
+        let _ = super::readiness::send_now(self.fd, bytes);
+    }
+
+    /// Looks at the first bytes without taking them. `WouldBlock` when there is nothing.
+    pub(crate) fn peek(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        super::readiness::peek_now(self.fd, bytes)
     }
 
     /// Over a socket that another worker has accepted.
@@ -83,6 +147,85 @@ impl Conn {
             Ok(stream) => stream.map(|stream| Self::new(stream, deadlines)),
             Err(_) => Err(io::ErrorKind::TimedOut.into()),
         }
+    }
+
+    /// Sends a request and waits for the first bytes of its response, both submitted together: one pass through the event loop
+    /// less. `out` comes back as it was if `is_kept`; without it its storage is given back while the upstream takes its
+    /// time. Returns what [`Input`] reads return: a failed write needs no handling of its own, since the read ends with the same
+    /// broken connection, or with a response that the peer sent before it stopped reading.
+    pub(crate) async fn ask(
+        &mut self,
+        out: &mut Buffer,
+        is_kept: bool,
+        input: &mut Input,
+        at_most: usize,
+        bytes_max: usize,
+    ) -> io::Result<usize> {
+        let Some(tls) = self.read.tls.clone() else {
+            let space = input.lend(at_most, bytes_max).ok_or(io::ErrorKind::OutOfMemory)?;
+            let (result, space) = self.ask_plain(out, is_kept, space).await;
+            input.restore(space);
+            return result;
+        };
+        let mut sent = 0;
+        loop {
+            let mut records = tls.buffer();
+            sent += tls.seal(&out[sent..], &mut records)?;
+            if sent < out.len() {
+                let result = write_plain(&mut self.write.socket, &mut records).await;
+                tls.written(result.is_ok());
+                result?;
+                continue;
+            }
+            if !is_kept {
+                out.clear();
+                out.release();
+            }
+            let (result, space) = self.ask_plain(&mut records, false, tls.lend_space()).await;
+            tls.restore_space(space);
+            tls.written(true);
+            drop(records);
+            let mut result = result;
+            loop {
+                if result? == 0 {
+                    tls.socket_ended();
+                    return Ok(0);
+                }
+                match tls.take(input, at_most, bytes_max)? {
+                    Taken::Bytes(count) => return Ok(count),
+                    Taken::Closed => return Ok(0),
+                    Taken::Nothing => {}
+                }
+                let (read, space) = self.read.socket.read(tls.lend_space()).await;
+                tls.restore_space(space);
+                result = read;
+            }
+        }
+    }
+
+    async fn ask_plain(
+        &mut self,
+        out: &mut Buffer,
+        is_kept: bool,
+        space: SliceMut<Vec<u8>>,
+    ) -> (io::Result<usize>, SliceMut<Vec<u8>>) {
+        let len = out.len();
+        let writing = self.write.socket.write(out.lend());
+        let reading = self.read.socket.read(space);
+        let (written, bytes) = writing.await;
+        out.restore(bytes);
+        if let Ok(written) = written
+            && written < len
+        {
+            // A request larger than the socket's buffer; the read is pending meanwhile. How it ends, the read will say.
+            let _ = write_rest(&mut self.write.socket, out, written).await;
+        }
+        if !is_kept {
+            // An upstream may take its time: as many requests as wait for it, so many buffers less.
+            out.clear();
+            out.release();
+        }
+        reading.await
     }
 
     /// Waits with a buffer in hand, until a point in time. `idle`: for a next request, of which nothing has come.
@@ -117,7 +260,7 @@ impl Conn {
             self.timer.set(at_ms, Expiry::ShutdownRead);
         }
         // An error is the end of the connection: the read that follows meets it, too.
-        let _ = super::readiness::readable(&self.read).await;
+        let _ = readable(&self.read).await;
         self.timer.clear();
         !self.timer.take_expired()
     }
@@ -152,19 +295,27 @@ impl Conn {
 
     /// Ends our side: the peer reads what was written, then FIN.
     pub(crate) fn end_write(&self) {
+        if let Some(tls) = &self.write.tls {
+            tls.close();
+        }
         self.timer.shutdown(Expiry::ShutdownWrite);
     }
 
     /// Ends the connection with a reset: the peer must not take what it has for all of the message, not even where its end
     /// is marked by the end of the connection.
     pub(crate) fn abort(&self) {
+        if let Some(tls) = &self.write.tls {
+            tls.forget();
+        }
         super::readiness::reset(self.fd);
     }
 
     /// Whether an idle connection is still open and silent. Bytes that nobody asked for make it unusable, too
     /// (RFC 9112 section 9.5).
     pub(crate) fn is_quiet(&self) -> bool {
-        super::readiness::is_quiet(self.fd)
+        // Nearly always nothing has come: one peek tells.
+        super::readiness::is_quiet(self.fd) && self.read.tls.as_ref().is_none_or(|tls| !tls.has_input())
+            || self.read.tls.as_ref().is_some_and(|tls| tls.is_quiet())
     }
 
     /// The address that an intercepted client meant, if it is not ours (`SO_ORIGINAL_DST`).
@@ -186,8 +337,30 @@ fn read_as(result: &io::Result<usize>) -> IdleRead {
     }
 }
 
+impl Drop for Conn {
+    fn drop(&mut self) {
+        // Before the descriptor goes: the peer must be able to tell an end from a cut.
+        if let Some(tls) = &self.write.tls {
+            tls.close();
+        }
+    }
+}
+
 /// Writes all of a buffer, which holds the same bytes afterwards.
 pub(crate) async fn write_all(to: &mut WriteHalf, buffer: &mut Buffer) -> io::Result<()> {
+    let Some(tls) = to.tls.clone() else { return write_plain(&mut to.socket, buffer).await };
+    let mut sent = 0;
+    while sent < buffer.len() {
+        let mut records = tls.buffer();
+        sent += tls.seal(&buffer[sent..], &mut records)?;
+        let result = write_plain(&mut to.socket, &mut records).await;
+        tls.written(result.is_ok());
+        result?;
+    }
+    Ok(())
+}
+
+async fn write_plain(to: &mut OwnedWriteHalf<TcpStream>, buffer: &mut Buffer) -> io::Result<()> {
     let len = buffer.len();
     let (result, bytes) = to.write(buffer.lend()).await;
     buffer.restore(bytes);
@@ -199,7 +372,7 @@ pub(crate) async fn write_all(to: &mut WriteHalf, buffer: &mut Buffer) -> io::Re
 }
 
 /// Writes what is left of a buffer after a short write.
-pub(crate) async fn write_rest(to: &mut WriteHalf, buffer: &mut Buffer, written: usize) -> io::Result<()> {
+async fn write_rest(to: &mut OwnedWriteHalf<TcpStream>, buffer: &mut Buffer, written: usize) -> io::Result<()> {
     let (result, rest) = to.write_all(buffer.lend().slice(written..)).await;
     buffer.restore(rest.into_inner());
     result.map(drop)
@@ -207,6 +380,12 @@ pub(crate) async fn write_rest(to: &mut WriteHalf, buffer: &mut Buffer, written:
 
 /// Waits without a buffer until a read would not block.
 pub(crate) async fn readable(half: &ReadHalf) -> io::Result<()> {
+    if let Some(tls) = &half.tls {
+        if tls.has_input() {
+            return Ok(());
+        }
+        tls.rest();
+    }
     super::readiness::readable(half).await
 }
 

@@ -15,7 +15,7 @@ use meshring_core::{
     table::{lookup::Viewpoint, model::ArchivedTable, regexes::Regexes},
 };
 
-use crate::balance::ClusterState;
+use crate::{balance::ClusterState, upstream::Endpoints};
 
 /// A proved generation with this workload's viewpoint.
 #[derive(Debug)]
@@ -90,13 +90,14 @@ impl Pinned {
     }
 
     /// The state of a cluster, made at its first use in this generation from what the worker already knows.
-    pub(crate) fn cluster(&self, id: ClusterId, known: &KnownClusters) -> Rc<ClusterState> {
+    pub(crate) fn cluster(&self, id: ClusterId, known: &KnownClusters, endpoints: &Endpoints) -> Rc<ClusterState> {
         if let Some(state) = self.clusters.borrow().get(&id) {
             return Rc::clone(state);
         }
         let table = self.table();
         let shared = known.of(table.cluster(id).name.as_str());
-        let state = Rc::new(ClusterState::new(table, table.cluster(id), shared));
+        let security = endpoints.security(table, table.cluster(id));
+        let state = Rc::new(ClusterState::new(table, table.cluster(id), shared, security));
         self.clusters.borrow_mut().insert(id, Rc::clone(&state));
         state
     }

@@ -12,6 +12,7 @@ pub(crate) mod limits;
 pub(crate) mod mailbox;
 mod readiness;
 mod refusals;
+pub(crate) mod secure;
 mod tasks;
 
 use std::{
@@ -50,6 +51,7 @@ use crate::{
     policy::request_id::RequestIds,
     request::Scratch,
     respond::date::Clock,
+    tls::materials::Materials,
     upstream::Endpoints,
 };
 
@@ -70,6 +72,7 @@ pub(crate) struct Start {
     pub(crate) listeners: Vec<(StdTcpListener, SocketAddr, Direction)>,
     pub(crate) tuning: Tuning,
     pub(crate) limits: Limits,
+    pub(crate) materials: Arc<Materials>,
     /// Set by the process while its memory control group is nearly full.
     pub(crate) memory_pressure: Arc<AtomicBool>,
 }
@@ -88,6 +91,7 @@ pub(crate) struct Worker {
     pub(crate) date: Clock,
     pub(crate) request_ids: RequestIds,
     pub(crate) tuning: Tuning,
+    pub(crate) materials: Arc<Materials>,
     pub(crate) hot_idle: HotIdle,
     /// Connections beyond the limit that are being told so.
     pub(crate) turned_away: Cell<usize>,
@@ -246,6 +250,7 @@ fn build(start: Start) -> std::io::Result<(Rc<Worker>, Vec<StdTcpListener>, StdU
         date: Clock::default(),
         request_ids: RequestIds::default(),
         tuning: start.tuning,
+        materials: start.materials,
         random: Random::new(monotonic_ns() ^ (start.index as u64) << 32),
         hot_idle: HotIdle::new(start.limits.buffer_bytes_max),
         turned_away: Cell::new(0),

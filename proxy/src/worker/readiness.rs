@@ -14,7 +14,7 @@ use std::{
 
 use rustix::{
     io::Errno,
-    net::{RecvFlags, connect_unspec, getpeername, getsockname, recv, sockopt},
+    net::{RecvFlags, SendFlags, connect_unspec, getpeername, getsockname, recv, send, sockopt},
 };
 
 use super::conn::ReadHalf;
@@ -24,7 +24,7 @@ pub(crate) async fn readable(half: &ReadHalf) -> io::Result<()> {
     // SAFETY: monoio's split halves share the stream in an Rc<UnsafeCell>, and both halves of ours live in one Conn
     // that one task owns. `readable` takes `&self`; no `&mut` to the stream is alive, since every read and write
     // borrows its half for the time of its call.
-    let stream = unsafe { &*half.0.get() };
+    let stream = unsafe { &*half.socket.0.get() };
     // Not relaxed: a false positive on epoll would cost an idle connection a buffer.
     stream.readable(false).await
 }
@@ -33,11 +33,31 @@ pub(crate) async fn readable(half: &ReadHalf) -> io::Result<()> {
 /// readiness has announced is there. `WouldBlock` when it is not.
 pub(crate) fn read_now(half: &ReadHalf, bytes: &mut Vec<u8>) -> io::Result<usize> {
     // SAFETY: see `readable`; the reference ends with this line.
-    let fd = unsafe { &*half.0.get() }.as_raw_fd();
-    // SAFETY: the half keeps the descriptor open.
+    let fd = unsafe { &*half.socket.0.get() }.as_raw_fd();
+    receive_now(fd, bytes)
+}
+
+/// As [`read_now`], for the owner of the half.
+pub(crate) fn receive_now(fd: RawFd, bytes: &mut Vec<u8>) -> io::Result<usize> {
+    // SAFETY: the caller is the Conn, or the Tls in it, that owns the open descriptor.
     let socket = unsafe { BorrowedFd::borrow_raw(fd) };
     let (count, _) = recv(socket, rustix::buffer::spare_capacity(bytes), RecvFlags::DONTWAIT)?;
     Ok(count)
+}
+
+/// Looks at what is there without taking it, as far as `bytes` goes. `WouldBlock` when there is nothing.
+pub(crate) fn peek_now(fd: RawFd, bytes: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the caller is the Conn that owns the open descriptor.
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    let (count, _) = recv(socket, bytes, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+    Ok(count)
+}
+
+/// Sends last words without waiting, while no write is on its way. What does not fit is lost.
+pub(crate) fn send_now(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
+    // SAFETY: the caller is the Conn, or the Tls in it, that owns the open descriptor.
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    Ok(send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
 }
 
 /// Reads and forgets what is there, without waiting: how many bytes that were, 0 at the end. `WouldBlock` when there is

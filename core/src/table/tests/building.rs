@@ -160,14 +160,14 @@ fn endpoint_weights_that_sum_beyond_32_bits_are_refused() {
 #[test]
 fn the_settings_of_a_table_survive_the_archive() {
     for path_normalization in PathNormalization::ALL {
-        let settings = Settings { path_normalization, trusted_hops: 3, request_id: false };
+        let settings = Settings { path_normalization, trusted_hops: 3, request_id: false, mesh_tls12: false };
         let mut builder = TableBuilder::new("cluster.local");
         builder.settings(settings);
         assert_eq!(finished(builder).table().settings(), settings);
     }
     let unset = finished(TableBuilder::new("cluster.local"));
     let level = PathNormalization::DecodeAndMergeSlashes;
-    let expected = Settings { path_normalization: level, trusted_hops: 0, request_id: true };
+    let expected = Settings { path_normalization: level, trusted_hops: 0, request_id: true, mesh_tls12: true };
     assert_eq!(unset.table().settings(), expected);
 }
 

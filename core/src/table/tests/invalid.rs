@@ -4,7 +4,10 @@ use super::*;
 use crate::{
     id::{ClusterId, RegexId},
     limits::DIRECT_RESPONSE_BODY_BYTES_MAX,
-    table::model::{ENDPOINT_V6, HeavyWeight, Settings, Workload},
+    table::{
+        model::{ENDPOINT_V6, HeavyWeight, Settings, Workload},
+        security::POLICY_NONE,
+    },
 };
 
 type Break = fn(&mut Table);
@@ -182,7 +185,7 @@ const BROKEN: &[(&str, Break)] = &[
     ("endpoints[1]: port is 0", |t| t.endpoints[1].port = 0),
     ("settings[0]: 33 trusted hops are more than 32", |t| t.settings.trusted_hops = 33),
     ("workloads[1]: namespace 2 of 2", |t| {
-        t.workloads.push(Workload { namespace: NamespaceId(2), name: "x".into(), labels: Vec::new() });
+        t.workloads.push(Workload { namespace: NamespaceId(2), name: "x".into(), labels: Vec::new(), policy: POLICY_NONE });
     }),
 ];
 

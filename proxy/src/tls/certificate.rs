@@ -1,0 +1,82 @@
+//! What a leaf certificate says about its owner.
+
+use meshring_core::spiffe::{BadSpiffeId, SpiffeId};
+use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+
+/// The names in a certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Names {
+    /// URI names, as they stand.
+    pub(crate) uris: Vec<String>,
+    /// DNS names in lower case.
+    pub(crate) dns: Vec<String>,
+    /// Whether the certificate may sign others: a workload's must not (SPIFFE X.509-SVID section 4.1).
+    pub(crate) is_authority: bool,
+    /// End of its validity in seconds since 1970.
+    pub(crate) not_after_s: u64,
+}
+
+/// A certificate that proves no identity.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BadCertificate {
+    #[error("the certificate is malformed")]
+    Malformed,
+    #[error("a name in the certificate has bytes that no name has")]
+    Name,
+    #[error("the certificate has {0} URI names, where a workload's has exactly one")]
+    NotOneUri(usize),
+    #[error("the certificate is that of an authority, not of a workload")]
+    Authority,
+    #[error("the certificate's URI is no SPIFFE id: it {0}")]
+    Id(#[from] BadSpiffeId),
+}
+
+impl Names {
+    /// Of a DER certificate. Strict: what is malformed anywhere proves nothing.
+    pub(crate) fn of(der: &[u8]) -> Result<Self, BadCertificate> {
+        let malformed = |_| BadCertificate::Malformed;
+        let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| BadCertificate::Malformed)?;
+        if !rest.is_empty() {
+            return Err(BadCertificate::Malformed);
+        }
+        let mut names = Self {
+            uris: Vec::new(),
+            dns: Vec::new(),
+            is_authority: certificate.basic_constraints().map_err(malformed)?.is_some_and(|basic| basic.value.ca)
+                || certificate
+                    .key_usage()
+                    .map_err(malformed)?
+                    .is_some_and(|usage| usage.value.key_cert_sign() || usage.value.crl_sign()),
+            not_after_s: u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0),
+        };
+        let Some(alternative) = certificate.subject_alternative_name().map_err(malformed)? else { return Ok(names) };
+        for name in &alternative.value.general_names {
+            match name {
+                GeneralName::URI(uri) => names.uris.push(sound(uri)?.to_owned()),
+                GeneralName::DNSName(dns) => names.dns.push(sound(dns)?.to_ascii_lowercase()),
+                GeneralName::Invalid(..) => return Err(BadCertificate::Malformed),
+                _ => {}
+            }
+        }
+        Ok(names)
+    }
+
+    /// The identity, if this is a workload's certificate.
+    pub(crate) fn identity(&self) -> Result<SpiffeId, BadCertificate> {
+        let [uri] = &self.uris[..] else { return Err(BadCertificate::NotOneUri(self.uris.len())) };
+        if self.is_authority {
+            return Err(BadCertificate::Authority);
+        }
+        Ok(uri.parse()?)
+    }
+
+    /// Whether one of them is one of these names: a URI or a DNS name as a whole.
+    pub(crate) fn has_any_of(&self, names: &[String]) -> bool {
+        names.iter().any(|name| self.uris.contains(name) || self.dns.iter().any(|dns| dns.eq_ignore_ascii_case(name)))
+    }
+}
+
+/// IA5String is 7 bits wide; a NUL or a control byte in a name has only ever been an attack.
+fn sound(name: &str) -> Result<&str, BadCertificate> {
+    if name.bytes().all(|b| b.is_ascii_graphic()) { Ok(name) } else { Err(BadCertificate::Name) }
+}

@@ -1,0 +1,404 @@
+//! Handshakes over a connection, with rustls' unbuffered state machine: it reads and writes no socket, so a deadline, a
+//! bound and the worker's buffers are ours. When it is done the keys go to [`worker::secure`](crate::worker::secure).
+
+use std::{io, sync::Arc};
+
+use aws_lc_rs::digest;
+use meshring_core::{
+    client_hello::{self, BadHello, ClientHello},
+    limits::{TLS_HANDSHAKE_BYTES_MAX, TLS_HANDSHAKE_MS_MAX},
+    spiffe::SpiffeId,
+};
+use rustls::{
+    AlertDescription, CertificateError, Error as TlsError, HandshakeKind,
+    client::UnbufferedClientConnection,
+    pki_types::{CertificateDer, ServerName, UnixTime},
+    server::UnbufferedServerConnection,
+    unbuffered::{ConnectionState, EncodeError, EncodeTlsData, InsufficientSizeError, UnbufferedStatus},
+};
+
+use super::{
+    certificate::Names,
+    materials::{Client, Server},
+    verify::Verifier,
+};
+use crate::worker::{
+    Worker,
+    conn::Conn,
+    deadlines::{Expiry, now_ms},
+    secure::{
+        KeySchedule, Tls,
+        peer::Peer,
+        record::{BadRecord, UnknownSecrets, record_len},
+    },
+};
+
+/// A connection that is not secured.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HandshakeError {
+    /// The peer takes too long.
+    #[error("the TLS handshake did not end in time")]
+    TimedOut,
+    /// The peer went away in the middle of it.
+    #[error("the peer closed the connection in the middle of the TLS handshake")]
+    Closed,
+    /// Likewise, with a reason.
+    #[error("in the TLS handshake: {0}")]
+    Io(#[from] io::Error),
+    /// A flight beyond [`TLS_HANDSHAKE_BYTES_MAX`], or a record beyond what the protocol allows.
+    #[error("a flight of the TLS handshake is longer than {TLS_HANDSHAKE_BYTES_MAX} bytes")]
+    TooLong,
+    /// What was said is no TLS, or not acceptable. The alert that goes with it was sent.
+    #[error("TLS: {0}")]
+    Tls(#[from] TlsError),
+    /// The first bytes are not those of a client.
+    #[error("TLS: {0}")]
+    Hello(#[from] BadHello),
+    /// The certificate of a resumed session is not acceptable any more.
+    #[error("TLS session resumed with a certificate that is not acceptable now: {0}")]
+    Resumed(TlsError),
+    /// A cipher suite that we do not know.
+    #[error(transparent)]
+    Suite(#[from] UnknownSecrets),
+}
+
+impl HandshakeError {
+    /// A stable short name.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::TimedOut => "tls.timeout",
+            Self::Closed | Self::Io(_) => "tls.closed",
+            Self::TooLong => "tls.too_long",
+            Self::Hello(_) => "tls.bad_hello",
+            Self::Suite(_) => "tls.no_common_suite",
+            Self::Resumed(error) | Self::Tls(error) => match error {
+                TlsError::InvalidCertificate(error) => certificate_code(error),
+                TlsError::NoCertificatesPresented => "tls.no_certificate",
+                TlsError::AlertReceived(alert) => alert_code(*alert),
+                TlsError::PeerIncompatible(_) => "tls.no_common_suite",
+                TlsError::NoApplicationProtocol => "tls.no_common_protocol",
+                _ => "tls.malformed",
+            },
+        }
+    }
+}
+
+fn certificate_code(error: &CertificateError) -> &'static str {
+    match error {
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => "tls.certificate_expired",
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => "tls.certificate_not_yet_valid",
+        CertificateError::UnknownIssuer => "tls.certificate_unknown_issuer",
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            "tls.certificate_wrong_name"
+        }
+        CertificateError::Other(_) => "tls.certificate_wrong_identity",
+        _ => "tls.bad_certificate",
+    }
+}
+
+/// The peer does not like us.
+fn alert_code(alert: AlertDescription) -> &'static str {
+    match alert {
+        AlertDescription::CertificateExpired => "tls.alert_certificate_expired",
+        AlertDescription::UnknownCA => "tls.alert_unknown_ca",
+        AlertDescription::BadCertificate | AlertDescription::CertificateUnknown => "tls.alert_bad_certificate",
+        AlertDescription::CertificateRequired => "tls.alert_certificate_required",
+        AlertDescription::HandshakeFailure => "tls.alert_handshake_failure",
+        _ => "tls.alert",
+    }
+}
+
+/// Room for a flight with a chain of two certificates, which most need.
+const FLIGHT_BYTES: usize = 4 * 1024;
+/// `certificate_unknown` (RFC 8446 section 6.2).
+const CERTIFICATE_UNKNOWN: u8 = 46;
+
+enum Machine {
+    Client(UnbufferedClientConnection),
+    Server(UnbufferedServerConnection),
+}
+
+/// What the state machine wants.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    /// Again.
+    Go,
+    /// Send what it has written.
+    Flush,
+    /// More from the peer.
+    Read,
+    /// The peer has closed.
+    Closed,
+    /// Data may be sent; the handshake may not be over yet.
+    Ready,
+}
+
+impl Machine {
+    fn step(&mut self, incoming: &mut [u8], out: &mut Vec<u8>) -> (usize, Result<Step, TlsError>) {
+        match self {
+            Self::Client(client) => act(client.process_tls_records(incoming), out),
+            Self::Server(server) => act(server.process_tls_records(incoming), out),
+        }
+    }
+
+    fn is_handshaking(&self) -> bool {
+        match self {
+            Self::Client(client) => client.is_handshaking(),
+            Self::Server(server) => server.is_handshaking(),
+        }
+    }
+
+    fn is_resumed(&self) -> bool {
+        let kind = match self {
+            Self::Client(client) => client.handshake_kind(),
+            Self::Server(server) => server.handshake_kind(),
+        };
+        kind == Some(HandshakeKind::Resumed)
+    }
+
+    fn certificates(&self) -> &[CertificateDer<'static>] {
+        let certificates = match self {
+            Self::Client(client) => client.peer_certificates(),
+            Self::Server(server) => server.peer_certificates(),
+        };
+        certificates.unwrap_or_default()
+    }
+}
+
+fn act<D>(status: UnbufferedStatus<'_, '_, D>, out: &mut Vec<u8>) -> (usize, Result<Step, TlsError>) {
+    let UnbufferedStatus { discard, state } = status;
+    let step = state.and_then(|state| match state {
+        ConnectionState::EncodeTlsData(encode) => encoded(encode, out).map(|()| Step::Go),
+        ConnectionState::TransmitTlsData(transmit) => {
+            transmit.done();
+            Ok(Step::Flush)
+        }
+        ConnectionState::BlockedHandshake => Ok(Step::Read),
+        ConnectionState::WriteTraffic(_) => Ok(Step::Ready),
+        ConnectionState::PeerClosed | ConnectionState::Closed => Ok(Step::Closed),
+        // Early data is not offered, and no record behind the handshake is fed.
+        _ => Err(TlsError::General("data before the end of the handshake".into())),
+    });
+    (discard, step)
+}
+
+fn encoded<D>(mut encode: EncodeTlsData<'_, D>, out: &mut Vec<u8>) -> Result<(), TlsError> {
+    let start = out.len();
+    out.resize(start + FLIGHT_BYTES, 0);
+    let mut result = encode.encode(&mut out[start..]);
+    if let Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) = result {
+        out.resize(start + required_size, 0);
+        result = encode.encode(&mut out[start..]);
+    }
+    match result {
+        Ok(written) => {
+            out.truncate(start + written);
+            Ok(())
+        }
+        Err(error) => Err(TlsError::General(error.to_string())),
+    }
+}
+
+/// The first message of a client, as far as it is needed to choose how to go on: nothing of it is consumed.
+#[derive(Debug)]
+pub(crate) struct Opening {
+    bytes: Vec<u8>,
+    pub(crate) hello: ClientHello,
+}
+
+/// Reads a client's first message. What is wrong with it is for [`accept`] to say to the client.
+pub(crate) async fn opening(worker: &Worker, conn: &mut Conn) -> Result<Opening, HandshakeError> {
+    conn.timer.set(now_ms() + TLS_HANDSHAKE_MS_MAX, Expiry::ShutdownBoth);
+    let mut bytes = Vec::new();
+    let result = loop {
+        match client_hello::parse(&bytes) {
+            Ok(Some(hello)) => break Ok(Opening { bytes, hello }),
+            Ok(None) => {}
+            Err(bad) => break Err(bad.into()),
+        }
+        if let Err(error) = receive(worker, conn, &mut bytes).await {
+            break Err(error);
+        }
+    };
+    conn.timer.clear();
+    result
+}
+
+/// More of what the peer says. Waits without a buffer: a peer that is silent costs no more than an idle one.
+async fn receive(worker: &Worker, conn: &mut Conn, bytes: &mut Vec<u8>) -> Result<(), HandshakeError> {
+    if bytes.len() > TLS_HANDSHAKE_BYTES_MAX {
+        return Err(HandshakeError::TooLong);
+    }
+    loop {
+        let mut buffer = worker.buffers.take();
+        match conn.receive_now(&mut buffer) {
+            Ok(0) if conn.timer.take_expired() => return Err(HandshakeError::TimedOut),
+            Ok(0) => return Err(HandshakeError::Closed),
+            Ok(_) => {
+                bytes.extend_from_slice(&buffer);
+                return Ok(());
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error.into()),
+        }
+        drop(buffer);
+        conn.readable().await?;
+    }
+}
+
+/// Serves a client's handshake. On an error the client was told what can be told, and the connection is to be closed.
+pub(crate) async fn accept(
+    worker: &Worker,
+    conn: &mut Conn,
+    server: &Server,
+    opening: Opening,
+) -> Result<(), HandshakeError> {
+    let machine = Machine::Server(UnbufferedServerConnection::new(Arc::clone(&server.config))?);
+    let sni = opening.hello.server_name.map(String::into_boxed_str);
+    let how = How { verifier: server.verifier.as_deref(), own: server.identity.clone(), sni, host: None };
+    run(worker, conn, machine, how, opening.bytes, TLS_HANDSHAKE_MS_MAX).await
+}
+
+/// Begins a handshake with a server, within so many milliseconds.
+pub(crate) async fn connect(
+    worker: &Worker,
+    conn: &mut Conn,
+    client: &Client,
+    name: &ServerName<'static>,
+    ms_max: u64,
+) -> Result<(), HandshakeError> {
+    let machine = UnbufferedClientConnection::new(Arc::clone(&client.config), name.clone())?;
+    let how = How { verifier: Some(&client.verifier), own: client.identity.clone(), sni: None, host: Some(name) };
+    run(worker, conn, Machine::Client(machine), how, Vec::new(), ms_max.min(TLS_HANDSHAKE_MS_MAX)).await
+}
+
+/// What is known beside the state machine.
+struct How<'a> {
+    verifier: Option<&'a Verifier>,
+    own: Option<Arc<SpiffeId>>,
+    sni: Option<Box<str>>,
+    host: Option<&'a ServerName<'static>>,
+}
+
+async fn run(
+    worker: &Worker,
+    conn: &mut Conn,
+    mut machine: Machine,
+    how: How<'_>,
+    mut received: Vec<u8>,
+    ms_max: u64,
+) -> Result<(), HandshakeError> {
+    conn.timer.set(now_ms() + ms_max, Expiry::ShutdownBoth);
+    let result = shake(worker, conn, &mut machine, &mut received).await;
+    conn.timer.clear();
+    if let Err(error) = result {
+        last_words(conn, &mut machine);
+        return Err(error);
+    }
+    finish(worker, conn, machine, how, &received)
+}
+
+/// Drives the state machine to the end of the handshake. Records are fed one by one, so that none behind the handshake is
+/// taken: what is left in `received` belongs to the connection.
+async fn shake(
+    worker: &Worker,
+    conn: &mut Conn,
+    machine: &mut Machine,
+    received: &mut Vec<u8>,
+) -> Result<(), HandshakeError> {
+    let mut out = Vec::new();
+    let mut fed = 0;
+    loop {
+        let (discard, step) = machine.step(&mut received[..fed], &mut out);
+        received.drain(..discard);
+        fed -= discard;
+        let step = match step {
+            Ok(step) => step,
+            Err(error) => return Err(error.into()),
+        };
+        match step {
+            Step::Go => {}
+            Step::Closed => return Err(HandshakeError::Closed),
+            Step::Ready if !machine.is_handshaking() => return flush(conn, &mut out).await,
+            Step::Flush => flush(conn, &mut out).await?,
+            Step::Read | Step::Ready => {
+                flush(conn, &mut out).await?;
+                loop {
+                    let next = &received[fed..];
+                    // RFC 8446 section 5.1: the peer is told with `record_overflow` by whoever reads the record; here it is
+                    // a peer without a handshake, which hears nothing but the end.
+                    match record_len(next).map_err(|_: BadRecord| HandshakeError::TooLong)? {
+                        Some(len) if next.len() >= len => {
+                            fed += len;
+                            break;
+                        }
+                        _ => receive(worker, conn, received).await?,
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn flush(conn: &mut Conn, out: &mut Vec<u8>) -> Result<(), HandshakeError> {
+    if out.is_empty() {
+        return Ok(());
+    }
+    let (result, bytes) = conn.send_plain(std::mem::take(out)).await;
+    *out = bytes;
+    out.clear();
+    match result {
+        Ok(()) => Ok(()),
+        Err(_) if conn.timer.take_expired() => Err(HandshakeError::TimedOut),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The alert that rustls has for the peer, if any.
+fn last_words(conn: &Conn, machine: &mut Machine) {
+    let mut alert = Vec::new();
+    // What is to be sent comes before anything else. Once: a second step would look at input that is not there any more.
+    let _ = machine.step(&mut [], &mut alert);
+    if !alert.is_empty() {
+        conn.send_now(&alert);
+    }
+}
+
+fn finish(
+    worker: &Worker,
+    conn: &mut Conn,
+    machine: Machine,
+    how: How<'_>,
+    leftover: &[u8],
+) -> Result<(), HandshakeError> {
+    let mut peer = Peer { own: how.own, sni: how.sni, is_resumed: machine.is_resumed(), ..Peer::default() };
+    let mut refused = None;
+    if let Some((leaf, intermediates)) = machine.certificates().split_first() {
+        peer.certificate_sha256 = digest::digest(&digest::SHA256, leaf).as_ref().try_into().ok();
+        peer.identity = Names::of(leaf).ok().and_then(|names| names.identity().ok()).map(Arc::new);
+        // A resumed session shows no certificate: what was accepted then must be acceptable now.
+        if peer.is_resumed
+            && let Some(verifier) = how.verifier
+        {
+            refused = verifier.check(leaf, intermediates, how.host, UnixTime::now()).err();
+        }
+    }
+    peer.describe();
+    let (secrets, schedule) = match machine {
+        Machine::Client(client) => {
+            let (secrets, kernel) = client.dangerous_into_kernel_connection()?;
+            (secrets, KeySchedule::Client(kernel))
+        }
+        Machine::Server(server) => {
+            let (secrets, kernel) = server.dangerous_into_kernel_connection()?;
+            (secrets, KeySchedule::Server(kernel))
+        }
+    };
+    let tls = Tls::new(conn.fd(), &worker.buffers, &secrets, schedule, peer, leftover)?;
+    if let Some(error) = refused {
+        tls.fail(CERTIFICATE_UNKNOWN);
+        return Err(HandshakeError::Resumed(error));
+    }
+    conn.secure(tls);
+    Ok(())
+}
