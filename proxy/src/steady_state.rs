@@ -26,11 +26,14 @@ use meshring_core::{
         build::{ClusterEndpoints, VirtualHostInput},
         lookup::Viewpoint,
         model::{BalancePolicy, ClusterKind, HeaderOp, Route, RouteOptions},
+        security::{ClusterTls, ClusterTlsMode, InboundPolicy, MtlsMode},
     },
 };
 
 use crate::{
     accept::{self, Direction},
+    testing::{Authority, Leaf},
+    tls::materials::Materials,
     worker::{
         self, Start,
         driver::{Choice, Driver, probe},
@@ -109,16 +112,31 @@ fn upstream() -> SocketAddr {
     address
 }
 
-fn prepared(upstream: SocketAddr) -> Arc<Prepared> {
+/// `is_secured`: the upstream is a sidecar, and whoever comes to this workload must be one, too.
+fn prepared(upstream: SocketAddr, is_secured: bool) -> Arc<Prepared> {
     let mut builder = TableBuilder::new("cluster.local");
-    builder.namespace("default");
+    let namespace = builder.namespace("default");
+    if is_secured {
+        let strict = builder.inbound_policy(InboundPolicy { mtls: MtlsMode::Strict, ..InboundPolicy::default() });
+        builder.namespace_policy(namespace, strict);
+    }
     let origin = builder.origin("VirtualService default/echo (test.yaml:1)");
-    let (first, count) = builder.endpoints([(upstream, 1)]);
+    let (first, count) = builder.mesh_endpoints([(upstream, 1, is_secured)]);
     let cluster = builder.cluster(
         "outbound|80||echo.default.svc.cluster.local",
         BalancePolicy::LeastRequest,
         ClusterKind::Static,
         ClusterEndpoints::Range { first, count },
+    );
+    builder.cluster_tls(
+        cluster,
+        ClusterTls {
+            mode: ClusterTlsMode::AutoMutual,
+            sni: String::new(),
+            subject_alt_names: vec![IDENTITY.into()],
+            material: String::new(),
+            insecure_skip_verify: false,
+        },
     );
     let action = builder.forward([(cluster, 80, None), (cluster, 20, None)]).unwrap();
     let set = |name: &str| HeaderOp::Set { name: name.into(), value: "value".into() };
@@ -161,17 +179,36 @@ fn exchange_bodies(stream: &mut TcpStream) {
     }
 }
 
-fn allocations_of_a_thousand(exchange: fn(&mut TcpStream), driver: Driver) -> u64 {
+const IDENTITY: &str = "spiffe://cluster.local/ns/default/sa/test";
+
+/// A listener of the worker to be, and where it is.
+fn listener() -> (TcpListener, SocketAddr) {
+    let bound = accept::bind_address("127.0.0.1:0".parse().unwrap()).unwrap();
+    let socket = accept::listening(bound).unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
+}
+
+/// `is_secured`: through two sidecars with mutual TLS between them, which are two listeners of the same worker.
+fn allocations_of_a_thousand(exchange: fn(&mut TcpStream), is_secured: bool, driver: Driver) -> u64 {
     let page = PageWriter::create(Generation(1)).unwrap();
     let generations = Arc::<Generations>::default();
-    let first = prepared(upstream());
+    let (socket, address) = listener();
+    let application = upstream();
+    let mut listeners = vec![(socket, address, Direction::Outbound)];
+    let mut next = application;
+    if is_secured {
+        let (socket, inbound) = listener();
+        listeners.push((socket, inbound, Direction::Inbound { application }));
+        next = inbound;
+    }
+    let first = prepared(next, is_secured);
+    let materials = Arc::<Materials>::default();
+    materials.install(&Authority::new().material(&Leaf::of(IDENTITY), "cluster.local")).unwrap();
     generations.add(Arc::clone(&first));
     let (_, stats) = StatsPage::create(1).unwrap();
     let (mailboxes, mut wakeups) = Mailboxes::new(1).unwrap();
     let mailboxes = Arc::new(mailboxes);
-    let bound = accept::bind_address("127.0.0.1:0".parse().unwrap()).unwrap();
-    let socket = accept::listening(bound).unwrap();
-    let address = socket.local_addr().unwrap();
     let start = Start {
         index: 0,
         cpu: None,
@@ -182,10 +219,10 @@ fn allocations_of_a_thousand(exchange: fn(&mut TcpStream), driver: Driver) -> u6
         page: Arc::new(PageReader::open(page.fd()).unwrap()),
         generations,
         first,
-        listeners: vec![(socket, address, Direction::Outbound)],
+        listeners,
         tuning: crate::config::Tuning::default(),
         limits: crate::worker::limits::Limits::default(),
-        materials: Arc::default(),
+        materials,
         memory_pressure: Arc::default(),
     };
     let worker = thread::spawn(move || {
@@ -200,7 +237,9 @@ fn allocations_of_a_thousand(exchange: fn(&mut TcpStream), driver: Driver) -> u6
     drop(client);
     mailboxes.send(0, Message::Drain);
     worker.join().unwrap().unwrap();
-    assert_eq!(stats.total(Counter::Responses2xx), 1_200);
+    let hops = if is_secured { 2 } else { 1 };
+    assert_eq!(stats.total(Counter::Responses2xx), hops * 1_200);
+    assert_eq!(stats.total(Counter::TlsHandshakes) > 0, is_secured);
     assert_eq!(stats.total(Counter::ConnectionsActive), 0);
     after - before
 }
@@ -213,9 +252,12 @@ fn a_request_in_steady_state_allocates_nothing() {
     // One after the other: the counter is the process's.
     for choice in [Choice::Auto, Choice::Epoll] {
         for (exchange, what) in [(exchange as fn(&mut TcpStream), "requests"), (exchange_bodies, "bodies each way")] {
-            let driver = probe(choice).unwrap();
-            let count = allocations_of_a_thousand(exchange, driver.clone());
-            assert!(count <= ALLOWED, "{count} allocations in 1,000 {what} on {driver}");
+            for is_secured in [false, true] {
+                let driver = probe(choice).unwrap();
+                let count = allocations_of_a_thousand(exchange, is_secured, driver.clone());
+                let how = if is_secured { "mutual TLS" } else { "plain text" };
+                assert!(count <= ALLOWED, "{count} allocations in 1,000 {what} over {how} on {driver}");
+            }
         }
     }
 }

@@ -3,10 +3,7 @@
 use std::rc::Rc;
 
 use meshring_core::{
-    client_hello::HANDSHAKE_RECORD,
-    limits::DOWNSTREAM_IDLE_MS_MAX,
-    stats::Counter,
-    table::security::MtlsMode,
+    client_hello::HANDSHAKE_RECORD, limits::DOWNSTREAM_IDLE_MS_MAX, stats::Counter, table::security::MtlsMode,
 };
 
 use super::{Direction, Listener};

@@ -333,11 +333,8 @@ impl Materials {
             ServerTlsMode::Simple => (tls.material.as_str(), None, false),
             ServerTlsMode::IstioMutual => (OWN, Some(Expected::Mesh(names())), false),
             mode => {
-                let expected = if tls.subject_alt_names.is_empty() {
-                    Expected::Anything
-                } else {
-                    Expected::Names(names())
-                };
+                let expected =
+                    if tls.subject_alt_names.is_empty() { Expected::Anything } else { Expected::Names(names()) };
                 (tls.material.as_str(), Some(expected), mode == ServerTlsMode::OptionalMutual)
             }
         };

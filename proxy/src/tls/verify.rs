@@ -128,7 +128,9 @@ impl Verifier {
     ) -> Result<(), Error> {
         if self.skips {
             if !self.warned.swap(true, Ordering::Relaxed) {
-                tracing::warn!("certificates of a service are not verified: its DestinationRule says insecureSkipVerify");
+                tracing::warn!(
+                    "certificates of a service are not verified: its DestinationRule says insecureSkipVerify"
+                );
             }
             return Ok(());
         }

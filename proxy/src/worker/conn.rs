@@ -10,7 +10,9 @@ use std::{
 
 use monoio::{
     buf::{IoBuf as _, SliceMut},
-    io::{AsyncReadRent as _, AsyncWriteRent as _, AsyncWriteRentExt as _, OwnedReadHalf, OwnedWriteHalf, Splitable as _},
+    io::{
+        AsyncReadRent as _, AsyncWriteRent as _, AsyncWriteRentExt as _, OwnedReadHalf, OwnedWriteHalf, Splitable as _,
+    },
     net::TcpStream,
 };
 use rustix::io::Errno;

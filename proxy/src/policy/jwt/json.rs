@@ -191,7 +191,8 @@ mod tests {
         assert!(Json::parse(nested(JWT_JSON_DEPTH_MAX).as_bytes()).is_some());
         assert_eq!(Json::parse(nested(JWT_JSON_DEPTH_MAX + 1).as_bytes()), None);
         assert_eq!(Json::parse(nested(100_000).as_bytes()), None);
-        for bad in [&b"{} {}"[..], b"{}x", b"", b"{", b"\xef\xbb\xbf{}", b"{\"a\":\"\xff\"}", b"{'a':1}", b"{\"a\":1,}"] {
+        for bad in [&b"{} {}"[..], b"{}x", b"", b"{", b"\xef\xbb\xbf{}", b"{\"a\":\"\xff\"}", b"{'a':1}", b"{\"a\":1,}"]
+        {
             assert_eq!(Json::parse(bad), None, "{bad:?}");
         }
         assert_eq!(Json::parse_object(b"[]"), None);

@@ -131,12 +131,7 @@ impl Validity {
 ///
 /// What costs least comes first; nothing of a token is believed before the signature has been verified, and until then
 /// its claims only serve to refuse it.
-pub(crate) fn verify(
-    token: &[u8],
-    keys: &KeySet,
-    demands: &impl Demands,
-    now_s: u64,
-) -> Result<Claims, BadToken> {
+pub(crate) fn verify(token: &[u8], keys: &KeySet, demands: &impl Demands, now_s: u64) -> Result<Claims, BadToken> {
     let parts = Parts::split(token)?;
     let header = Header::parse(parts.header)?;
     let signature = URL_SAFE_NO_PAD.decode(parts.signature).map_err(|_| BadToken::SignatureEncoding)?;

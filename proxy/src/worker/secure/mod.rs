@@ -17,15 +17,15 @@ use std::{
 use meshring_core::limits::{TLS_HANDSHAKE_REST_BYTES_MAX, TLS_RECORDS_WITHOUT_DATA_MAX};
 use monoio::buf::{IoBufMut as _, SliceMut};
 use rustls::{
-    ConnectionTrafficSecrets, ExtractedSecrets, ProtocolVersion,
-    client::ClientConnectionData,
-    kernel::KernelConnection,
-    server::ServerConnectionData,
+    ConnectionTrafficSecrets, ExtractedSecrets, ProtocolVersion, client::ClientConnectionData,
+    kernel::KernelConnection, server::ServerConnectionData,
 };
 
 use self::{
     peer::Peer,
-    record::{BadRecord, Content, OVERHEAD_BYTES_MAX, PLAINTEXT_BYTES_MAX, RECORD_BYTES_MAX, RecordKey, UnknownSecrets},
+    record::{
+        BadRecord, Content, OVERHEAD_BYTES_MAX, PLAINTEXT_BYTES_MAX, RECORD_BYTES_MAX, RecordKey, UnknownSecrets,
+    },
 };
 use super::{
     buffers::{Buffer, Buffers, Held, Input},

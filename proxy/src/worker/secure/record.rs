@@ -224,12 +224,7 @@ impl RecordKey {
         Ok(Opened { content: outer, start: HEADER_BYTES + explicit, len })
     }
 
-    fn open_tls13(
-        &mut self,
-        header: [u8; HEADER_BYTES],
-        outer: Content,
-        body: &mut [u8],
-    ) -> Result<Opened, BadRecord> {
+    fn open_tls13(&mut self, header: [u8; HEADER_BYTES], outer: Content, body: &mut [u8]) -> Result<Opened, BadRecord> {
         // After the handshake everything is encrypted, and says so (RFC 8446 section 5.2).
         if outer != Content::Data {
             return Err(BadRecord::Unexpected);

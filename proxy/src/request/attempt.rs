@@ -1,0 +1,365 @@
+//! Sending a request upstream and relaying its response: attempts, TLS to the upstream, what became of it.
+
+use std::{
+    cell::Cell,
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    rc::Rc,
+};
+
+use meshring_core::{
+    http::{fields::Fields, request::RequestHead},
+    limits::{ATTEMPTS_MAX, CONNECT_MS_MAX, RESPONSE_HEAD_MS_MAX},
+    stats::Counter,
+};
+
+use super::{
+    denial::{Denial, deny_late},
+    plan::Plan,
+};
+use crate::{
+    observe::Record,
+    respond::{
+        local::{self, After},
+        relay::{
+            self, Body, BodyError, BodyRate, Exchange, Failure, HEAD_READ_BYTES_MAX, Patience, Relayed, Side, Upload,
+        },
+    },
+    tls::{
+        handshake::{self, HandshakeError},
+        materials::NoTls,
+    },
+    upstream::{Endpoint, Lease, Origination, Reuse},
+    worker::{
+        Worker,
+        buffers::{Buffer, Input},
+        conn::{Conn, exhausted},
+        deadlines::{Expiry, now_ms},
+        generation::Pinned,
+        join::both,
+    },
+};
+
+/// Sends a request and relays its response; further attempts where the first cannot have been processed.
+#[expect(clippy::too_many_arguments, reason = "the one place where everything that was decided comes together")]
+pub(super) async fn forward(
+    worker: &Rc<Worker>,
+    conn: &mut Conn,
+    input: &mut Input,
+    response_fields: &mut Fields,
+    head: &RequestHead,
+    record: &Record<'_>,
+    pinned: &Pinned,
+    plan: &Plan<'_>,
+    mut out: Buffer,
+) -> After {
+    input.consume(head.len);
+    let mut body = Body::new(head.framing, head.framing).limited(worker.limits.request_body_bytes_max);
+    if let Err(bad) = body.encode(input, &mut out) {
+        return deny_late(worker, conn, input, head, record, Denial::BadBody(bad)).await;
+    }
+    // Nothing more is read from a client whose request is whole: its buffer is for others meanwhile.
+    input.release();
+    let total_at_ms = (plan.timeout_ms > 0).then(|| record.started_ms() + u64::from(plan.timeout_ms));
+    // A body that did not fit beside the head is gone once it was sent: only a whole request can be sent again.
+    let replayable = body.ended();
+    let uploading = Cell::new(!replayable);
+    let continued = Cell::new(!head.expect_continue);
+    // An upstream is silent from when it has all of the request, or is asked whether it wants the body.
+    let head_at_ms = match replayable || head.expect_continue {
+        true => record.started_ms() + RESPONSE_HEAD_MS_MAX,
+        false => u64::MAX,
+    };
+    let exchange = Exchange {
+        worker,
+        record,
+        method: head.method,
+        version: head.version,
+        keep_alive: head.keep_alive,
+        edits: plan.response_edits,
+        extra: &plan.extra,
+        total_at_ms,
+        head_at_ms: Cell::new(total_at_ms.unwrap_or(head_at_ms)),
+        awaits_head: Cell::new(true),
+        continued: &continued,
+        bounds: plan.target.response_bounds(),
+        uploading: &uploading,
+    };
+    let mut tried: Option<Rc<Endpoint>> = None;
+    let mut reuse = if replayable && head.method.is_idempotent() { Reuse::Any } else { Reuse::Recent };
+    for attempt in 1..=ATTEMPTS_MAX {
+        let Some(endpoint) = plan.target.choose(worker, pinned, conn, tried.as_ref()) else {
+            worker.stats.add(Counter::NoEndpoint, 1);
+            let why = plan.target.why_no_endpoint(pinned);
+            return deny_late(worker, conn, input, head, record, Denial::NoEndpoint(why)).await;
+        };
+        let left_ms = total_at_ms.map_or(CONNECT_MS_MAX, |total| total.saturating_sub(now_ms()).min(CONNECT_MS_MAX));
+        if left_ms == 0 {
+            return failed(worker, conn, input, head, record, Failure::Timeout, endpoint.address()).await;
+        }
+        record.sent_to(plan.target.slot());
+        let mut lease = match endpoint.lease(&worker.deadlines, reuse, left_ms).await {
+            Ok(lease) => lease,
+            Err(error) if let Some(code) = exhausted(&error) => {
+                // What others keep for later is worth less than a request now.
+                worker.endpoints.close_idle();
+                let denial = Denial::Exhausted { code, error };
+                return deny_late(worker, conn, input, head, record, denial).await;
+            }
+            Err(error) => {
+                worker.stats.add(Counter::UpstreamConnectFailures, 1);
+                if attempt < ATTEMPTS_MAX && error.kind() != io::ErrorKind::TimedOut {
+                    worker.stats.add(Counter::UpstreamRetries, 1);
+                    tried = Some(endpoint);
+                    continue;
+                }
+                let denial = Denial::ConnectFailed { address: endpoint.address(), error };
+                return deny_late(worker, conn, input, head, record, denial).await;
+            }
+        };
+        worker.stats.add(if lease.reused { Counter::UpstreamReused } else { Counter::UpstreamConnects }, 1);
+        if !lease.reused
+            && let Some(origination) = endpoint.security()
+            && let Err(error) = secure(worker, &mut lease.conn, origination, left_ms).await
+        {
+            drop(lease);
+            endpoint.avoid();
+            if attempt < ATTEMPTS_MAX && error.is_worth_another() {
+                worker.stats.add(Counter::UpstreamRetries, 1);
+                tried = Some(endpoint);
+                continue;
+            }
+            let denial = Denial::TlsFailed { address: endpoint.address(), error };
+            return deny_late(worker, conn, input, head, record, denial).await;
+        }
+        lease.conn.timer.set(exchange.head_at_ms.get(), Expiry::ShutdownBoth);
+        let mut response_input = Input::new(worker.buffers.lazy());
+        // RFC 9110 section 9.2.2 and RFC 9112 section 9.3.1: a reused connection that closes without a byte was most likely
+        // closed before the request came; an idempotent request may be sent once more.
+        let can_send_again = lease.reused && reuse == Reuse::Any && attempt < ATTEMPTS_MAX;
+        let result = if body.ended() {
+            whole(&exchange, &mut lease, conn, &mut response_input, response_fields, &mut out, can_send_again).await
+        } else {
+            streamed(&exchange, &mut lease, conn, input, &mut body, &mut response_input, response_fields, &mut out)
+                .await
+        };
+        drop(response_input);
+        match result {
+            Ok(relayed) => {
+                drop(out);
+                return finish(&exchange, conn, input, lease, relayed).await;
+            }
+            Err(Failure::NoResponse) if can_send_again => {
+                worker.stats.add(Counter::UpstreamRetries, 1);
+                reuse = Reuse::Never;
+            }
+            Err(failure) => {
+                drop(out);
+                drop(lease);
+                return failed(worker, conn, input, head, record, failure, endpoint.address()).await;
+            }
+        }
+    }
+    let denial = Denial::Upstream { status: 502, what: "every attempt failed".into() };
+    deny_late(worker, conn, input, head, record, denial).await
+}
+
+/// Why nothing can be sent to an upstream.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NotSecured {
+    #[error(transparent)]
+    NoTls(#[from] NoTls),
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+}
+
+impl NotSecured {
+    /// What we lack is lacking for every endpoint.
+    pub(super) fn is_worth_another(&self) -> bool {
+        matches!(self, Self::Handshake(_))
+    }
+
+    pub(super) fn code(&self) -> &'static str {
+        match self {
+            Self::NoTls(_) => "tls.no_credential",
+            Self::Handshake(error) => error.code(),
+        }
+    }
+}
+
+/// TLS to an upstream, over a new connection. Not an `async fn`: its frame is for new connections alone.
+pub(super) fn secure<'a>(
+    worker: &'a Worker,
+    conn: &'a mut Conn,
+    origination: &'a Origination,
+    ms_max: u64,
+) -> Pin<Box<dyn Future<Output = Result<(), NotSecured>> + 'a>> {
+    Box::pin(async move {
+        worker.stats.add(Counter::TlsUpstream, 1);
+        let shake = async {
+            let client = worker.materials.cluster(&origination.settings, origination.tls12)?;
+            Ok(handshake::connect(worker, conn, &client, &origination.name, ms_max).await?)
+        };
+        let result: Result<(), NotSecured> = shake.await;
+        if let Err(error) = &result {
+            worker.stats.add(Counter::TlsUpstreamFailures, 1);
+            worker.log_refusal(error.code(), conn.peer(), &format_args!("upstream: {error}"));
+        }
+        result
+    })
+}
+
+/// The whole request is in `out`. Write and first read are submitted together: one pass through the event loop less.
+/// `out` comes back as it was if nothing of the response has come and `is_kept`, so that it can be sent again.
+pub(super) async fn whole(
+    exchange: &Exchange<'_>,
+    lease: &mut Lease,
+    conn: &mut Conn,
+    response_input: &mut Input,
+    fields: &mut Fields,
+    out: &mut Buffer,
+    is_kept: bool,
+) -> Result<Relayed, Failure> {
+    let upstream = &mut lease.conn;
+    let bytes_max = exchange.bounds.head_bytes + 1;
+    let read = upstream.ask(out, is_kept, response_input, HEAD_READ_BYTES_MAX, bytes_max).await;
+    if !matches!(read, Ok(count) if count > 0) {
+        let failure = if upstream.timer.take_expired() { Failure::Timeout } else { Failure::NoResponse };
+        return Err(failure);
+    }
+    let from = Side { half: &mut upstream.read, timer: &upstream.timer };
+    let to = Side { half: &mut conn.write, timer: &conn.timer };
+    relay::relay_response(exchange, fields, response_input, from, to, out).await
+}
+
+/// The request body is still on its way: it goes up while the response comes down.
+#[expect(clippy::too_many_arguments, reason = "two directions at once")]
+pub(super) async fn streamed(
+    exchange: &Exchange<'_>,
+    lease: &mut Lease,
+    conn: &mut Conn,
+    input: &mut Input,
+    body: &mut Body,
+    response_input: &mut Input,
+    fields: &mut Fields,
+    out: &mut Buffer,
+) -> Result<Relayed, Failure> {
+    let worker = exchange.worker;
+    let limits = &worker.limits;
+    let ends_at_ms = Cell::new(u64::MAX);
+    let rate = BodyRate::new(limits.body_rate_min, limits.body_grace_ms);
+    let patience = Patience {
+        total_at_ms: exchange.total_at_ms,
+        upload: Some(Upload { rate, ends_at_ms: &ends_at_ms, begun: exchange.continued }),
+    };
+    // The connections' own timers are for reading; writing goes on at the same time.
+    let (client, upstream) = (&conn.timer, &lease.conn.timer);
+    let (to_client, to_upstream) = (conn.second_timer(), lease.conn.second_timer());
+    let up = async {
+        let from = Side { half: &mut conn.read, timer: client };
+        let to = Side { half: &mut lease.conn.write, timer: &to_upstream };
+        let sent = relay::relay_body(body, input, from, to, out, patience).await;
+        if matches!(sent, Ok(()) | Err(BodyError::Write(_))) && exchange.awaits_head.get() {
+            // Now it is the upstream's turn.
+            let at_ms = exchange.total_at_ms.unwrap_or_else(|| now_ms() + RESPONSE_HEAD_MS_MAX);
+            exchange.head_at_ms.set(at_ms);
+            upstream.set(at_ms, Expiry::ShutdownBoth);
+        }
+        match sent {
+            Ok(()) => {
+                exchange.uploading.set(false);
+                None
+            }
+            // The upstream reads no more; it may have responded all the same.
+            Err(BodyError::Write(_)) => None,
+            // The client's body is broken or it went away: the upstream must not take what it has for all of it.
+            Err(fault) => {
+                upstream.shutdown(Expiry::ShutdownBoth);
+                Some(fault)
+            }
+        }
+    };
+    let down = async {
+        let from = Side { half: &mut lease.conn.read, timer: upstream };
+        let to = Side { half: &mut conn.write, timer: &to_client };
+        let mut out = worker.buffers.lazy();
+        let result = relay::relay_response(exchange, fields, response_input, from, to, &mut out).await;
+        if exchange.uploading.get() {
+            // The response is complete, or there will be none: nobody waits for the rest of the body. The client may
+            // still be sending; its next bytes meet a closed upstream and end the other direction.
+            upstream.shutdown(Expiry::ShutdownBoth);
+            ends_at_ms.set(now_ms() + local::LINGER_MS_MAX);
+            client.set(ends_at_ms.get(), Expiry::ShutdownRead);
+        }
+        result
+    };
+    let (fault, result) = both(pin!(up), pin!(down)).await;
+    let unanswered = matches!(result, Err(Failure::NoResponse | Failure::CutHead | Failure::Timeout));
+    match (fault, result) {
+        // Not the upstream's fault, whatever it looked like from there.
+        (Some(BodyError::Bad(bad)), Err(_)) if unanswered => Err(Failure::ClientBody(bad)),
+        (Some(BodyError::Bad(bad)), Err(Failure::Broken(_))) => Err(Failure::ClientBodyLate(bad)),
+        (Some(BodyError::Read(error)), Err(_)) if unanswered => Err(Failure::Client(error)),
+        (_, result) => result,
+    }
+}
+
+/// After a complete response: pool the upstream connection, say whether the client's can go on.
+pub(super) async fn finish(
+    exchange: &Exchange<'_>,
+    conn: &mut Conn,
+    input: &mut Input,
+    lease: Lease,
+    relayed: Relayed,
+) -> After {
+    let Exchange { worker, uploading, keep_alive, .. } = *exchange;
+    conn.timer.clear();
+    if relayed.upstream_reusable && !uploading.get() && !worker.draining() {
+        lease.give_back(now_ms(), relayed.keep_alive_timeout_s);
+    }
+    if relayed.downstream_keep && !uploading.get() {
+        return After::KeepAlive;
+    }
+    // A client that has asked for an end sends no more. Any other may have: closing over it would reset the connection.
+    if keep_alive || uploading.get() || !input.is_empty() {
+        local::linger(conn, input).await;
+    }
+    After::Close
+}
+
+/// After a failed exchange: an error response where the client has seen nothing yet.
+pub(super) async fn failed(
+    worker: &Worker,
+    conn: &mut Conn,
+    input: &mut Input,
+    head: &RequestHead,
+    record: &Record<'_>,
+    failure: Failure,
+    address: SocketAddr,
+) -> After {
+    let (status, counter) = match failure {
+        Failure::Broken(error) => {
+            // Nothing can be said any more: an abrupt end tells the client that the response is not whole.
+            worker.stats.add(Counter::UpstreamResets, 1);
+            tracing::debug!(%address, "response broken off: {error}");
+            conn.abort();
+            return After::Close;
+        }
+        Failure::Client(_) => return After::Close,
+        Failure::ClientBody(bad) => {
+            return deny_late(worker, conn, input, head, record, Denial::BadBody(bad)).await;
+        }
+        Failure::ClientBodyLate(bad) => {
+            Denial::BadBody(bad).observe(worker, conn);
+            conn.abort();
+            return After::Close;
+        }
+        Failure::Timeout => (504, Counter::UpstreamTimeouts),
+        Failure::NoResponse | Failure::CutHead => (502, Counter::UpstreamResets),
+        Failure::Malformed(_) | Failure::UnsolicitedUpgrade => (502, Counter::UpstreamBadResponses),
+    };
+    worker.stats.add(counter, 1);
+    let denial = Denial::Upstream { status, what: format!("{address}: {failure}") };
+    deny_late(worker, conn, input, head, record, denial).await
+}

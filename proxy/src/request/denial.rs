@@ -1,0 +1,167 @@
+//! Requests that are answered here, and why.
+
+use std::{io, net::SocketAddr};
+
+use meshring_core::{
+    http::{
+        error::Refusal,
+        request::RequestHead,
+        serialize::{HeaderEdits, NoEdits},
+        status::reason,
+    },
+    stats::Counter,
+    table::lookup::NoRoute,
+};
+
+use super::attempt::NotSecured;
+use crate::{
+    observe::Record,
+    respond::{
+        local::{self, After, Response},
+        relay::BadBody,
+    },
+    worker::{Worker, buffers::Input, conn::Conn},
+};
+
+/// Why a request is answered here.
+pub(super) enum Denial {
+    ConnectNotConfigured,
+    Refused(Refusal),
+    NoRoute { no_route: NoRoute, host: String, namespace: String },
+    NoEndpoint(String),
+    ConnectFailed { address: SocketAddr, error: io::Error },
+    TlsFailed { address: SocketAddr, error: NotSecured },
+    TlsRequired { is_gateway: bool },
+    BadBody(BadBody),
+    Overload(&'static str),
+    Exhausted { code: &'static str, error: io::Error },
+    Upstream { status: u16, what: String },
+}
+
+impl Denial {
+    pub(super) fn status(&self) -> u16 {
+        match self {
+            Self::ConnectNotConfigured => 405,
+            Self::Refused(refusal) => refusal.status(),
+            Self::NoRoute { .. } => 404,
+            Self::NoEndpoint(_) | Self::Overload(_) | Self::Exhausted { .. } => 503,
+            Self::ConnectFailed { error, .. } if error.kind() == io::ErrorKind::TimedOut => 504,
+            Self::ConnectFailed { .. } | Self::TlsFailed { .. } => 503,
+            // As servers answer plain HTTP on a port for TLS; between workloads it is about who may come.
+            Self::TlsRequired { is_gateway: true } => 400,
+            Self::TlsRequired { is_gateway: false } => 403,
+            Self::BadBody(bad) => bad.status(),
+            Self::Upstream { status, .. } => *status,
+        }
+    }
+
+    /// Counts it, and logs what an operator must know of: what a client or this machine is to blame for.
+    pub(super) fn observe(&self, worker: &Worker, conn: &Conn) {
+        let (counter, code, what): (_, _, &dyn std::fmt::Display) = match self {
+            Self::NoRoute { .. } => return worker.stats.add(Counter::NoRoute, 1),
+            Self::BadBody(BadBody::TooSlow) => (Counter::BodyTimeouts, BadBody::TooSlow.code(), &BadBody::TooSlow),
+            Self::BadBody(bad) => (Counter::RequestsRefused, bad.code(), bad),
+            Self::Overload(what) => (Counter::RequestsOverload, "overload", what),
+            Self::TlsRequired { .. } => (Counter::TlsRequired, "tls_required", &"plain text where TLS is required"),
+            Self::Exhausted { code, error } => (Counter::RequestsOverload, *code, error),
+            _ => return,
+        };
+        worker.stats.add(counter, 1);
+        worker.log_refusal(code, conn.peer(), what);
+    }
+
+    pub(super) fn text(&self) -> String {
+        let status = self.status();
+        let (code, what) = match self {
+            Self::ConnectNotConfigured => ("connect_not_configured", "CONNECT is not configured here".into()),
+            Self::Refused(refusal) => (refusal.code(), refusal.to_string()),
+            Self::NoRoute { no_route, host, namespace } => {
+                let hint = match no_route {
+                    NoRoute::NoRule(_) => "",
+                    _ => "; `meshring explain` shows what was looked for",
+                };
+                ("no_route", format!("host {host:?}, asked from namespace {namespace}: {no_route}{hint}"))
+            }
+            Self::NoEndpoint(why) => ("no_endpoint", why.clone()),
+            Self::ConnectFailed { address, error } => ("connect_failed", format!("{address}: {error}")),
+            Self::TlsFailed { address, error } => (error.code(), format!("{address}: {error}")),
+            Self::TlsRequired { is_gateway: true } => ("tls_required", "this port takes TLS only".into()),
+            Self::TlsRequired { is_gateway: false } => {
+                ("tls_required", "this workload takes mutual TLS only (PeerAuthentication mode STRICT)".into())
+            }
+            Self::BadBody(bad) => (bad.code(), bad.to_string()),
+            Self::Overload(what) => ("overload", (*what).into()),
+            Self::Exhausted { code, error } => {
+                (*code, format!("this proxy cannot open an upstream connection: {error}"))
+            }
+            Self::Upstream { what, .. } => ("upstream", what.clone()),
+        };
+        format!("meshring: {} ({code}): {what}\n", reason(status))
+    }
+}
+
+/// A path that no server reads in one way only: as for every other malformed request, nothing of it goes anywhere.
+pub(super) async fn refuse_path(
+    worker: &Worker,
+    conn: &mut Conn,
+    input: &mut Input,
+    head: &RequestHead,
+    record: &Record<'_>,
+    refusal: Refusal,
+) -> After {
+    worker.stats.add(Counter::RequestsRefused, 1);
+    worker.log_refusal(refusal.code(), conn.peer(), &refusal);
+    let head = RequestHead { keep_alive: false, ..*head };
+    deny(worker, conn, input, &head, record, Denial::Refused(refusal)).await
+}
+
+/// A response of our own to a request whose head is still in the input.
+pub(super) async fn answer(
+    worker: &Worker,
+    conn: &mut Conn,
+    input: &mut Input,
+    head: &RequestHead,
+    record: &Record<'_>,
+    response: &Response<'_>,
+    edits: &impl HeaderEdits,
+) -> After {
+    record.status(response.status);
+    let after = local::answer(worker, conn, input, head, response, edits).await;
+    record.complete();
+    after
+}
+
+/// Answers a request whose head is still in the input.
+pub(super) async fn deny(
+    worker: &Worker,
+    conn: &mut Conn,
+    input: &mut Input,
+    head: &RequestHead,
+    record: &Record<'_>,
+    denial: Denial,
+) -> After {
+    denial.observe(worker, conn);
+    let (status, text) = (denial.status(), denial.text());
+    let extra: &[u8] = match denial {
+        // RFC 9110 section 15.5.6 asks for the field.
+        Denial::ConnectNotConfigured => b"allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE\r\n",
+        _ => b"",
+    };
+    let response = Response { status, content_type: "text/plain", body: text.as_bytes(), extra };
+    answer(worker, conn, input, head, record, &response, &NoEdits).await
+}
+
+/// Answers a request whose head, and perhaps part of its body, has left the input. The connection goes on only where
+/// there was no body at all.
+pub(super) async fn deny_late(
+    worker: &Worker,
+    conn: &mut Conn,
+    input: &mut Input,
+    head: &RequestHead,
+    record: &Record<'_>,
+    denial: Denial,
+) -> After {
+    conn.timer.clear();
+    let rest = RequestHead { len: 0, keep_alive: head.keep_alive && !head.framing.has_body(), ..*head };
+    deny(worker, conn, input, &rest, record, denial).await
+}
