@@ -5,6 +5,7 @@
 //! with bytes. The two places that touch file descriptors are [`snapshot::region`] (sealed memfds) and
 //! [`link::channel`] (one seqpacket message with descriptors), because both processes need the very same checks there.
 
+pub mod certificate;
 pub mod client_hello;
 pub mod clock;
 pub mod http;

@@ -5,6 +5,7 @@ use std::{io, sync::Arc};
 
 use aws_lc_rs::digest;
 use meshring_core::{
+    certificate::Names,
     client_hello::{self, BadHello, ClientHello},
     limits::{TLS_HANDSHAKE_BYTES_MAX, TLS_HANDSHAKE_MS_MAX},
     spiffe::SpiffeId,
@@ -18,7 +19,6 @@ use rustls::{
 };
 
 use super::{
-    certificate::Names,
     materials::{Client, Server},
     verify::Verifier,
 };

@@ -8,6 +8,7 @@ use std::{
 };
 
 use meshring_core::{
+    certificate::Names,
     identity::{Material, OWN},
     limits::MATERIALS_MAX,
     spiffe::SpiffeId,
@@ -23,10 +24,7 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 
-use super::{
-    certificate::Names,
-    verify::{Anchors, Expected, Verifier},
-};
+use super::verify::{Anchors, Expected, Verifier};
 
 /// Sessions that can be resumed, for each way to reach a cluster.
 const SESSIONS_MAX: usize = 256;

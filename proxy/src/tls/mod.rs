@@ -1,7 +1,6 @@
 //! TLS: who we are, whom we trust, and the handshakes that prove it. What comes after a handshake is
 //! [`worker::secure`](crate::worker::secure).
 
-pub(crate) mod certificate;
 pub(crate) mod handshake;
 pub(crate) mod materials;
 mod verify;

@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, atomic::AtomicBool, atomic::Ordering},
 };
 
+use meshring_core::certificate::{BadCertificate, Names};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -15,8 +16,6 @@ use rustls::{
         danger::{ClientCertVerified, ClientCertVerifier},
     },
 };
-
-use super::certificate::{BadCertificate, Names};
 
 /// The roots of one trust domain, for both sides of a connection.
 pub(crate) struct Anchors {

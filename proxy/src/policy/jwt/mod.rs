@@ -14,6 +14,7 @@ pub(crate) mod json;
 pub(crate) mod keys;
 mod locate;
 pub(crate) mod token;
+mod view;
 
 use std::{borrow::Cow, cell::RefCell, rc::Rc, sync::Arc};
 

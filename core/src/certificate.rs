@@ -1,39 +1,44 @@
-//! What a leaf certificate says about its owner.
+//! What a leaf certificate says about its owner (RFC 5280 section 4.2.1.6, SPIFFE X.509-SVID section 2).
 
-use meshring_core::spiffe::{BadSpiffeId, SpiffeId};
+use crate::spiffe::{BadSpiffeId, SpiffeId};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 /// The names in a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Names {
+pub struct Names {
     /// URI names, as they stand.
-    pub(crate) uris: Vec<String>,
+    pub uris: Vec<String>,
     /// DNS names in lower case.
-    pub(crate) dns: Vec<String>,
+    pub dns: Vec<String>,
     /// Whether the certificate may sign others: a workload's must not (SPIFFE X.509-SVID section 4.1).
-    pub(crate) is_authority: bool,
+    pub is_authority: bool,
     /// End of its validity in seconds since 1970.
-    pub(crate) not_after_s: u64,
+    pub not_after_s: u64,
 }
 
 /// A certificate that proves no identity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum BadCertificate {
+pub enum BadCertificate {
+    /// No DER certificate, or with extensions that cannot be read.
     #[error("the certificate is malformed")]
     Malformed,
+    /// A NUL, a space, a control byte or a byte beyond ASCII.
     #[error("a name in the certificate has bytes that no name has")]
     Name,
+    /// None or several: it is not clear who it is.
     #[error("the certificate has {0} URI names, where a workload's has exactly one")]
     NotOneUri(usize),
+    /// Workloads sign nobody.
     #[error("the certificate is that of an authority, not of a workload")]
     Authority,
+    /// Not of the form that SPIFFE asks for.
     #[error("the certificate's URI is no SPIFFE id: it {0}")]
     Id(#[from] BadSpiffeId),
 }
 
 impl Names {
     /// Of a DER certificate. Strict: what is malformed anywhere proves nothing.
-    pub(crate) fn of(der: &[u8]) -> Result<Self, BadCertificate> {
+    pub fn of(der: &[u8]) -> Result<Self, BadCertificate> {
         let malformed = |_| BadCertificate::Malformed;
         let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| BadCertificate::Malformed)?;
         if !rest.is_empty() {
@@ -62,7 +67,7 @@ impl Names {
     }
 
     /// The identity, if this is a workload's certificate.
-    pub(crate) fn identity(&self) -> Result<SpiffeId, BadCertificate> {
+    pub fn identity(&self) -> Result<SpiffeId, BadCertificate> {
         let [uri] = &self.uris[..] else { return Err(BadCertificate::NotOneUri(self.uris.len())) };
         if self.is_authority {
             return Err(BadCertificate::Authority);
@@ -71,7 +76,7 @@ impl Names {
     }
 
     /// Whether one of them is one of these names: a URI or a DNS name as a whole.
-    pub(crate) fn has_any_of(&self, names: &[String]) -> bool {
+    pub fn has_any_of(&self, names: &[String]) -> bool {
         names.iter().any(|name| self.uris.contains(name) || self.dns.iter().any(|dns| dns.eq_ignore_ascii_case(name)))
     }
 }
@@ -79,4 +84,32 @@ impl Names {
 /// IA5String is 7 bits wide; a NUL or a control byte in a name has only ever been an attack.
 fn sound(name: &str) -> Result<&str, BadCertificate> {
     if name.bytes().all(|b| b.is_ascii_graphic()) { Ok(name) } else { Err(BadCertificate::Name) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn nothing_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Names::of(&bytes);
+        }
+    }
+
+    #[test]
+    fn a_name_is_found_as_a_whole() {
+        let names = Names {
+            uris: vec!["spiffe://a/b".into()],
+            dns: vec!["reviews.example.com".into()],
+            is_authority: false,
+            not_after_s: 0,
+        };
+        let has = |name: &str| names.has_any_of(&[name.to_owned()]);
+        assert!(has("spiffe://a/b") && has("Reviews.example.com"));
+        assert!(!has("spiffe://a/bc") && !has("spiffe://A/b") && !has("example.com") && !has(""));
+        assert_eq!(names.identity().map(|id| id.to_string()), Ok("spiffe://a/b".to_owned()));
+    }
 }
