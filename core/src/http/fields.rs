@@ -1,10 +1,8 @@
 //! The fields of one head: a table of fixed capacity that a connection allocates once and reuses.
 
-use std::mem::MaybeUninit;
-
-use super::error::Refusal;
 use super::head::Span;
-use super::kind::{FieldKind, HOP_BY_HOP, KINDS, KindSet, kind_of};
+use super::kind::{FieldKind, HOP_BY_HOP, KINDS, KindSet};
+use super::lines::{self, Next};
 use crate::limits::NEXT_HOP_HEAD_FIELDS_MAX;
 
 const _: () = assert!(NEXT_HOP_HEAD_FIELDS_MAX <= 128, "the masks have one bit per field");
@@ -20,8 +18,23 @@ pub struct Field {
     pub kind: FieldKind,
 }
 
-/// Room for httparse's view of the fields: never initialised, never zeroed.
-pub(super) type RawFields<'b> = [MaybeUninit<httparse::Header<'b>>; NEXT_HOP_HEAD_FIELDS_MAX];
+/// What a header section is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Section {
+    /// All of its lines are fields.
+    Whole {
+        /// Position after the empty line.
+        end: usize,
+        /// Whether a name has `_` for `-` where that could fool a server behind us.
+        has_twin: bool,
+    },
+    /// Its end is missing; so far nothing is wrong.
+    Unfinished,
+    /// It has more fields than are allowed.
+    TooManyFields,
+    /// A line is not a field.
+    Malformed,
+}
 
 /// The fields of the head that was parsed last. About 1 KB; clearing it costs a few stores, not a kilobyte.
 #[derive(Clone, Debug)]
@@ -58,90 +71,46 @@ impl Fields {
         })
     }
 
-    /// Takes over what httparse found in `window` and checks what httparse does not: CR before each LF and, in requests,
-    /// underscore twins. `end` is the length of the head. Marks hop-by-hop fields.
-    ///
-    /// This is most of what a request costs above httparse, so it goes from the last field to the first (what is written
-    /// last for a kind is its first field) and collects what is odd instead of branching on it.
+    /// Reads the header section that begins at `from`, of so many fields at most, and marks hop-by-hop fields. The table is
+    /// complete only if the section is [`Section::Whole`].
     #[inline]
-    pub(super) fn fill<const IS_REQUEST: bool>(
-        &mut self,
-        window: &[u8],
-        raw: &[httparse::Header<'_>],
-        end: usize,
-    ) -> Result<(), Refusal> {
-        // httparse lets lines end in a bare LF; the last two lines are seen here.
-        if !window[..end].ends_with(b"\r\n\r\n") {
-            return Err(Refusal::BareLf);
-        }
-        self.len = raw.len().min(NEXT_HOP_HEAD_FIELDS_MAX);
-        (self.hop, self.loose, self.end) = (0, 0, end - 2);
-        if !self.fill_spans(window, raw) {
-            self.examine_spelling(window)?;
-        }
-        let has_twin = self.fill_kinds(raw);
-        if has_twin && IS_REQUEST { Err(Refusal::UnderscoreTwin) } else { Ok(()) }
-    }
-
-    /// Where the fields are. Whether all of them are spelled `name: value CR LF`, and the first line ends in CR LF.
-    #[inline]
-    fn fill_spans(&mut self, window: &[u8], raw: &[httparse::Header<'_>]) -> bool {
-        let offset = |part: &[u8]| (part.as_ptr() as usize).wrapping_sub(window.as_ptr() as usize);
-        let byte = |at: usize| window.get(at).map_or(0, |&b| usize::from(b));
-        let cr_before = |at: usize| byte(at.wrapping_sub(2)) ^ usize::from(b'\r');
-        let mut next = self.end;
-        // All bits that are not as they should be.
-        let mut odd = 0;
-        for (slot, header) in self.slots.iter_mut().zip(raw).rev() {
-            let (start, value_start) = (offset(header.name.as_bytes()), offset(header.value));
-            let (name_end, value_end) = (start + header.name.len(), value_start + header.value.len());
-            odd |= cr_before(next);
-            odd |= ((name_end + 2) ^ value_start) | ((value_end + 2) ^ next) | (byte(name_end + 1) ^ usize::from(b' '));
-            next = start;
-            slot.name = Span::new(start, name_end);
-            slot.value = Span::new(value_start, value_end);
-        }
-        odd | cr_before(next) == 0
-    }
-
-    /// What the fields are; whether a name is an underscore twin. From the last to the first, so that what is written last
-    /// for a kind is its first field.
-    #[inline]
-    fn fill_kinds(&mut self, raw: &[httparse::Header<'_>]) -> bool {
+    pub(super) fn read(&mut self, window: &[u8], from: usize, fields_max: usize) -> Section {
         let (mut kinds, mut repeated, mut has_twin) = (0_u32, 0_u32, false);
-        for (i, (slot, header)) in self.slots.iter_mut().zip(raw).enumerate().rev() {
-            let kind = kind_of(header.name.as_bytes(), &mut has_twin);
-            slot.kind = kind;
-            self.first[kind as usize] = i as u8;
-            let bit = 1 << kind as u32;
+        (self.len, self.hop, self.loose) = (0, 0, 0);
+        let slots = &mut self.slots[..fields_max.min(NEXT_HOP_HEAD_FIELDS_MAX)];
+        let (mut at, mut i) = (from, 0);
+        loop {
+            let line = match lines::next(&window[at..]) {
+                Next::Field(line) => line,
+                Next::End => break,
+                Next::Unfinished => return Section::Unfinished,
+                Next::Malformed => return Section::Malformed,
+            };
+            let Some(slot) = slots.get_mut(i) else { return Section::TooManyFields };
+            *slot = Field {
+                name: Span::new(at, at + line.name_len),
+                value: Span::new(at + line.value_start, at + line.value_end),
+                kind: line.kind,
+            };
+            let bit = 1 << line.kind as u32;
+            if kinds & bit == 0 {
+                self.first[line.kind as usize] = i as u8;
+            }
             repeated |= kinds & bit;
             kinds |= bit;
-            if HOP_BY_HOP.contains(kind) {
+            if HOP_BY_HOP.contains(line.kind) {
                 self.hop |= 1 << i;
             }
+            if !line.is_tight {
+                self.loose |= 1 << i;
+            }
+            has_twin |= line.is_twin;
+            at += line.len;
+            i += 1;
         }
         (self.kinds, self.repeated) = (KindSet::from_bits(kinds), KindSet::from_bits(repeated));
-        has_twin
-    }
-
-    /// Some line is not spelled `name: value CR LF`: refuses bare LFs and marks the fields that are spelled otherwise.
-    #[cold]
-    fn examine_spelling(&mut self, window: &[u8]) -> Result<(), Refusal> {
-        for i in 0..=self.len {
-            // Neither names nor values hold CR, so the byte two before a line is a CR exactly if the one before ends in
-            // CR LF.
-            let start = if i < self.len { usize::from(self.slots[i].name.start) } else { self.end };
-            if window.get(start.wrapping_sub(2)) != Some(&b'\r') {
-                return Err(Refusal::BareLf);
-            }
-        }
-        for i in 0..self.len {
-            let Field { name, value, .. } = self.slots[i];
-            let is_tight = window.get(usize::from(name.end)..usize::from(value.start)) == Some(b": ")
-                && usize::from(value.end) + 2 == self.line_end(i);
-            self.loose |= u128::from(!is_tight) << i;
-        }
-        Ok(())
+        (self.len, self.end) = (i, at);
+        Section::Whole { end: at + 2, has_twin }
     }
 
     /// How many fields.

@@ -65,13 +65,6 @@ impl Span {
     }
 }
 
-/// Where `part` lies in `whole`; `part` must be a piece of `whole`.
-#[inline(always)]
-pub(super) fn span_in(whole: &[u8], part: &[u8]) -> Span {
-    let start = (part.as_ptr() as usize).wrapping_sub(whole.as_ptr() as usize);
-    Span::new(start, start + part.len())
-}
-
 /// A request method (RFC 9110 section 9); names are case-sensitive.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[allow(missing_docs)] // Each variant is the method of that name.

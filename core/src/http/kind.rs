@@ -1,4 +1,6 @@
-//! The field names that a proxy acts upon, found once per field by length and bytes.
+//! The field names that a proxy acts upon, found once per field with one probe of a table.
+
+use super::words;
 
 /// A field name that matters to the codec or the proxy. Everything else is [`FieldKind::Other`] and goes by its bytes.
 /// Two kinds are families of names.
@@ -152,6 +154,7 @@ const NO_TWINS: KindSet = KindSet::of(&[
     K::ProxyConnection,
     K::MaxForwards,
     K::Http2Settings,
+    K::XForwardedClientCert,
 ]);
 
 /// What a field name is.
@@ -190,8 +193,8 @@ pub(super) fn same(name: &[u8], lower: &[u8]) -> bool {
         }
 }
 
-/// The names that are known, but for those that begin with `x-`.
-const NAMES: [(&[u8], FieldKind); 22] = [
+/// The names that are known, up to sixteen bytes.
+const NAMES: [(&[u8], FieldKind); 25] = [
     (b"te", K::Te),
     (b"via", K::Via),
     (b"host", K::Host),
@@ -209,131 +212,112 @@ const NAMES: [(&[u8], FieldKind); 22] = [
     (b"traceparent", K::Traceparent),
     (b"content-type", K::ContentType),
     (b"max-forwards", K::MaxForwards),
+    (b"x-request-id", K::XRequestId),
     (b"authorization", K::Authorization),
     (b"content-length", K::ContentLength),
     (b"http2-settings", K::Http2Settings),
+    (b"x-forwarded-for", K::XForwardedFor),
     (b"proxy-connection", K::ProxyConnection),
-    (b"transfer-encoding", K::TransferEncoding),
+    (b"x-forwarded-host", K::XForwardedHost),
+    (b"x-forwarded-port", K::XForwardedPort),
 ];
+
+/// The longer ones.
+const LONG_NAMES: [(&[u8], FieldKind); 3] = [
+    (b"transfer-encoding", K::TransferEncoding),
+    (b"x-forwarded-proto", K::XForwardedProto),
+    (b"x-forwarded-client-cert", K::XForwardedClientCert),
+];
+
+/// A name of up to sixteen token characters as two little-endian words: each byte with 0x20 set, zeros after the last.
+/// Two names have one key exactly if they differ in nothing but the case of letters, see [`same`] for why.
+pub(super) type Key = [u64; 2];
+
+/// The key of a name of up to sixteen bytes; what is beyond is left out.
+const fn key(name: &[u8]) -> Key {
+    let mut padded = [0; 16];
+    let mut i = 0;
+    while i < name.len() && i < padded.len() {
+        padded[i] = name[i] | 0x20;
+        i += 1;
+    }
+    words::pair(&padded)
+}
 
 /// A name that may be meant, for comparison.
 #[derive(Clone, Copy)]
 struct Candidate {
-    key: [u64; 2],
-    len: u8,
+    key: Key,
     kind: FieldKind,
-    /// Whether it is one of [`NO_TWINS`].
-    has_twins: bool,
 }
 
-/// The place of a name among the candidates, by its length and its first letter in lower case.
+/// The place of a name among the candidates.
 #[inline(always)]
-const fn place(len: usize, first: u8) -> usize {
-    // 13 is the least factor that leads no two of the names to one place.
-    (len * 13 + first as usize) % CANDIDATES.len()
+const fn place(key: Key) -> usize {
+    // Found by trying: a factor that leads no two of the names to one place.
+    (key[0].wrapping_add(key[1]).wrapping_mul(0xf0e6_42f4_3328_ad09) >> 58) as usize
 }
 
-/// The [`NAMES`], each in its place; the other places hold a length that no name has.
+/// The [`NAMES`], each in its place; the other places hold the key of the empty name.
 static CANDIDATES: [Candidate; 64] = {
-    let mut candidates = [Candidate { key: [0, 0], len: 0, kind: K::Other, has_twins: false }; 64];
+    let mut candidates = [Candidate { key: [0, 0], kind: K::Other }; 64];
     let mut i = 0;
     while i < NAMES.len() {
         let (name, kind) = NAMES[i];
-        let candidate = &mut candidates[(name.len() * 13 + name[0] as usize) % 64];
-        assert!(candidate.len == 0, "two names in one place");
-        *candidate = Candidate { key: key(name), len: name.len() as u8, kind, has_twins: NO_TWINS.contains(kind) };
+        assert!(name.len() <= 16, "too long for a key");
+        let candidate = &mut candidates[place(key(name))];
+        assert!(candidate.key[0] == 0, "two names in one place");
+        *candidate = Candidate { key: key(name), kind };
         i += 1;
     }
     candidates
 };
 
-/// Two names of one length up to 16 have one key exactly if they are [`same`]. Of longer ones it leaves the middle out.
-#[inline(always)]
-const fn key(name: &[u8]) -> [u64; 2] {
-    const CASE: u64 = u64::from_ne_bytes([0x20; 8]);
-    if let (Some(first), Some(last)) = (name.first_chunk(), name.last_chunk()) {
-        [u64::from_ne_bytes(*first) | CASE, u64::from_ne_bytes(*last) | CASE]
-    } else if let (Some(first), Some(last)) = (name.first_chunk(), name.last_chunk()) {
-        [u32::from_ne_bytes(*first) as u64 | CASE, u32::from_ne_bytes(*last) as u64 | CASE]
-    } else if let (Some(first), Some(last)) = (name.first_chunk(), name.last_chunk()) {
-        [u16::from_ne_bytes(*first) as u64 | CASE, u16::from_ne_bytes(*last) as u64 | CASE]
-    } else {
-        [1, 1]
-    }
-}
-
 /// Classifies a field name, which must consist of token characters.
 pub(super) fn classify(name: &[u8]) -> Class {
-    let mut has_twin = false;
-    let kind = kind_of(name, &mut has_twin);
-    if has_twin { Class::Twin } else { Class::Kind(kind) }
+    if is_any_twin(name) { Class::Twin } else { Class::Kind(kind_of(name)) }
 }
 
-/// What a field name is, as [`classify`] says it; a twin is [`FieldKind::Other`] and noted in `has_twin`.
+/// What a field name is. A twin is what it would be if nobody minded twins: [`FieldKind::Other`], or the rest of a family.
+pub(super) fn kind_of(name: &[u8]) -> FieldKind {
+    if name.len() <= 16 {
+        return kind_of_key(key(name));
+    }
+    match LONG_NAMES.iter().find(|(lower, _)| same(name, lower)) {
+        Some(&(_, kind)) => kind,
+        None => kind_of_family(key(name)),
+    }
+}
+
+/// What a name of up to sixteen bytes is, by its key.
 #[inline(always)]
-pub(super) fn kind_of(name: &[u8], has_twin: &mut bool) -> FieldKind {
-    let Some(first) = name.first().map(|first| first | 0x20) else { return K::Other };
-    if first == b'x' {
-        return kind_of_x(name, has_twin);
-    }
-    let candidate = &CANDIDATES[place(name.len(), first)];
-    if usize::from(candidate.len) != name.len() {
-        return K::Other;
-    }
-    let key = key(name);
-    let is_same = key[0] == candidate.key[0] && key[1] == candidate.key[1];
-    // Names of more than sixteen bytes have a middle that is not in the key.
-    if is_same && (name.len() <= 16 || same(name, b"transfer-encoding")) {
-        return candidate.kind;
-    }
-    if candidate.has_twins {
-        *has_twin |= NAMES.iter().any(|(lower, kind)| *kind == candidate.kind && is_twin(name, lower));
-    }
-    K::Other
+pub(super) fn kind_of_key(key: Key) -> FieldKind {
+    let candidate = &CANDIDATES[place(key)];
+    if candidate.key[0] == key[0] && candidate.key[1] == key[1] { candidate.kind } else { kind_of_family(key) }
 }
 
-/// What a name is that begins with `x`.
-#[inline(never)]
-fn kind_of_x(name: &[u8], has_twin: &mut bool) -> FieldKind {
-    if let Some((prefix, suffix)) = name.split_first_chunk::<12>() {
-        if same(prefix, X_FORWARDED) {
-            return kind_of_x_forwarded(suffix, has_twin);
-        }
-        if suffix.is_empty() && same(prefix, b"x-request-id") {
-            return K::XRequestId;
-        }
+/// The family of names that one with this key at its beginning belongs to, if any.
+#[inline(always)]
+fn kind_of_family(name: Key) -> FieldKind {
+    const FORWARDED: Key = key(X_FORWARDED);
+    const ENVOY: Key = key(X_ENVOY);
+    if name[0] == FORWARDED[0] && name[1] as u32 == FORWARDED[1] as u32 {
+        return K::XForwardedOther;
     }
-    if name.first_chunk::<8>().is_some_and(|prefix| same(prefix, X_ENVOY)) {
-        return K::XEnvoy;
-    }
-    *has_twin |= name.contains(&b'_') && begins_with_twin(name);
-    K::Other
+    if name[0] == ENVOY[0] { K::XEnvoy } else { K::Other }
 }
 
-/// What a name is, of which this stands behind `x-forwarded-`.
-fn kind_of_x_forwarded(suffix: &[u8], has_twin: &mut bool) -> FieldKind {
-    match suffix.len() {
-        3 if same(suffix, b"for") => K::XForwardedFor,
-        4 if same(suffix, b"host") => K::XForwardedHost,
-        4 if same(suffix, b"port") => K::XForwardedPort,
-        5 if same(suffix, b"proto") => K::XForwardedProto,
-        11 if same(suffix, b"client-cert") => K::XForwardedClientCert,
-        _ => {
-            *has_twin |= is_twin(suffix, b"client-cert");
-            K::XForwardedOther
-        }
+/// Whether a name is one of [`NO_TWINS`], or of a family, spelled with underscores.
+pub(super) fn is_any_twin(name: &[u8]) -> bool {
+    if !name.contains(&b'_') {
+        return false;
     }
-}
-
-/// Whether the name begins like one of a family, spelled with underscores.
-#[cold]
-fn begins_with_twin(name: &[u8]) -> bool {
+    let mut known = NAMES.iter().chain(&LONG_NAMES).filter(|(_, kind)| NO_TWINS.contains(*kind));
     let begins_like = |prefix: &[u8]| name.get(..prefix.len()).is_some_and(|start| is_twin(start, prefix));
-    begins_like(X_FORWARDED) || begins_like(X_ENVOY)
+    known.any(|(lower, _)| is_twin(name, lower)) || begins_like(X_FORWARDED) || begins_like(X_ENVOY)
 }
 
 /// Whether the name is the lower-case one with `_` in place of at least one `-`.
-#[cold]
 fn is_twin(name: &[u8], lower: &[u8]) -> bool {
     name.len() == lower.len()
         && name.iter().zip(lower).all(|(&n, &l)| n | 0x20 == l || (n == b'_' && l == b'-'))

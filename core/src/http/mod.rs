@@ -23,8 +23,10 @@ pub mod response;
 pub mod serialize;
 pub mod status;
 
+mod lines;
 mod rules;
 mod target;
+mod words;
 
 #[cfg(test)]
 mod tests;

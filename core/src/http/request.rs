@@ -1,16 +1,15 @@
 //! Request heads (RFC 9112 sections 2, 3, 5 and 6).
 
-use std::mem::MaybeUninit;
-
 use super::authority;
 use super::error::Refusal;
-use super::fields::{Fields, RawFields};
-use super::head::{BodyFraming, Bounds, Method, Span, Version, span_in};
+use super::fields::{Fields, Section};
+use super::head::{BodyFraming, Bounds, Method, Span, Version};
 use super::kind::{FieldKind, KindSet, TOKEN, is_token};
 use super::path::{self, PathNormalization};
 use super::rules;
 use super::target::{self, Target};
-use crate::limits::{NEXT_HOP_HEAD_FIELDS_MAX, REQUEST_LINE_BYTES_MAX, TARGET_BYTES_MAX};
+use super::words;
+use crate::limits::{REQUEST_LINE_BYTES_MAX, TARGET_BYTES_MAX};
 
 /// The form of a request target (RFC 9112 section 3.2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -135,24 +134,16 @@ pub fn parse(buf: &[u8], fields: &mut Fields, bounds: Bounds) -> Result<Option<R
         [b'\r', ..] => return Err(Refusal::BareCr),
         _ => 0,
     };
-    let mut raw: RawFields<'_> = [const { MaybeUninit::uninit() }; NEXT_HOP_HEAD_FIELDS_MAX];
-    let mut request = httparse::Request::new(&mut []);
-    let len = match request.parse_with_uninit_headers(&window[start..], &mut raw[..bounds.fields]) {
-        Ok(httparse::Status::Complete(len)) => start + len,
-        Ok(httparse::Status::Partial) => return partial(window, start, bounds),
-        Err(httparse::Error::TooManyHeaders) => return Err(Refusal::TooManyFields),
-        Err(_) if is_cut_in_version(&window[start..]) => return Ok(None),
-        Err(_) => return Err(diagnose(window, start)),
+    let Some((line, lines_start)) = request_line(window, start) else { return without_line(window, start, bounds) };
+    let (len, has_twin) = match fields.read(window, lines_start, bounds.fields) {
+        Section::Whole { end, has_twin } => (end, has_twin),
+        Section::Unfinished => return partial(window, start, bounds),
+        Section::TooManyFields => return Err(Refusal::TooManyFields),
+        Section::Malformed => return Err(diagnose(window, start)),
     };
-    let (Some(method_name), Some(path), Some(version)) = (request.method, request.path, request.version) else {
-        return Err(Refusal::Malformed);
-    };
-    let line = Line {
-        method_name: span_in(window, method_name.as_bytes()),
-        target: span_in(window, path.as_bytes()),
-        version: if version == 0 { Version::Http10 } else { Version::Http11 },
-    };
-    fields.fill::<true>(window, request.headers, len)?;
+    if has_twin {
+        return Err(Refusal::UnderscoreTwin);
+    }
     examine(window, len, line, fields).map(Some)
 }
 
@@ -161,6 +152,43 @@ struct Line {
     method_name: Span,
     target: Span,
     version: Version,
+}
+
+/// The request line that begins at `start`, and where the next line begins; `None` if it is not whole or not sound.
+#[inline]
+fn request_line(window: &[u8], start: usize) -> Option<(Line, usize)> {
+    let rest = &window[start..];
+    let method_len = method_len(rest);
+    let [b' ', after_method @ ..] = &rest[method_len..] else { return None };
+    let target_len = words::run(after_method, words::invisible);
+    let [b' ', version @ ..] = &after_method[target_len..] else { return None };
+    if method_len == 0 || target_len == 0 {
+        return None;
+    }
+    let version = match version.first_chunk()? {
+        b"HTTP/1.1\r\n" => Version::Http11,
+        b"HTTP/1.0\r\n" => Version::Http10,
+        _ => return None,
+    };
+    let method_end = start + method_len;
+    let target_end = method_end + 1 + target_len;
+    let line =
+        Line { method_name: Span::new(start, method_end), target: Span::new(method_end + 1, target_end), version };
+    Some((line, target_end + " HTTP/1.1\r\n".len()))
+}
+
+/// How many token characters come first.
+#[inline]
+fn method_len(rest: &[u8]) -> usize {
+    // Nearly every method is shorter than a word.
+    let len = rest.first_chunk().map_or(8, |word| words::first(words::unusual_in_name(u64::from_le_bytes(*word))));
+    if rest.get(len) == Some(&b' ') { len } else { rest.iter().take_while(|&&b| TOKEN[usize::from(b)]).count() }
+}
+
+/// There is no sound request line: is there the beginning of one?
+#[cold]
+fn without_line(window: &[u8], start: usize, bounds: Bounds) -> Result<Option<RequestHead>, Refusal> {
+    if is_cut_line(&window[start..]) { partial(window, start, bounds) } else { Err(diagnose(window, start)) }
 }
 
 /// The rules about meaning, once the bytes are known to be well formed.
@@ -283,9 +311,6 @@ fn authority(
 #[cold]
 fn partial(window: &[u8], start: usize, bounds: Bounds) -> Result<Option<RequestHead>, Refusal> {
     let rest = &window[start..];
-    if rules::has_bare_lf(window) {
-        return Err(Refusal::BareLf);
-    }
     if rest.len() > REQUEST_LINE_BYTES_MAX && memchr::memchr(b'\n', rest).is_none() {
         return Err(Refusal::TargetTooLong);
     }
@@ -295,10 +320,9 @@ fn partial(window: &[u8], start: usize, bounds: Bounds) -> Result<Option<Request
     Ok(None)
 }
 
-/// Whether the bytes end within the version of an otherwise sound request line: httparse refuses `HTTP/9` at once, but the
+/// Whether the bytes end within a request line that is sound so far. A version that is well formed but not ours is: the
 /// status must not depend on where the bytes were cut.
-#[cold]
-fn is_cut_in_version(rest: &[u8]) -> bool {
+fn is_cut_line(rest: &[u8]) -> bool {
     let mut parts = rest.split(|&b| b == b' ');
     let (method, target, version, more) = (parts.next(), parts.next(), parts.next(), parts.next());
     let begins_version = |version: &[u8]| {
@@ -309,13 +333,16 @@ fn is_cut_in_version(rest: &[u8]) -> bool {
                 .zip(b"HTTP/d.d")
                 .all(|(&b, &form)| if form == b'd' { b.is_ascii_digit() } else { b == form })
     };
-    method.is_some_and(is_token)
-        && target.is_some_and(|target| !target.is_empty() && target.iter().all(|b| (0x21..0x7f).contains(b)))
-        && version.is_some_and(begins_version)
+    // Only the last part may be empty: it has just not come yet.
+    let is_method = |name: &[u8]| is_token(name) || name.is_empty() && target.is_none();
+    let is_target = |bytes: &[u8]| bytes.iter().all(u8::is_ascii_graphic) && !(bytes.is_empty() && version.is_some());
+    method.is_some_and(is_method)
+        && target.is_none_or(is_target)
+        && version.is_none_or(begins_version)
         && more.is_none()
 }
 
-/// What exactly is wrong with a head that httparse refused.
+/// What exactly is wrong with a head that does not parse.
 #[cold]
 fn diagnose(window: &[u8], start: usize) -> Refusal {
     let rest = &window[start..];

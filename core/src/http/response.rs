@@ -1,13 +1,10 @@
 //! Response heads (RFC 9112 sections 4 to 6).
 
-use std::mem::MaybeUninit;
-
 use super::error::{BadResponse, Refusal};
-use super::fields::{Fields, RawFields};
+use super::fields::{Fields, Section};
 use super::head::{BodyFraming, Bounds, Method, Span, Version};
 use super::kind::FieldKind;
-use super::rules;
-use crate::limits::NEXT_HOP_HEAD_FIELDS_MAX;
+use super::{lines, rules};
 
 /// A response head that passed every rule. Spans point into the buffer that was parsed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,34 +69,23 @@ pub fn parse(
     bounds: Bounds,
 ) -> Result<Option<ResponseHead>, BadResponse> {
     let window = &buf[..buf.len().min(bounds.head_bytes)];
-    // httparse would skip empty lines; RFC 9112 section 2.2 has them before requests only.
-    if let [b'\r' | b'\n', ..] = window {
-        return Err(BadResponse::StatusLine);
-    }
-    let mut raw: RawFields<'_> = [const { MaybeUninit::uninit() }; NEXT_HOP_HEAD_FIELDS_MAX];
-    let mut response = httparse::Response::new(&mut []);
-    let config = httparse::ParserConfig::default();
-    let len = match config.parse_response_with_uninit_headers(&mut response, window, &mut raw[..bounds.fields]) {
-        Ok(httparse::Status::Complete(len)) => len,
-        Ok(httparse::Status::Partial) => return partial(window, bounds),
-        Err(httparse::Error::TooManyHeaders) => return Err(BadResponse::TooManyFields),
-        Err(httparse::Error::Version) => return Err(BadResponse::Version),
-        Err(_) => return Err(diagnose(window)),
+    let Some((line, lines_start)) = status_line(window) else { return without_line(window, bounds) };
+    let len = match fields.read(window, lines_start, bounds.fields) {
+        // Whoever reads a response does not map names to variables.
+        Section::Whole { end, has_twin: _ } => end,
+        Section::Unfinished => return partial(window, bounds),
+        Section::TooManyFields => return Err(BadResponse::TooManyFields),
+        Section::Malformed => return Err(diagnose(window)),
     };
-    let (Some(version), Some(status)) = (response.version, response.code) else {
-        return Err(BadResponse::StatusLine);
-    };
+    let StatusLine { version, status, reason } = line;
     if !(100..600).contains(&status) {
         return Err(BadResponse::Status);
     }
-    fields.fill::<false>(window, response.headers, len)?;
-    // "HTTP/1.1 200 " has 13 bytes; the space after the status may be missing with the reason.
-    let line_end = fields.lines_start() - 2;
     let head = ResponseHead {
         len,
         status,
-        reason: Span::new(line_end.min(13), line_end),
-        version: if version == 0 { Version::Http10 } else { Version::Http11 },
+        reason,
+        version,
         framing: BodyFraming::None,
         announced_length: None,
         keep_alive: false,
@@ -107,6 +93,61 @@ pub fn parse(
         upgrade: None,
     };
     Ok(Some(examine(window, head, fields, request)?))
+}
+
+/// The status line taken apart.
+struct StatusLine {
+    version: Version,
+    /// Three digits.
+    status: u16,
+    reason: Span,
+}
+
+/// The status line, and where the next line begins; `None` if it is not whole or not sound. RFC 9112 section 2.2 lets empty
+/// lines come before requests only.
+#[inline]
+fn status_line(window: &[u8]) -> Option<(StatusLine, usize)> {
+    let (start, rest) = window.split_first_chunk::<12>()?;
+    let (version, digits) = start.split_first_chunk::<9>()?;
+    let version = match version {
+        b"HTTP/1.1 " => Version::Http11,
+        b"HTTP/1.0 " => Version::Http10,
+        _ => return None,
+    };
+    if !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let status = digits.iter().fold(0, |status, b| status * 10 + u16::from(b - b'0'));
+    // The space after the status may be missing with the reason.
+    let (reason_start, reason_len) = match rest {
+        [b' ', reason @ ..] => (13, lines::reason_len(reason)),
+        _ => (12, 0),
+    };
+    let reason_end = reason_start + reason_len;
+    let [b'\r', b'\n', ..] = window[reason_end..] else { return None };
+    Some((StatusLine { version, status, reason: Span::new(reason_start, reason_end) }, reason_end + 2))
+}
+
+/// There is no sound status line: is there the beginning of one?
+#[cold]
+fn without_line(window: &[u8], bounds: Bounds) -> Result<Option<ResponseHead>, BadResponse> {
+    if let [b'\r' | b'\n', ..] = window {
+        return Err(BadResponse::StatusLine);
+    }
+    let begins_like = |form: &[u8]| {
+        let is_meant = |(&b, &form): (&u8, &u8)| if form == b'd' { b.is_ascii_digit() } else { b == form };
+        window.iter().zip(form).all(is_meant)
+    };
+    if !begins_like(b"HTTP/1.0 ") && !begins_like(b"HTTP/1.1 ") {
+        return Err(BadResponse::Version);
+    }
+    let is_cut = begins_like(b"HTTP/1.d ddd")
+        && match window.get(12..) {
+            None | Some([] | [b'\r']) => true,
+            Some([b' ', reason @ ..]) => matches!(reason[lines::reason_len(reason)..], [] | [b'\r']),
+            Some(_) => false,
+        };
+    if is_cut { partial(window, bounds) } else { Err(diagnose(window)) }
 }
 
 /// Framing, persistence and upgrade (RFC 9112 sections 6.3 and 9.3).
@@ -155,16 +196,13 @@ fn examine(
 /// The head is not whole: is there any use in waiting for more?
 #[cold]
 fn partial(window: &[u8], bounds: Bounds) -> Result<Option<ResponseHead>, BadResponse> {
-    if rules::has_bare_lf(window) {
-        return Err(BadResponse::BareLf);
-    }
     if window.len() >= bounds.head_bytes {
         return Err(BadResponse::HeadTooLarge);
     }
     Ok(None)
 }
 
-/// What exactly is wrong with a head that httparse refused.
+/// What exactly is wrong with a head that does not parse.
 #[cold]
 fn diagnose(window: &[u8]) -> BadResponse {
     let Some(line_feed) = memchr::memchr(b'\n', window) else { return diagnose_line(window) };

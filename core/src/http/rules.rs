@@ -1,5 +1,5 @@
 //! The rules about fields that requests and responses share: Connection, Content-Length, Transfer-Encoding, and what
-//! exactly is wrong with a head that httparse refused.
+//! exactly is wrong with a head that does not parse.
 
 use super::error::Refusal;
 use super::fields::Fields;
@@ -149,7 +149,7 @@ pub(super) fn te_trailers(buf: &[u8], fields: &Fields) -> bool {
         .any(|member| trim(member).eq_ignore_ascii_case(b"trailers"))
 }
 
-/// Why the field lines that begin at `from` do not parse. Called only when httparse has refused them.
+/// Why the field lines that begin at `from` do not parse. Called only when they do not.
 #[cold]
 pub(super) fn diagnose_fields(window: &[u8], from: usize) -> Refusal {
     let mut start = from;
@@ -200,9 +200,4 @@ fn diagnose_line(line: &[u8], is_whole: bool, is_first: bool) -> Option<Refusal>
         b'\r' => Refusal::BareCr,
         _ => Refusal::BadFieldValue,
     })
-}
-
-/// Whether a line in an unfinished head ends in a bare LF: then waiting for the rest is of no use.
-pub(super) fn has_bare_lf(window: &[u8]) -> bool {
-    memchr::memchr_iter(b'\n', window).any(|i| i == 0 || window[i - 1] != b'\r')
 }

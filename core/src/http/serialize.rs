@@ -89,6 +89,8 @@ pub struct RequestOut<'a, E> {
     /// Replaces the path with these two pieces, concatenated: a rewritten prefix and the rest, or the normalised path and
     /// nothing. The query stays.
     pub path: Option<[&'a [u8]; 2]>,
+    /// Replaces the query; empty for none.
+    pub query: Option<&'a [u8]>,
     /// Replaces the authority in Host.
     pub authority: Option<&'a [u8]>,
     /// The framing of the body that will follow.
@@ -112,6 +114,7 @@ impl<'a, E> RequestOut<'a, E> {
     pub fn new(head: &RequestHead, edits: &'a E) -> Self {
         Self {
             path: None,
+            query: None,
             authority: None,
             framing: head.framing,
             connection: ConnectionOption::Implied,
@@ -135,7 +138,8 @@ pub fn request_head<E: HeaderEdits>(
     how: &RequestOut<'_, E>,
 ) {
     out.reserve(head.len + OWN_LINES_BYTES + how.extra.len());
-    let is_line_kept = how.path.is_none() && head.form != TargetForm::Absolute && head.version == Version::Http11;
+    let is_line_kept =
+        how.path.is_none() && how.query.is_none() && head.form != TargetForm::Absolute && head.version == Version::Http11;
     let writes_host = how.authority.is_some() || matches!(head.form, TargetForm::Absolute | TargetForm::Authority);
     let mut skip = fields.hop_mask() | fields.mask_of(how.drop) | edited(buf, fields, how.edits);
     let mut from = fields.lines_start();
@@ -144,7 +148,7 @@ pub fn request_head<E: HeaderEdits>(
     } else if is_line_kept {
         out.extend_from_slice(&buf[head.method_name.start as usize..from]);
     } else {
-        request_line(out, buf, head, how.path);
+        request_line(out, buf, head, how.path, how.query);
     }
     if writes_host {
         skip |= fields.mask_of(KindSet::of(&[FieldKind::Host]));
@@ -170,7 +174,13 @@ pub fn request_head<E: HeaderEdits>(
 }
 
 /// The request line where it is not the received one: absolute form becomes origin form, HTTP/1.0 becomes ours.
-fn request_line(out: &mut Vec<u8>, buf: &[u8], head: &RequestHead, path: Option<[&[u8]; 2]>) {
+fn request_line(
+    out: &mut Vec<u8>,
+    buf: &[u8],
+    head: &RequestHead,
+    path: Option<[&[u8]; 2]>,
+    query: Option<&[u8]>,
+) {
     out.extend_from_slice(head.method_name.of(buf));
     out.push(b' ');
     match (head.form, path) {
@@ -190,9 +200,11 @@ fn request_line(out: &mut Vec<u8>, buf: &[u8], head: &RequestHead, path: Option<
                 Some(_) => out.push(b'/'),
                 None => out.extend_from_slice(head.path_of(buf)),
             }
-            if let Some(query) = head.query {
+            let received = || head.query.map(|span| span.of(buf));
+            let query = query.map_or_else(received, |query| (!query.is_empty()).then_some(query));
+            if let Some(query) = query {
                 out.push(b'?');
-                out.extend_from_slice(query.of(buf));
+                out.extend_from_slice(query);
             }
         }
     }

@@ -4,6 +4,7 @@ mod attacks;
 mod bodies;
 mod forwarding;
 mod heads;
+mod lines;
 mod paths;
 mod properties;
 mod requests;
