@@ -151,6 +151,13 @@ pub const TLS_RECORDS_WITHOUT_DATA_MAX: u32 = 64;
 pub const TLS_HANDSHAKE_MS_MAX: u64 = 10_000;
 /// What a peer may send in one handshake flight before it is refused, in bytes: a chain of ten large certificates.
 pub const TLS_HANDSHAKE_BYTES_MAX: usize = 64 * 1024;
+/// Body of an external authorizer's answer that goes on to the client, in bytes.
+pub const EXT_AUTHZ_BODY_BYTES_MAX: usize = 64 * 1024;
+/// Longest wait for an external authorizer, in milliseconds; Istio's default for `timeout` is 600 s.
+pub const EXT_AUTHZ_MS_MAX: u64 = 600_000;
+/// Pipe between two sockets that a stream is spliced through, in bytes: eight TLS records, and what a socket may hold unsent. An
+/// unprivileged user may have 64 MiB in pipes.
+pub const SPLICE_PIPE_BYTES: usize = 128 * 1024;
 /// Materials that a proxy holds at once: its own and one for each distinct credential of its routes and gateways.
 pub const MATERIALS_MAX: usize = 1024;
 /// Service accounts of one service's endpoints that clients ask for by name; beyond it any identity of the trust domain
@@ -225,6 +232,13 @@ pub const JWT_CLOCK_SKEW_S: u64 = 60;
 pub const JWT_CACHE_TOKENS_MAX: usize = 4096;
 /// What they take, in bytes, claims included: 4,096 tokens of 1 KiB.
 pub const JWT_CACHE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Headers and claims by which the rules of one workload's AuthorizationPolicies are indexed: each costs a search among a
+/// request's fields (20 ns). Rules that only more of them tell apart are tried one by one.
+pub const ACCESS_INDEX_NAMES_MAX: usize = 16;
+/// Longest beginning or end of a text that is a key of that index, in bytes: 64 lengths are 64 probes of 5 ns at the worst.
+/// Below 256.
+pub const ACCESS_INDEX_KEY_BYTES_MAX: usize = 64;
 
 // ---- HTTP ---------------------------------------------------------------------------------------------------------
 

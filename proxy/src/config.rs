@@ -2,9 +2,11 @@
 
 use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
+use anyhow::Context;
 use clap::Parser;
-use meshring_core::limits::{
-    BODY_GRACE_MS, BODY_RATE_MIN, BUFFER_BYTES, REQUEST_HEAD_MS_MAX, TRUSTED_HOPS_MAX, WORKERS_MAX,
+use meshring_core::{
+    limits::{BODY_GRACE_MS, BODY_RATE_MIN, BUFFER_BYTES, REQUEST_HEAD_MS_MAX, TRUSTED_HOPS_MAX, WORKERS_MAX},
+    link::JoinToken,
 };
 
 use crate::{accept::Direction, worker::driver::Choice};
@@ -41,6 +43,16 @@ pub(crate) struct Config {
     /// [default: RUN_DIR/state/NAMESPACE.NAME].
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
+
+    /// The service account that the workload runs as: a part of its identity [default: what the configuration says of the
+    /// workload, or `default`].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) service_account: Option<String>,
+
+    /// File with a join token of `meshring certs token`: proves that this proxy may speak for the workload where it runs as
+    /// another user than control.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) join_token: Option<PathBuf>,
 
     /// What each worker goes by.
     #[command(flatten)]
@@ -180,6 +192,16 @@ impl Config {
         outbound.chain(inbound).collect()
     }
 
+    /// The join token in the file of `--join-token`.
+    pub(crate) fn read_join_token(&self) -> anyhow::Result<Option<JoinToken>> {
+        let Some(path) = &self.join_token else { return Ok(None) };
+        let shown = || format!("--join-token {}", path.display());
+        let text = std::fs::read_to_string(path).with_context(shown)?;
+        let token = text.trim();
+        anyhow::ensure!(!token.is_empty() && token.len() <= 256, "{}: holds no join token", shown());
+        Ok(Some(JoinToken(token.to_owned())))
+    }
+
     /// Where the last good snapshot is kept.
     pub(crate) fn state_dir(&self) -> PathBuf {
         self.state_dir.clone().unwrap_or_else(|| {
@@ -213,6 +235,22 @@ mod tests {
         let listeners: Vec<_> = config.listeners().into_iter().map(|(a, d)| describe(a, d)).collect();
         assert_eq!(listeners, ["outbound 127.0.0.1:15001", "inbound 127.0.0.1:15006=127.0.0.1:8080"]);
         assert_eq!(config.state_dir(), PathBuf::from("/run/x/state/default.reviews-v1"));
+    }
+
+    #[test]
+    fn a_join_token_is_read_from_its_file_and_never_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        let flag = format!("--join-token={}", path.display());
+        let config = Config::try_parse_from(["meshring-proxy", "--workload=a/b", "--service-account=c", &flag]).unwrap();
+        assert_eq!(config.service_account.as_deref(), Some("c"));
+        assert!(format!("{:#}", config.read_join_token().unwrap_err()).contains("token: No such file"));
+        std::fs::write(&path, "mrjt_0123\n").unwrap();
+        let token = config.read_join_token().unwrap().unwrap();
+        assert_eq!(token.0, "mrjt_0123");
+        assert!(!format!("{token:?}").contains("0123"));
+        std::fs::write(&path, "\n").unwrap();
+        assert!(config.read_join_token().unwrap_err().to_string().contains("holds no join token"));
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! The life of a request, in order: parse, route, policy, balance, upstream, respond, observe.
 
 mod attempt;
+mod authorize;
 mod debug;
 mod denial;
+mod ext_authz;
 mod plan;
 
 use std::{
@@ -31,6 +33,7 @@ use meshring_core::{
 
 use self::{
     attempt::forward,
+    authorize::{Changes, Passed, Source, authorize},
     debug::{debug_generation, debug_lines},
     denial::{Denial, answer, deny, refuse_path},
     plan::{Plan, Target, request_address},
@@ -246,13 +249,24 @@ async fn exchange(
             is_host_rewritten,
         }
     };
+    let passed = if is_guarded(&pinned, listener) {
+        let source = Source { address: client.address, peer: conn.secured_peer().map(|peer| &**peer) };
+        match authorize(worker, &pinned, listener, &request, source).await {
+            Ok(passed) => passed,
+            Err(denial) => return deny(worker, conn, input, head, &record, denial).await,
+        }
+    } else {
+        Passed::default()
+    };
     let Direction::Outbound = listener.direction else {
         let target = Target::Application { endpoint: listener.application(worker), shared: listener.cluster(worker) };
-        let extra = Vec::new();
-        let plan = Plan { target, edits: Edits::default(), response_edits: Edits::default(), timeout_ms: 0, extra };
+        let extra = passed.to_client.clone();
+        let plan = Plan { target, response_edits: Edits::default(), timeout_ms: 0, extra };
         let rewritten = Rewritten { path: request.replaced_path(), authority: None };
-        let element = conn.secured_peer().and_then(|peer| peer.element.as_deref());
-        let out = serialized(worker, &request, &plan, &rewritten, &hop(false), element, &mut texts.lines);
+        let edits = passed.edits(&pinned, Edits::default());
+        let mut how = Outgoing { edits: &edits, query: passed.query.as_deref(), element: None };
+        how.element = conn.secured_peer().and_then(|peer| peer.element.as_deref());
+        let out = serialized(worker, &request, &how, &rewritten, &hop(false), &mut texts.lines);
         return forward(worker, conn, input, response_fields, head, &record, &pinned, &plan, out).await;
     };
     match route::decide(&pinned, &request, &worker.random) {
@@ -262,18 +276,20 @@ async fn exchange(
                 Ok(rewritten) => rewritten,
                 Err(refusal) => return refuse_path(worker, conn, input, head, &record, refusal).await,
             };
-            let extra = if is_debugged { debug_lines(&request, &pinned, &chosen) } else { Vec::new() };
+            let mut extra = if is_debugged { debug_lines(&request, &pinned, &chosen) } else { Vec::new() };
+            extra.extend_from_slice(&passed.to_client);
             let cluster = pinned.cluster(chosen.cluster(), &worker.clusters, &worker.endpoints);
             let literal = request_address(&request);
             let plan = Plan {
                 target: Target::Cluster { chosen, cluster, literal },
-                edits,
                 response_edits: Edits::of_response(&chosen),
                 timeout_ms: chosen.rule.timeout_ms.to_native(),
                 extra,
             };
             let hop = hop(rewritten.authority.is_some());
-            let out = serialized(worker, &request, &plan, &rewritten, &hop, None, &mut texts.lines);
+            let edits = passed.edits(&pinned, edits);
+            let how = Outgoing { edits: &edits, query: passed.query.as_deref(), element: None };
+            let out = serialized(worker, &request, &how, &rewritten, &hop, &mut texts.lines);
             forward(worker, conn, input, response_fields, head, &record, &pinned, &plan, out).await
         }
         Ok(Decision::Redirect(rule, redirect)) => {
@@ -325,30 +341,49 @@ fn normalized<'a>(
     Ok(Request { bytes, head, fields, path, rule_path, level })
 }
 
+/// What changes on a request's head beside its target.
+struct Outgoing<'a> {
+    edits: &'a Changes<'a>,
+    /// Replaces the query.
+    query: Option<&'a [u8]>,
+    /// Our element of X-Forwarded-Client-Cert.
+    element: Option<&'a [u8]>,
+}
+
+/// Whether policies for those who come to this workload apply: its own listeners, and those of a gateway.
+fn is_guarded(pinned: &Pinned, listener: &Listener) -> bool {
+    let Some(policy) = pinned.table().inbound_policy(pinned.viewpoint()) else { return false };
+    match listener.direction {
+        Direction::Inbound { .. } => true,
+        Direction::Outbound => policy.has_gateway(listener.address.port()),
+    }
+}
+
 /// The request as it goes upstream, in a buffer of the pool.
 fn serialized(
     worker: &Worker,
     request: &Request<'_>,
-    plan: &Plan<'_>,
+    outgoing: &Outgoing<'_>,
     rewritten: &Rewritten<'_>,
     hop: &Hop,
-    element: Option<&[u8]>,
     lines: &mut Vec<u8>,
 ) -> Buffer {
+    let Outgoing { edits, query, element } = *outgoing;
     let Request { bytes, head, fields, .. } = *request;
     lines.clear();
-    let mut drop = forwarding::request_lines(lines, bytes, head, fields, hop, &plan.edits);
+    let mut drop = forwarding::request_lines(lines, bytes, head, fields, hop, edits);
     if let Some(element) = element {
-        drop = drop.union(forwarding::client_certificate_line(lines, bytes, fields, element, &plan.edits));
+        drop = drop.union(forwarding::client_certificate_line(lines, bytes, fields, element, edits));
     }
     let mut out = worker.buffers.take();
     let how = RequestOut {
         path: rewritten.path.map(|path| [path, b""]),
+        query,
         authority: rewritten.authority,
         via: true,
         drop,
         extra: lines,
-        ..RequestOut::new(head, &plan.edits)
+        ..RequestOut::new(head, edits)
     };
     serialize::request_head(&mut out, request.bytes, request.head, request.fields, &how);
     out

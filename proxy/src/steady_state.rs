@@ -150,7 +150,7 @@ fn prepared(upstream: SocketAddr, is_secured: bool) -> Arc<Prepared> {
     let bytes = encode(&builder.finish().unwrap()).unwrap().to_bytes(Generation(1));
     let snapshot = Snapshot::from_bytes(&bytes).unwrap();
     let viewpoint = Viewpoint::resolve(snapshot.table(), "default", "test");
-    Arc::new(Prepared { snapshot, viewpoint })
+    Arc::new(Prepared::new(snapshot, viewpoint))
 }
 
 fn exchange(stream: &mut TcpStream) {

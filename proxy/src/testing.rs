@@ -123,7 +123,7 @@ impl World {
         let bytes = encode(&builder.finish().unwrap()).unwrap().to_bytes(Generation(1));
         let snapshot = Snapshot::from_bytes(&bytes).unwrap();
         let viewpoint = Viewpoint::resolve(snapshot.table(), "default", "test");
-        Arc::new(Prepared { snapshot, viewpoint })
+        Arc::new(Prepared::new(snapshot, viewpoint))
     }
 }
 

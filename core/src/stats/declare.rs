@@ -61,6 +61,7 @@ counters! {
     TlsUpstreamFailures = "upstream_tls_failures_total", "TLS handshakes with upstreams that failed.";
     TlsKernel = "tls_kernel_total", "TLS connections whose records the kernel handles.";
     AccessDenied = "access_denied_total", "Requests denied by an AuthorizationPolicy (403).";
+    AccessObserved = "access_observed_total", "Matches of AuthorizationPolicies that are not enforced: AUDIT, or a dry run.";
     JwtRefused = "jwt_refused_total", "Requests with a token that is not valid (401).";
     GenerationSwaps = "generation_swaps_total", "Adoptions of another configuration generation.";
     Panics = "panics_total", "Connections that ended with a panic of ours: each is a bug.";

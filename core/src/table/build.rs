@@ -4,7 +4,7 @@
 use std::{collections::HashMap, net::SocketAddr};
 
 use super::{
-    access::{AuthorizationPolicy, ExtAuthz},
+    access::{AccessIndex, AuthorizationPolicy, ExtAuthz, index::INDEX_NONE},
     model::{
         Action, BalancePolicy, Cluster, ClusterKind, Destination, DestinationHeaders, Domain, ENDPOINT_MTLS,
         ENDPOINT_V6, Endpoint, FILE_NONE, HeavyWeight, Origin, Route, SCOPE_ALL, Settings, Table, VirtualHost,
@@ -320,6 +320,27 @@ impl TableBuilder {
         self.table.workloads.push(Workload { namespace, name: name.to_owned(), labels, policy });
     }
 
+    /// Inbound policies with the same AuthorizationPolicies share an index.
+    fn index_access(&mut self) {
+        let mut known: HashMap<&[u32], u32> = HashMap::new();
+        let mut indexes = Vec::new();
+        let mut of = Vec::with_capacity(self.table.inbound_policies.len());
+        for policy in &self.table.inbound_policies {
+            let list = policy.authorization.as_slice();
+            of.push(match known.get(list) {
+                _ if list.is_empty() => INDEX_NONE,
+                Some(index) => *index,
+                None => {
+                    indexes.push(AccessIndex::new(list, &self.table.authorization));
+                    known.insert(list, indexes.len() as u32 - 1);
+                    indexes.len() as u32 - 1
+                }
+            });
+        }
+        self.table.access_indexes = indexes;
+        self.table.access_index_of = of;
+    }
+
     /// Lays out virtual hosts and index.
     pub fn finish(mut self) -> Result<Table, BuildError> {
         for host in &mut self.virtual_hosts {
@@ -328,6 +349,7 @@ impl TableBuilder {
         if self.weight_sum_max > WEIGHT_SUM_MAX {
             return Err(BuildError::EndpointWeightSum(self.weight_sum_max));
         }
+        self.index_access();
         // The layout is independent of the order of calls.
         self.virtual_hosts.sort_by(|a, b| {
             let key = |h: &VirtualHostInput| precedence(h.scope.map_or(SCOPE_ALL, |n| n.0), h.port);

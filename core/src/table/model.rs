@@ -6,7 +6,7 @@
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::{
-    access::{AuthorizationPolicy, ExtAuthz},
+    access::{AccessIndex, AuthorizationPolicy, ExtAuthz},
     security::{ClusterTls, InboundPolicy, JwtRule, POLICY_NONE},
 };
 use crate::id::{ClusterId, EndpointId, NamespaceId, OriginId, RegexId};
@@ -73,6 +73,10 @@ pub struct Table {
     pub mesh_policy: u32,
     /// AuthorizationPolicies that inbound policies refer to.
     pub authorization: Vec<AuthorizationPolicy>,
+    /// Distinct lists of AuthorizationPolicies, indexed.
+    pub access_indexes: Vec<AccessIndex>,
+    /// For each inbound policy the index of its list, or [`INDEX_NONE`](super::access::index::INDEX_NONE).
+    pub access_index_of: Vec<u32>,
     /// External authorizers that policies with action CUSTOM refer to (`MeshConfig.extensionProviders`).
     pub ext_authz: Vec<ExtAuthz>,
     /// Issuers that inbound policies refer to.
@@ -109,6 +113,8 @@ impl Default for Table {
             namespace_policies: Vec::new(),
             mesh_policy: POLICY_NONE,
             authorization: Vec::new(),
+            access_indexes: Vec::new(),
+            access_index_of: Vec::new(),
             ext_authz: Vec::new(),
             jwt_rules: Vec::new(),
             trust_domains: vec![DEFAULT_TRUST_DOMAIN.to_owned()],

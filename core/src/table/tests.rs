@@ -6,6 +6,7 @@ mod invalid;
 mod names;
 mod patterns;
 mod properties;
+mod security;
 
 use super::{
     Table, TableBuilder,

@@ -4,7 +4,7 @@
 use rkyv::string::ArchivedString;
 
 use super::{
-    access::ArchivedPolicyAction,
+    access::{self, ArchivedPolicyAction},
     model::{
         ArchivedAction, ArchivedCondition, ArchivedHeaderOp, ArchivedMatch, ArchivedRoute, ArchivedStringMatch,
         ArchivedTable, ArchivedVirtualHost, FILE_NONE, SCOPE_ALL, WEIGHT_INLINE_MAX, precedence,
@@ -123,8 +123,11 @@ fn security(table: &ArchivedTable) -> Result<(), Invalid> {
         let status = authorizer.status_on_error.to_native();
         check((200..600).contains(&status), || format!("status {status}"))
     })?;
+    each("access_indexes", &table.access_indexes, |index| access::validate::index(table, index))?;
+    each("access_index_of", std::slice::from_ref(table), access::validate::assignment)?;
     each("authorization", &table.authorization, |policy| {
         below("origin", policy.origin.0.to_native(), table.origins.len())?;
+        access::validate::policy(policy)?;
         match policy.action {
             ArchivedPolicyAction::Custom(position) => {
                 below("external authorizer", position.to_native(), table.ext_authz.len())

@@ -1,6 +1,5 @@
 //! What a rule changes on a message: header edits, rewrites, redirects, fixed responses.
 
-#[allow(dead_code, reason = "the inbound path does not call all of it yet")]
 pub(crate) mod jwt;
 pub(crate) mod request_id;
 

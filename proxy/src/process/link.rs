@@ -110,7 +110,7 @@ impl Link {
         if self.hello.generation == Generation(0) {
             self.running(snapshot.generation(), snapshot.checksum());
         }
-        self.generations.add(Arc::new(Prepared { snapshot, viewpoint }));
+        self.generations.add(Arc::new(Prepared::new(snapshot, viewpoint)));
     }
 
     /// Handles all messages that are there.

@@ -146,8 +146,8 @@ impl Main {
                 .collect(),
             generation: Generation(0),
             checksum: 0,
-            service_account: None,
-            join_token: None,
+            service_account: config.service_account.clone(),
+            join_token: config.read_join_token()?,
         };
         let generations = Arc::<Generations>::default();
         let materials = Arc::<Materials>::default();

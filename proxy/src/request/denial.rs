@@ -6,7 +6,7 @@ use meshring_core::{
     http::{
         error::Refusal,
         request::RequestHead,
-        serialize::{HeaderEdits, NoEdits},
+        serialize::{self, HeaderEdits, NoEdits},
         status::reason,
     },
     stats::Counter,
@@ -16,6 +16,7 @@ use meshring_core::{
 use super::attempt::NotSecured;
 use crate::{
     observe::Record,
+    policy::jwt,
     respond::{
         local::{self, After, Response},
         relay::BadBody,
@@ -32,6 +33,14 @@ pub(super) enum Denial {
     ConnectFailed { address: SocketAddr, error: io::Error },
     TlsFailed { address: SocketAddr, error: NotSecured },
     TlsRequired { is_gateway: bool },
+    /// A token that is not good.
+    BadToken(jwt::Refused),
+    /// An AuthorizationPolicy says no; the reason is for the log.
+    Forbidden { why: String },
+    /// An external authorizer says no: its answer.
+    External { status: u16, lines: Vec<u8>, body: Vec<u8> },
+    /// An external authorizer could not be asked; the reason is for the log.
+    ExternalFailed { status: u16, why: String },
     BadBody(BadBody),
     Overload(&'static str),
     Exhausted { code: &'static str, error: io::Error },
@@ -50,6 +59,9 @@ impl Denial {
             // As servers answer plain HTTP on a port for TLS; between workloads it is about who may come.
             Self::TlsRequired { is_gateway: true } => 400,
             Self::TlsRequired { is_gateway: false } => 403,
+            Self::BadToken(refused) => refused.bad.status(),
+            Self::Forbidden { .. } => 403,
+            Self::External { status, .. } | Self::ExternalFailed { status, .. } => *status,
             Self::BadBody(bad) => bad.status(),
             Self::Upstream { status, .. } => *status,
         }
@@ -61,6 +73,10 @@ impl Denial {
             Self::NoRoute { .. } => return worker.stats.add(Counter::NoRoute, 1),
             Self::BadBody(BadBody::TooSlow) => (Counter::BodyTimeouts, BadBody::TooSlow.code(), &BadBody::TooSlow),
             Self::BadBody(bad) => (Counter::RequestsRefused, bad.code(), bad),
+            Self::BadToken(refused) => (Counter::JwtRefused, refused.bad.code(), &refused.bad.message()),
+            Self::Forbidden { why } => (Counter::AccessDenied, "access_denied", why),
+            Self::External { .. } => return worker.stats.add(Counter::AccessDenied, 1),
+            Self::ExternalFailed { why, .. } => (Counter::AccessDenied, "ext_authz_failed", why),
             Self::Overload(what) => (Counter::RequestsOverload, "overload", what),
             Self::TlsRequired { .. } => (Counter::TlsRequired, "tls_required", &"plain text where TLS is required"),
             Self::Exhausted { code, error } => (Counter::RequestsOverload, *code, error),
@@ -90,6 +106,9 @@ impl Denial {
                 ("tls_required", "this workload takes mutual TLS only (PeerAuthentication mode STRICT)".into())
             }
             Self::BadBody(bad) => (bad.code(), bad.to_string()),
+            Self::BadToken(refused) => (refused.bad.code(), refused.bad.message().into()),
+            Self::Forbidden { .. } => ("access_denied", "RBAC: access denied".into()),
+            Self::External { .. } | Self::ExternalFailed { .. } => ("access_denied", "external authorization".into()),
             Self::Overload(what) => ("overload", (*what).into()),
             Self::Exhausted { code, error } => {
                 (*code, format!("this proxy cannot open an upstream connection: {error}"))
@@ -142,12 +161,24 @@ pub(super) async fn deny(
 ) -> After {
     denial.observe(worker, conn);
     let (status, text) = (denial.status(), denial.text());
-    let extra: &[u8] = match denial {
+    let mut challenge = Vec::new();
+    let extra: &[u8] = match &denial {
         // RFC 9110 section 15.5.6 asks for the field.
         Denial::ConnectNotConfigured => b"allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE\r\n",
+        // Section 11.6.1.
+        Denial::BadToken(refused) if !refused.www_authenticate.is_empty() => {
+            serialize::field(&mut challenge, b"www-authenticate", refused.www_authenticate.as_bytes());
+            &challenge
+        }
+        Denial::External { lines, .. } => lines,
         _ => b"",
     };
-    let response = Response { status, content_type: "text/plain", body: text.as_bytes(), extra };
+    let (content_type, body) = match &denial {
+        // It says itself what it is.
+        Denial::External { body, .. } => ("", &body[..]),
+        _ => ("text/plain", text.as_bytes()),
+    };
+    let response = Response { status, content_type, body, extra };
     answer(worker, conn, input, head, record, &response, &NoEdits).await
 }
 

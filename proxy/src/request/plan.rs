@@ -33,7 +33,6 @@ pub(super) enum Target<'g> {
 /// All that was decided about a request.
 pub(super) struct Plan<'g> {
     pub(super) target: Target<'g>,
-    pub(super) edits: Edits<'g>,
     pub(super) response_edits: Edits<'g>,
     /// From the end of the request head to the end of the response; 0 for none.
     pub(super) timeout_ms: u32,

@@ -230,6 +230,14 @@ impl Conn {
         reading.await
     }
 
+    /// Reads more into an input of at most `bytes_max`; the deadline is the caller's.
+    pub(crate) async fn read_more(&mut self, input: &mut Input, bytes_max: usize) -> io::Result<usize> {
+        let handle = self.timer.cancel_handle();
+        let result = input.fill_cancelable(&mut self.read, usize::MAX, bytes_max, handle).await;
+        self.timer.drop_canceller();
+        result
+    }
+
     /// Waits with a buffer in hand, until a point in time. `idle`: for a next request, of which nothing has come.
     pub(crate) async fn read_until(&mut self, input: &mut Input, bytes_max: usize, at_ms: u64, idle: bool) -> IdleRead {
         if idle {

@@ -15,13 +15,28 @@ use meshring_core::{
     table::{lookup::Viewpoint, model::ArchivedTable, regexes::Regexes},
 };
 
-use crate::{balance::ClusterState, upstream::Endpoints};
+use crate::{
+    balance::ClusterState,
+    policy::jwt::{Jwt, KeySets},
+    upstream::Endpoints,
+};
 
 /// A proved generation with this workload's viewpoint.
 #[derive(Debug)]
 pub(crate) struct Prepared {
     pub(crate) snapshot: Snapshot,
     pub(crate) viewpoint: Viewpoint,
+    /// By which tokens are judged; `None`: nobody asks for any.
+    token_keys: Option<Arc<KeySets>>,
+}
+
+impl Prepared {
+    /// For a workload. Key sets are parsed here, once for all workers.
+    pub(crate) fn new(snapshot: Snapshot, viewpoint: Viewpoint) -> Self {
+        let policy = snapshot.table().inbound_policy(&viewpoint).filter(|policy| !policy.jwt_rules.is_empty());
+        let token_keys = policy.map(|policy| Arc::new(KeySets::of(snapshot.table(), policy)));
+        Self { snapshot, viewpoint, token_keys }
+    }
 }
 
 /// The generations that the process holds: the main thread adds and retires, a worker looks one up per swap.
@@ -59,6 +74,7 @@ impl Generations {
 pub(crate) struct Pinned {
     prepared: Arc<Prepared>,
     regexes: Regexes,
+    jwt: Option<Jwt>,
     clusters: RefCell<HashMap<ClusterId, Rc<ClusterState>>>,
 }
 
@@ -66,7 +82,8 @@ impl Pinned {
     pub(crate) fn new(prepared: Arc<Prepared>) -> Self {
         // A clone has scratch memory of its own: workers do not contend for it.
         let regexes = prepared.snapshot.regexes().clone();
-        Self { prepared, regexes, clusters: RefCell::default() }
+        let jwt = prepared.token_keys.clone().map(Jwt::new);
+        Self { prepared, regexes, jwt, clusters: RefCell::default() }
     }
 
     /// Its number.
@@ -82,6 +99,11 @@ impl Pinned {
     /// Its regular expressions, this worker's copy.
     pub(crate) fn regexes(&self) -> &Regexes {
         &self.regexes
+    }
+
+    /// This worker's verifier of tokens, if the workload asks for any.
+    pub(crate) fn jwt(&self) -> Option<&Jwt> {
+        self.jwt.as_ref()
     }
 
     /// Who asks.

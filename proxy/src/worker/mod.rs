@@ -8,6 +8,7 @@ pub(crate) mod deadlines;
 pub(crate) mod driver;
 pub(crate) mod generation;
 pub(crate) mod join;
+pub(crate) mod ktls;
 pub(crate) mod limits;
 pub(crate) mod mailbox;
 mod readiness;

@@ -1,6 +1,24 @@
 //! Istio's AuthorizationPolicy as the data plane evaluates it.
+//!
+//! [`index`] finds the few rules that a request can match at all, [`evaluate`] decides, [`validate`] checks both in a
+//! table that somebody else wrote.
+//!
+//! Nothing in a rule is decoded or parsed per request: texts are compared as bytes, so there is no request that cannot be
+//! judged. What a request lacks (an identity over plain text, a token, a header) matches no value: a positive
+//! condition on it fails, whatever the action, and a negated one holds. That is Envoy's reading of Istio's rules; a DENY that
+//! is to stop clients without an identity says so with `notPrincipals: ["*"]`.
 
 #![expect(missing_docs, reason = "rkyv's derive writes no docs on the fields of a resolver's struct-like variants")]
+
+pub mod evaluate;
+pub mod index;
+pub(super) mod validate;
+
+#[cfg(test)]
+mod tests;
+
+pub use evaluate::{AccessObserver, AccessView, Decision, Failure, Stage, Unheard};
+pub use index::AccessIndex;
 
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -118,7 +136,7 @@ pub enum AccessValue {
     Prefix(String),
     /// `*suffix`.
     Suffix(String),
-    /// `*`: present and not empty.
+    /// `*`: present and not empty. A header: present, with any value.
     Present,
     /// A path with `{*}` (one segment) or `{**}` (zero or more): Istio's URI template.
     Template(Vec<TemplatePart>),

@@ -86,10 +86,11 @@ impl Claims {
         let mut path = path.peekable();
         let Some(first) = path.next() else { return };
         let Some(mut value) = self.payload.member(first) else { return };
-        if path.peek().is_none() && self.is_space_delimited(first) {
-            if let Json::Text(words) = value {
-                return words.split(' ').filter(|word| !word.is_empty()).for_each(each);
-            }
+        if path.peek().is_none()
+            && self.is_space_delimited(first)
+            && let Json::Text(words) = value
+        {
+            return words.split(' ').filter(|word| !word.is_empty()).for_each(each);
         }
         for name in path {
             let Some(inner) = value.member(name) else { return };

@@ -154,9 +154,8 @@ fn the_vectors_of_the_rfcs_verify() {
     );
     let set = r#"{"keys":[{"kty":"EC","crv":"P-256","x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
         "y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}]}"#;
-    let check = |token: &str, now_s| {
-        token::verify(token.as_bytes(), &KeySet::parse(set.as_bytes()), &Takes("joe", &[]), now_s)
-    };
+    let check =
+        |token: &str, now_s| token::verify(token.as_bytes(), &KeySet::parse(set.as_bytes()), &Takes("joe", &[]), now_s);
     let claims = check(&es256, 1_300_819_380).unwrap();
     assert_eq!((claims.issuer(), claims.principal()), (Some("joe"), None));
     assert_eq!(check(&es256, 1_300_819_380 + 61), Err(BadToken::Expired));

@@ -437,8 +437,10 @@ impl Reader {
         Some(count)
     }
 
+    /// Nothing is left: the buffer is for others.
     fn clear(&mut self) {
         self.bytes.clear();
+        self.bytes.release();
         self.plain = 0..0;
         self.next = 0;
     }
@@ -501,7 +503,6 @@ impl Reader {
             self.held = Some(pool.hold(rest));
         }
         self.clear();
-        self.bytes.release();
     }
 
     fn lend_space(&mut self) -> SliceMut<Vec<u8>> {

@@ -1,0 +1,408 @@
+//! What a policy means, and that the index finds what a scan of all rules finds.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    id::Generation,
+    snapshot::{Refused, Snapshot, encode},
+    table::{Table, TableBuilder, security::InboundPolicy},
+};
+
+#[derive(Debug, Clone)]
+struct Request {
+    principal: Option<String>,
+    ip: IpAddr,
+    host: String,
+    method: &'static str,
+    path: String,
+    port: u16,
+    headers: Vec<(String, String)>,
+    claims: Vec<(String, Vec<String>)>,
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Self {
+            principal: Some("cluster.local/ns/a/sa/b".into()),
+            ip: IpAddr::V4(Ipv4Addr::new(10, 1, 2, 3)),
+            host: "shop.example.com".into(),
+            method: "GET",
+            path: "/api/v1/items".into(),
+            port: 8080,
+            headers: Vec::new(),
+            claims: Vec::new(),
+        }
+    }
+}
+
+impl AccessView for Request {
+    fn principal(&self) -> Option<&[u8]> {
+        self.principal.as_deref().map(str::as_bytes)
+    }
+    fn sni(&self) -> Option<&[u8]> {
+        None
+    }
+    fn peer_ip(&self) -> IpAddr {
+        self.ip
+    }
+    fn remote_ip(&self) -> IpAddr {
+        self.ip
+    }
+    fn destination_ip(&self) -> IpAddr {
+        self.ip
+    }
+    fn port(&self) -> u16 {
+        self.port
+    }
+    fn host(&self) -> &[u8] {
+        self.host.as_bytes()
+    }
+    fn method(&self) -> &[u8] {
+        self.method.as_bytes()
+    }
+    fn path(&self) -> &[u8] {
+        self.path.as_bytes()
+    }
+    fn header(&self, name: &str, predicate: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        self.headers.iter().find(|(known, _)| known == name).is_some_and(|(_, value)| predicate(value.as_bytes()))
+    }
+    fn request_principal(&self) -> Option<&[u8]> {
+        None
+    }
+    fn claim<'p>(&self, path: impl Iterator<Item = &'p str> + Clone, predicate: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        let path = path.collect::<Vec<_>>().join(".");
+        let values = self.claims.iter().find(|(known, _)| *known == path).map(|(_, values)| values);
+        values.into_iter().flatten().any(|value| predicate(value.as_bytes()))
+    }
+}
+
+#[derive(Default, Debug, PartialEq)]
+struct Heard {
+    observed: Vec<(u32, u32)>,
+    allowed: Option<(u32, u32)>,
+}
+
+impl AccessObserver for Heard {
+    fn observed(&mut self, policy: u32, rule: u32) {
+        self.observed.push((policy, rule));
+    }
+    fn allowed_by(&mut self, policy: u32, rule: u32) {
+        self.allowed = Some((policy, rule));
+    }
+}
+
+fn condition(attribute: Attribute, values: Vec<AccessValue>, not_values: Vec<AccessValue>) -> AccessCondition {
+    AccessCondition { attribute, values, not_values }
+}
+
+fn when(attribute: Attribute, value: AccessValue) -> AccessRule {
+    AccessRule { when: vec![condition(attribute, vec![value], vec![])], ..AccessRule::default() }
+}
+
+fn exact(text: &str) -> AccessValue {
+    AccessValue::Exact(text.into())
+}
+
+fn policy(action: PolicyAction, rules: Vec<AccessRule>) -> AuthorizationPolicy {
+    AuthorizationPolicy { origin: crate::id::OriginId(0), action, dry_run: false, rules }
+}
+
+/// The policies, in this order, hold for inbound policy 0.
+fn table(policies: Vec<AuthorizationPolicy>) -> Table {
+    let mut builder = TableBuilder::new("cluster.local");
+    let origin = builder.origin("AuthorizationPolicy default/test");
+    let authorization: Vec<u32> =
+        policies.into_iter().map(|policy| builder.authorization(AuthorizationPolicy { origin, ..policy })).collect();
+    builder.inbound_policy(InboundPolicy { authorization, ..InboundPolicy::default() });
+    builder.finish().expect("a table")
+}
+
+fn opened(table: &Table) -> Result<Snapshot, Refused> {
+    Snapshot::from_bytes(&encode(table).expect("an archive").to_bytes(Generation(1)))
+}
+
+fn decide(policies: Vec<AuthorizationPolicy>, request: &Request) -> Decision {
+    let snapshot = opened(&table(policies)).expect("a sound table");
+    snapshot.table().access(Some(0), Stage::First, request, &mut Unheard)
+}
+
+/// Each rule in order, as Istio describes it, without index.
+fn reference(snapshot: &Snapshot, request: &Request) -> (Decision, Heard) {
+    let table = snapshot.table();
+    let (mut deny, mut allow, mut allows) = (None, None, false);
+    let mut heard = Heard::default();
+    for (position, policy) in table.authorization.iter().enumerate() {
+        let enforced = !policy.dry_run;
+        let hit = policy.rules.iter().position(|rule| rule.failure(request).is_none());
+        let hit = hit.map(|rule| (position as u32, rule as u32));
+        match policy.action {
+            ArchivedPolicyAction::Deny if enforced => deny = deny.or(hit),
+            ArchivedPolicyAction::Allow if enforced => {
+                allows = true;
+                allow = allow.or(hit);
+            }
+            _ => heard.observed.extend(hit),
+        }
+    }
+    let decision = match (deny, allow) {
+        (Some((policy, rule)), _) => Decision::Denied { policy, rule },
+        (None, None) if allows => Decision::DeniedByDefault,
+        (None, allow) => {
+            heard.allowed = allow;
+            Decision::Allowed
+        }
+    };
+    (decision, heard)
+}
+
+#[test]
+fn actions_decide_in_istios_order() {
+    let all = || vec![AccessRule::default()];
+    let request = Request::default();
+    assert_eq!(decide(vec![], &request), Decision::Allowed, "nothing selects the workload");
+    assert_eq!(decide(vec![policy(PolicyAction::Allow, vec![])], &request), Decision::DeniedByDefault, "spec: {{}}");
+    assert_eq!(decide(vec![policy(PolicyAction::Allow, all())], &request), Decision::Allowed, "rules: [{{}}]");
+    assert_eq!(decide(vec![policy(PolicyAction::Deny, vec![])], &request), Decision::Allowed, "no rule denies nothing");
+    assert_eq!(decide(vec![policy(PolicyAction::Audit, all())], &request), Decision::Allowed);
+    let denied = decide(vec![policy(PolicyAction::Deny, all()), policy(PolicyAction::Allow, all())], &request);
+    assert_eq!(denied, Decision::Denied { policy: 0, rule: 0 });
+    let dry = AuthorizationPolicy { dry_run: true, ..policy(PolicyAction::Deny, all()) };
+    assert_eq!(decide(vec![dry], &request), Decision::Allowed);
+    let dry = AuthorizationPolicy { dry_run: true, ..policy(PolicyAction::Allow, vec![]) };
+    assert_eq!(decide(vec![dry], &request), Decision::Allowed, "a dry run of ALLOW denies nobody");
+}
+
+#[test]
+fn what_a_request_lacks_matches_no_value() {
+    let plain = Request { principal: None, ..Request::default() };
+    let anybody = || AccessValue::Present;
+    let not =
+        AccessRule { when: vec![condition(Attribute::Principal, vec![], vec![anybody()])], ..AccessRule::default() };
+    assert_eq!(
+        decide(vec![policy(PolicyAction::Deny, vec![when(Attribute::Principal, anybody())])], &plain),
+        Decision::Allowed
+    );
+    assert_eq!(decide(vec![policy(PolicyAction::Deny, vec![not])], &plain), Decision::Denied { policy: 0, rule: 0 });
+    for odd in ["cluster.local/ns/a", "cluster.local/x/a/sa/b", "cluster.local/ns/a/sa/b/c", ""] {
+        let odd = Request { principal: Some(odd.into()), ..Request::default() };
+        let allow = policy(PolicyAction::Allow, vec![when(Attribute::Namespace, exact("a"))]);
+        assert_eq!(decide(vec![allow], &odd), Decision::DeniedByDefault, "{odd:?}");
+    }
+}
+
+#[test]
+fn each_attribute_and_value_is_compared_as_istio_does() {
+    let mut request = Request::default();
+    request.headers.push(("x-empty".into(), String::new()));
+    request.claims.push(("groups.inner".into(), vec!["dev".into(), "ops".into()]));
+    let block = |ip: [u8; 4], length: u8| AccessValue::Block {
+        address: Ipv4Addr::from(ip).to_ipv6_mapped().octets(),
+        length: 96 + length,
+    };
+    let template = |parts: &[TemplatePart]| AccessValue::Template(parts.to_vec());
+    let text = |text: &str| TemplatePart::Text(text.into());
+    let claim = || Attribute::Claim(vec!["groups".into(), "inner".into()]);
+    let prefix = |text: &str| AccessValue::Prefix(text.into());
+    let suffix = |text: &str| AccessValue::Suffix(text.into());
+    let cases = [
+        (Attribute::Principal, exact("cluster.local/ns/a/sa/b"), true),
+        (Attribute::Principal, prefix("cluster.local/ns/"), true),
+        (Attribute::Principal, suffix("/sa/c"), false),
+        (Attribute::TrustDomain, exact("cluster.local"), true),
+        (Attribute::Namespace, exact("a"), true),
+        (Attribute::ServiceAccount, exact("a/b"), true),
+        (Attribute::ServiceAccount, exact("a/bc"), false),
+        (Attribute::Host, exact("SHOP.example.com"), true),
+        (Attribute::Host, suffix(".EXAMPLE.com"), true),
+        (Attribute::Host, exact("shop.example.com:80"), false),
+        (Attribute::Method, exact("get"), false),
+        (Attribute::Path, exact("/API/v1/items"), false),
+        (Attribute::Path, prefix("/api/v1/items/"), false),
+        (Attribute::Path, template(&[text("/api/"), TemplatePart::Segment, text("/items")]), true),
+        (Attribute::Path, template(&[text("/api/"), TemplatePart::Segment]), false),
+        (Attribute::Path, template(&[text("/api/"), TemplatePart::Rest]), true),
+        (Attribute::Path, template(&[text("/api/"), TemplatePart::Rest, text("s")]), true),
+        (Attribute::Path, template(&[text("/api/v1/items"), TemplatePart::Segment]), false),
+        (Attribute::SourceIp, block([10, 1, 0, 0], 16), true),
+        (Attribute::SourceIp, block([10, 1, 2, 3], 32), true),
+        (Attribute::SourceIp, block([10, 1, 2, 2], 32), false),
+        (Attribute::SourceIp, AccessValue::Block { address: [0; 16], length: 0 }, true),
+        (Attribute::Port, AccessValue::Port(8080), true),
+        (Attribute::Header("x-empty".into()), AccessValue::Present, true),
+        (Attribute::Header("x-none".into()), AccessValue::Present, false),
+        (Attribute::Sni, AccessValue::Present, false),
+        (claim(), exact("ops"), true),
+        (claim(), exact("de"), false),
+    ];
+    for (attribute, value, wanted) in cases {
+        let shown = format!("{attribute:?} {value:?}");
+        let found = decide(vec![policy(PolicyAction::Allow, vec![when(attribute, value)])], &request);
+        assert_eq!(found == Decision::Allowed, wanted, "{shown}");
+    }
+}
+
+#[test]
+fn an_authorizer_is_asked_first_and_once() {
+    let mut built = table(vec![
+        policy(PolicyAction::Custom(0), vec![when(Attribute::Path, exact("/api/v1/items"))]),
+        policy(PolicyAction::Deny, vec![when(Attribute::Method, exact("GET"))]),
+    ]);
+    let refused = opened(&built).expect_err("the authorizer is not there").to_string();
+    assert!(refused.contains("external authorizer 0 of 0"), "{refused}");
+    built.clusters.clear();
+    let mut builder = TableBuilder::new("cluster.local");
+    let origin = builder.origin("test");
+    let cluster = builder.cluster(
+        "authorizer",
+        crate::table::model::BalancePolicy::Random,
+        crate::table::model::ClusterKind::Static,
+        crate::table::build::ClusterEndpoints::Selection(&[]),
+    );
+    builder.ext_authz(ExtAuthz {
+        name: "a".into(),
+        cluster,
+        authority: "authorizer".into(),
+        path_prefix: String::new(),
+        timeout_ms: 1,
+        fail_open: false,
+        status_on_error: 403,
+        request_headers: vec![],
+        additional_headers: vec![],
+        headers_to_upstream: vec![],
+        headers_to_downstream: vec![],
+        headers_on_deny: vec![],
+    });
+    let authorization =
+        built.authorization.drain(..).map(|policy| builder.authorization(AuthorizationPolicy { origin, ..policy }));
+    let authorization = authorization.collect();
+    builder.inbound_policy(InboundPolicy { authorization, ..InboundPolicy::default() });
+    let snapshot = opened(&builder.finish().expect("a table")).expect("sound");
+    let ask = |stage| snapshot.table().access(Some(0), stage, &Request::default(), &mut Unheard);
+    assert_eq!(ask(Stage::First), Decision::Ask { ext_authz: 0, policy: 0, rule: 0 });
+    assert_eq!(ask(Stage::AfterCustom), Decision::Denied { policy: 1, rule: 0 });
+}
+
+#[test]
+fn an_index_that_hides_a_rule_is_refused() {
+    let sound = || {
+        table(vec![
+            policy(PolicyAction::Deny, vec![when(Attribute::Path, exact("/a")), AccessRule::default()]),
+            policy(PolicyAction::Allow, vec![]),
+        ])
+    };
+    let breaks: [(&str, fn(&mut Table)); 9] = [
+        ("a rule is left out", |t| t.access_indexes[0].residue.clear()),
+        ("an ALLOW policy is hidden", |t| t.access_indexes[0].allows = false),
+        ("an index that is not its own", |t| t.access_index_of.clear()),
+        ("an index that is not its own", |t| t.access_index_of[0] = 7),
+        ("a policy is out of bounds", |t| t.access_indexes[0].policies[0] = 9),
+        ("not a power of two", |t| t.access_indexes[0].buckets.clear()),
+        ("no bucket is empty", |t| t.access_indexes[0].buckets.fill(1)),
+        ("the rules of a key are out of bounds", |t| t.access_indexes[0].keys[0].count = 9),
+        ("is out of bounds", |t| t.access_indexes[0].rules[0].rule = 9),
+    ];
+    assert!(opened(&sound()).is_ok());
+    for (wanted, break_it) in breaks {
+        let mut table = sound();
+        break_it(&mut table);
+        let refused = opened(&table).expect_err(wanted).to_string();
+        assert!(refused.contains(wanted), "{refused}");
+    }
+}
+
+fn any_value() -> impl Strategy<Value = AccessValue> {
+    prop_oneof![
+        3 => "[ab/]{0,3}".prop_map(AccessValue::Exact),
+        2 => "[ab/]{0,3}".prop_map(AccessValue::Prefix),
+        2 => "[aB/]{0,3}".prop_map(AccessValue::Suffix),
+        1 => Just(AccessValue::Present),
+        1 => ("/[ab]?", any::<bool>()).prop_map(|(text, rest)| {
+            AccessValue::Template(vec![TemplatePart::Text(text), if rest { TemplatePart::Rest } else { TemplatePart::Segment }])
+        }),
+    ]
+}
+
+fn any_condition() -> impl Strategy<Value = AccessCondition> {
+    let attribute = prop_oneof![
+        Just(Attribute::Principal),
+        Just(Attribute::Namespace),
+        Just(Attribute::ServiceAccount),
+        Just(Attribute::Host),
+        Just(Attribute::Path),
+        "[xy]".prop_map(Attribute::Header),
+        Just(Attribute::Claim(vec!["c".into()])),
+    ];
+    let values = || prop::collection::vec(any_value(), 0..3);
+    let text = (attribute, values(), values())
+        .prop_map(|(attribute, values, not_values)| condition(attribute, values, not_values));
+    let block = (any::<[bool; 2]>(), 96..=128_u8).prop_map(|(ends, length)| {
+        let address = Ipv4Addr::new(10, 1, 2, 2 + u8::from(ends[0])).to_ipv6_mapped().octets();
+        condition(Attribute::SourceIp, vec![AccessValue::Block { address, length }], vec![])
+    });
+    let port = (8080..8082_u16).prop_map(|port| condition(Attribute::Port, vec![AccessValue::Port(port)], vec![]));
+    prop_oneof![6 => text, 1 => block, 1 => port]
+}
+
+fn any_rule() -> impl Strategy<Value = AccessRule> {
+    let term = || prop::collection::vec(any_condition(), 1..3).prop_map(|conditions| AccessTerm { conditions });
+    let terms = || prop::collection::vec(term(), 0..3);
+    (terms(), terms(), prop::collection::vec(any_condition(), 0..2)).prop_map(|(from, to, when)| AccessRule {
+        line: 1,
+        from,
+        to,
+        when,
+    })
+}
+
+fn any_policy() -> impl Strategy<Value = AuthorizationPolicy> {
+    let action = prop_oneof![Just(PolicyAction::Allow), Just(PolicyAction::Deny), Just(PolicyAction::Audit)];
+    (action, any::<bool>(), any::<bool>(), prop::collection::vec(any_rule(), 0..6))
+        .prop_map(|(action, a, b, rules)| AuthorizationPolicy { dry_run: a && b, ..policy(action, rules) })
+}
+
+fn any_request() -> impl Strategy<Value = Request> {
+    let principal = prop::option::of(prop_oneof![
+        ("[ab]{1,2}", "[ab]{1,2}").prop_map(|(namespace, name)| format!("a/ns/{namespace}/sa/{name}")),
+        "[ab/]{0,4}"
+    ]);
+    let headers = prop::collection::vec(("[xy]".prop_map(String::from), "[ab/]{0,3}".prop_map(String::from)), 0..2);
+    let claims = prop::collection::vec("[ab/]{0,3}".prop_map(String::from), 0..3);
+    (principal, 0..4_u8, "[aAbB/]{0,4}", "[ab/]{0,4}", 8080..8082_u16, headers, claims).prop_map(
+        |(principal, ip, host, path, port, headers, claims)| Request {
+            principal,
+            ip: IpAddr::V4(Ipv4Addr::new(10, 1, 2, ip)),
+            host,
+            path,
+            port,
+            headers,
+            claims: vec![("c".into(), claims)],
+            ..Request::default()
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn the_index_finds_what_a_scan_finds(
+        policies in prop::collection::vec(any_policy(), 0..6),
+        requests in prop::collection::vec(any_request(), 1..12),
+    ) {
+        let snapshot = opened(&table(policies)).expect("a sound table");
+        for request in &requests {
+            let mut heard = Heard::default();
+            let decision = snapshot.table().access(Some(0), Stage::First, request, &mut heard);
+            let (wanted, mut told) = reference(&snapshot, request);
+            prop_assert_eq!(decision, wanted, "{:?}", request);
+            // Which rule of a policy that is not enforced is told first, and in which order policies are, is open.
+            let policies = |heard: &mut Heard| {
+                let mut list: Vec<u32> = heard.observed.iter().map(|(policy, _)| *policy).collect();
+                list.sort_unstable();
+                (list, heard.allowed)
+            };
+            prop_assert_eq!(policies(&mut heard), policies(&mut told));
+        }
+    }
+}
