@@ -164,6 +164,12 @@ impl Code {
     pub const ORPHAN_ENDPOINTS: Self = Self("MR0510");
     /// Two mesh configurations of which it is open which one is meant.
     pub const CONFLICTING_MESH_CONFIGS: Self = Self("MR0511");
+    /// Two policies for the same workloads of which one has no effect.
+    pub const CONFLICTING_POLICIES: Self = Self("MR0512");
+    /// A Secret that is not there, or lacks what it is named for.
+    pub const UNKNOWN_SECRET: Self = Self("MR0513");
+    /// A selector that no workload matches.
+    pub const NO_WORKLOAD: Self = Self("MR0514");
     /// A field that Istio or Kubernetes knows and that is not yet honoured here.
     pub const FIELD_NOT_HONOURED: Self = Self("MR0601");
     /// A kind that Istio knows and that is not yet honoured here.

@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod apply;
+pub mod ca;
 pub mod command;
 pub mod compile;
 pub mod control;
@@ -10,3 +11,4 @@ pub mod explain;
 pub mod export;
 pub mod source;
 pub mod spec;
+pub mod workload_api;

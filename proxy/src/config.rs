@@ -39,6 +39,11 @@ pub(crate) struct Config {
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) driver: Choice,
 
+    /// Whether the kernel seals and opens TLS records after the handshake: where it can, always (else the proxy does not
+    /// start), or never.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) ktls: KtlsChoice,
+
     /// Directory for the last good snapshot, from which the proxy starts when control is absent
     /// [default: RUN_DIR/state/NAMESPACE.NAME].
     #[arg(long, value_name = "DIR")]
@@ -104,6 +109,18 @@ fn buffer_bytes(text: &str) -> Result<usize, String> {
         Ok(_) => Err(format!("at least {BUFFER_BYTES_MAX_LEAST} bytes are needed")),
         Err(_) => Err("write a number of bytes".into()),
     }
+}
+
+/// `--ktls`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub(crate) enum KtlsChoice {
+    /// Where the kernel can.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
 }
 
 /// `30s` or `500ms`.

@@ -223,6 +223,7 @@ fn allocations_of_a_thousand(exchange: fn(&mut TcpStream), is_secured: bool, dri
         tuning: crate::config::Tuning::default(),
         limits: crate::worker::limits::Limits::default(),
         materials,
+        ktls: None,
         memory_pressure: Arc::default(),
     };
     let worker = thread::spawn(move || {

@@ -42,6 +42,7 @@ use crate::{
         conn::Conn,
         driver::{Choice, probe},
         generation::{Generations, Prepared},
+        ktls::{Probe, probe as probe_ktls},
         limits::Limits,
         mailbox::Mailboxes,
     },
@@ -178,6 +179,7 @@ pub(crate) fn on_each_driver(test: impl AsyncFn(Rc<Worker>)) {
             tuning: Tuning::default(),
             limits: Limits::default(),
             materials: Arc::default(),
+            ktls: kernel_tls(),
             memory_pressure: Arc::default(),
         };
         driver.run(|| test(worker::for_test(start))).unwrap();
@@ -265,4 +267,12 @@ impl Authority {
             not_after_s: 1,
         }
     }
+}
+
+/// In a virtual machine whose kernel has TLS the same tests run over it: MESHRING_EXPECT_KTLS=1.
+fn kernel_tls() -> Option<Arc<Probe>> {
+    std::env::var_os("MESHRING_EXPECT_KTLS")?;
+    let probe = probe_ktls();
+    assert!(probe.is_present(), "{probe}");
+    Some(Arc::new(probe))
 }

@@ -43,6 +43,8 @@ fn hello(layout: u64, protocol: u32) -> ToControl {
         listeners: Vec::new(),
         generation: Generation(0),
         checksum: 0,
+        service_account: None,
+        join_token: None,
     })
 }
 

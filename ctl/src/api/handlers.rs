@@ -31,14 +31,14 @@ use crate::{
     spec::Kind,
 };
 
-type Answer<T> = Result<Json<T>, ApiError>;
-type Shared = State<Arc<Control>>;
+pub(super) type Answer<T> = Result<Json<T>, ApiError>;
+pub(super) type Shared = State<Arc<Control>>;
 
 /// Longest wait that a call may ask for.
 const WAIT_MS_MAX: u64 = 600_000;
 
 /// Publications block for up to a second, so they run beside the runtime's threads.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     body: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     match tokio::task::spawn_blocking(body).await {
@@ -246,6 +246,7 @@ pub(super) async fn stats(State(control): Shared) -> Json<export::Stats> {
 }
 
 pub(super) async fn metrics(State(control): Shared) -> impl IntoResponse {
-    let text = export::prometheus::render(&control.fleet, &control.view());
+    let mut text = export::prometheus::render(&control.fleet, &control.view());
+    export::certificates::render(&mut text, &control.materials);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }

@@ -8,11 +8,14 @@
 //! | `GET /v1/applied?timeout_ms` | reads the files, waits until every worker runs the active generation |
 //! | `POST /v1/apply?wait&dry_run&timeout_ms`, `/v1/delete?...` | [`types::Files`] |
 //! | `POST /v1/diff`, `/v1/rollback?wait`, `/v1/explain` | as their commands |
+//! | `GET /v1/certs` | identities, credentials, the CA, join tokens: never a key |
+//! | `POST /v1/certs/root`, `/v1/certs/token`, `/v1/certs/revoke` | replaces the root; makes and revokes join tokens |
 //! | `GET /metrics`, `/healthz` | Prometheus text; 200 while the process serves |
 //!
 //! Errors are [`types::ErrorBody`] with 400 (not understood: with place and reason), 404, 405, 413, 409 (refused by state or proxies) or 422 (invalid
 //! configuration).
 
+pub mod certs;
 pub mod client;
 mod extract;
 mod handlers;
@@ -86,6 +89,10 @@ fn read_only(control: &Arc<Control>) -> Router {
 fn full(control: &Arc<Control>) -> Router {
     let changing = Router::new()
         .route("/v1/resources", get(handlers::resources))
+        .route("/v1/certs", get(certs::show))
+        .route("/v1/certs/root", post(certs::rotate_root))
+        .route("/v1/certs/token", post(certs::make_token))
+        .route("/v1/certs/revoke", post(certs::revoke_token))
         .route("/v1/applied", get(handlers::applied))
         .route("/v1/apply", post(handlers::apply))
         .route("/v1/delete", post(handlers::delete))

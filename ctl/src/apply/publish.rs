@@ -22,17 +22,21 @@ use super::{
     refusal::Refusal,
 };
 use crate::{
-    compile::{self, DnsTable},
+    compile::{self, DnsTable, JwksTable},
     control::{
         dns,
         fleet::{Fleet, Prepared, Retained},
+        jwks,
         run_dir::RunDir,
         state::{Checksum, HistoryEntry, RolledBack, State},
         view::{Problem, View},
     },
     diagnostic::{self, Code, Diagnostic, Severity, has_errors},
     source::{self, Cache, SourceFile},
-    spec::{Hostname, Key, Place, Resource, World},
+    spec::{
+        Hostname, Key, Place, Resource, World,
+        request_authentication::{KeySource, key_sources},
+    },
 };
 
 /// Where a rollback's snapshot is kept over a restart: its content can no longer be compiled from the sources.
@@ -90,6 +94,7 @@ pub struct Publisher {
     cache: Cache,
     pub(super) files: Option<FileSet>,
     dns: DnsTable,
+    jwks: JwksTable,
     pub(super) overlay: Overlay,
     /// What this version refuses of the stored overlay: nothing is published without what the user has applied.
     overlay_errors: Vec<Diagnostic>,
@@ -111,6 +116,7 @@ impl Publisher {
     ) -> io::Result<Self> {
         let (overlay, mut overlay_errors) = Overlay::load(&run_dir)?;
         overlay_errors.retain(Diagnostic::is_error);
+        let jwks = jwks::load(&run_dir);
         let mut publisher = Self {
             run_dir,
             fleet,
@@ -119,6 +125,7 @@ impl Publisher {
             cache: Cache::default(),
             files: None,
             dns: DnsTable::default(),
+            jwks,
             overlay,
             overlay_errors,
             state,
@@ -177,11 +184,12 @@ impl Publisher {
             return Err(Refusal::Invalid(diagnostics));
         }
         dns::learn(&mut self.dns, world.registry().dns_names());
-        let dns = &self.dns;
+        jwks::learn(&mut self.jwks, &key_sources(&world), &self.run_dir);
+        let (dns, jwks) = (&self.dns, &self.jwks);
         // Both only read the world; with 100,000 services the analysis takes a third as long as the table.
         let (encoded, analysis) = std::thread::scope(|scope| {
             let analysis = scope.spawn(|| world.analyze());
-            let encoded = compile::compile(&world, dns)
+            let encoded = compile::compile_with(&world, dns, jwks)
                 .map_err(|error| Refusal::Table(error.to_string()))
                 .and_then(|table| encode(&table).map_err(|error| Refusal::Table(error.to_string())));
             (encoded, analysis.join())
@@ -406,6 +414,30 @@ impl Publisher {
         }
         self.show();
         result
+    }
+
+    /// The key sets of token issuers that were fetched so far.
+    #[must_use]
+    pub fn key_sets(&self) -> &JwksTable {
+        &self.jwks
+    }
+
+    /// Takes key sets that were fetched again; where they are others than before, that makes a new generation.
+    pub fn key_sets_changed(&mut self, fetched: Vec<(KeySource, Arc<str>)>) {
+        let before = self.jwks.clone();
+        self.jwks.0.extend(fetched);
+        if self.jwks == before {
+            return;
+        }
+        jwks::store(&self.jwks, &self.run_dir);
+        let Some(files) = self.files.clone() else { return };
+        let overlay = self.overlay.clone();
+        let published = self
+            .compile(&files, &overlay, &[])
+            .and_then(|compiled| self.publish(compiled, files, overlay, "key sets of token issuers changed"));
+        if let Err(refusal) = published {
+            tracing::error!("key sets of token issuers changed: {refusal}");
+        }
     }
 
     /// Names have other addresses now: the same sources make another table.

@@ -1,11 +1,17 @@
 //! `meshring control`.
 
-use std::{io::IsTerminal, net::SocketAddr, path::PathBuf};
+use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Args;
+use meshring_core::limits::{SVID_LIFETIME_S_MAX, SVID_LIFETIME_S_MIN};
 use tracing_subscriber::EnvFilter;
 
-use super::{Done, refused};
+use super::{Done, certs, refused};
+use crate::{
+    ca::OperatorFiles,
+    control::{Identities, workload_api},
+    workload_api::WorkloadUid,
+};
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
@@ -15,6 +21,39 @@ pub(super) struct Options {
     /// Serve metrics and status, read-only, on this TCP address
     #[arg(long, value_name = "ADDR")]
     admin: Option<SocketAddr>,
+    /// Trust domain of the workloads' identities [default: the MeshConfig's trustDomain, or cluster.local]
+    #[arg(long, value_name = "NAME")]
+    trust_domain: Option<String>,
+    /// Life of a workload's certificate; it is replaced at half of it
+    #[arg(long, default_value = "24h", value_name = "DURATION", value_parser = svid_lifetime)]
+    svid_lifetime: Duration,
+    /// Issue with this CA certificate (PEM) in place of one of control's own
+    #[arg(long, value_name = "FILE", requires = "ca_key")]
+    ca_cert: Option<PathBuf>,
+    /// The key of --ca-cert (PEM)
+    #[arg(long, value_name = "FILE", requires = "ca_cert")]
+    ca_key: Option<PathBuf>,
+    /// Certificates from --ca-cert up to the root, and further roots to trust (PEM)
+    #[arg(long, value_name = "FILE", requires = "ca_cert")]
+    ca_chain: Option<PathBuf>,
+    /// Take identities from the SPIRE agent at this socket in place of issuing them
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["ca_cert", "svid_lifetime"])]
+    spire_socket: Option<PathBuf>,
+    /// Serve the SPIFFE Workload API at this socket [default: workload-api.sock in the run directory]
+    #[arg(long, value_name = "PATH")]
+    workload_api: Option<PathBuf>,
+    /// What processes of this user get from the Workload API; may be given several times
+    #[arg(long = "workload-uid", value_name = "UID=NAMESPACE/SERVICE-ACCOUNT")]
+    workload_uids: Vec<WorkloadUid>,
+}
+
+fn svid_lifetime(text: &str) -> Result<Duration, String> {
+    let life = certs::long_duration(text)?;
+    if (SVID_LIFETIME_S_MIN..=SVID_LIFETIME_S_MAX).contains(&life.as_secs()) {
+        Ok(life)
+    } else {
+        Err(format!("{text:?} is not between {SVID_LIFETIME_S_MIN}s and {}d", SVID_LIFETIME_S_MAX / 86_400))
+    }
 }
 
 pub(super) fn run(options: Options, run_dir: PathBuf) -> Done {
@@ -25,6 +64,14 @@ pub(super) fn run(options: Options, run_dir: PathBuf) -> Done {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
-    crate::control::run(crate::control::Options { config: options.config, run_dir, admin: options.admin })
-        .map_err(refused)
+    let operator = options.ca_cert.zip(options.ca_key);
+    let operator = operator.map(|(certificate, key)| OperatorFiles { certificate, key, chain: options.ca_chain });
+    let identities = Identities { trust_domain: options.trust_domain, svid_lifetime: options.svid_lifetime, operator };
+    let workload_api = workload_api::Settings {
+        socket: options.workload_api,
+        uids: options.workload_uids,
+        spire_socket: options.spire_socket,
+    };
+    let Options { config, admin, .. } = options;
+    crate::control::run(crate::control::Options { config, run_dir, admin, identities, workload_api }).map_err(refused)
 }

@@ -1,6 +1,7 @@
 //! The command line: one file per verb. Exit status 0: done; 1: refused; 2: not understood.
 
 mod analyze;
+mod certs;
 mod change;
 mod control;
 mod demo;
@@ -53,6 +54,8 @@ enum Verb {
     Analyze(analyze::Options),
     /// Show the connected proxies
     Proxies(OutputOption),
+    /// Show certificates: who has which identity, until when, by which root; make join tokens; replace the root
+    Certs(certs::Options),
     /// Show live traffic: rates, latencies, shares
     Top(top::Options),
     /// Print a completion script for a shell
@@ -152,6 +155,7 @@ fn dispatch(cli: Cli) -> Done {
                 Verb::History(options) => get::history(&client, &options).await,
                 Verb::Explain(options) => explain::run(&client, options).await,
                 Verb::Proxies(options) => get::proxies(&client, &options).await,
+                Verb::Certs(options) => certs::run(&client, options).await,
                 Verb::Top(options) => top::run(&client, &options).await,
                 Verb::Control(_) | Verb::Analyze(_) | Verb::Completions { .. } | Verb::Sample(_) => Ok(()),
             }

@@ -14,7 +14,7 @@ use meshring_core::{
     },
 };
 
-use super::dns::Resolve;
+use super::{dns::Resolve, upstream_tls::UpstreamTls};
 use crate::spec::{
     FastMap, HostPattern, Namespace, World,
     destination_rule::Subset,
@@ -41,6 +41,8 @@ struct Run {
     count: u32,
     /// Index into the service's endpoints for each; empty where they are all of them in their order.
     of: Vec<u32>,
+    /// Whether any of them speaks mutual TLS.
+    speaks_mtls: bool,
 }
 
 /// Makes clusters on demand, each once.
@@ -49,6 +51,7 @@ pub(super) struct Clusters<'w> {
     dns: &'w dyn Resolve,
     known: FastMap<ClusterKey, ClusterId>,
     runs: FastMap<(usize, usize), Run>,
+    security: UpstreamTls<'w>,
 }
 
 impl<'w> Clusters<'w> {
@@ -59,6 +62,7 @@ impl<'w> Clusters<'w> {
             dns,
             known: FastMap::with_capacity_and_hasher(services, Default::default()),
             runs: FastMap::with_capacity_and_hasher(services, Default::default()),
+            security: UpstreamTls::new(world),
         }
     }
 
@@ -96,7 +100,12 @@ impl<'w> Clusters<'w> {
             None | Some(Some(_)) => {
                 let found = found.flatten();
                 let balancer = merged.map_or_else(LoadBalancer::default, |rule| rule.load_balancer(number, found));
-                self.cluster(builder, index, service, port, found, balancer)
+                let id = self.cluster(builder, index, service, port, found, balancer);
+                let speaks = self.runs.get(&(index, port)).is_some_and(|run| run.speaks_mtls);
+                if let Some(tls) = self.security.of(index, merged, number, found, speaks) {
+                    builder.cluster_tls(id, tls);
+                }
+                id
             }
         };
         self.known.insert(key, id);
@@ -140,8 +149,8 @@ impl<'w> Clusters<'w> {
             LoadBalancer::Random => BalancePolicy::Random,
             LoadBalancer::LeastRequest | LoadBalancer::Passthrough => BalancePolicy::LeastRequest,
         };
-        let dns = self.dns;
-        let run = self.runs.entry((index, port)).or_insert_with(|| run(builder, dns, service, port));
+        let (dns, security) = (self.dns, &self.security);
+        let run = self.runs.entry((index, port)).or_insert_with(|| run(builder, dns, security, service, port));
         let all = ClusterEndpoints::Range { first: run.first, count: run.count };
         let Some(subset) = subset.filter(|subset| !subset.labels.is_empty()) else {
             return builder.cluster(&name, policy, ClusterKind::Static, all);
@@ -165,7 +174,14 @@ impl<'w> Clusters<'w> {
 }
 
 /// Adds the endpoints of a service on one port.
-fn run(builder: &mut TableBuilder, dns: &dyn Resolve, service: &MeshService, port: usize) -> Run {
+fn run(
+    builder: &mut TableBuilder,
+    dns: &dyn Resolve,
+    security: &UpstreamTls<'_>,
+    service: &MeshService,
+    port: usize,
+) -> Run {
+    let mut speaks_mtls = false;
     let target = |position: usize| service.endpoints[position].targets.get(port).copied().unwrap_or(0);
     let plain = service
         .endpoints
@@ -175,14 +191,16 @@ fn run(builder: &mut TableBuilder, dns: &dyn Resolve, service: &MeshService, por
     if plain {
         let scale = Scale::of(service.endpoints.iter().map(|endpoint| endpoint.weight));
         let (first, count) =
-            builder.endpoints(service.endpoints.iter().enumerate().filter_map(|(position, endpoint)| {
+            builder.mesh_endpoints(service.endpoints.iter().enumerate().filter_map(|(position, endpoint)| {
                 let Address::Ip(address) = endpoint.address else { return None };
-                Some((SocketAddr::new(address, target(position)), scale.weight(endpoint.weight)))
+                let speaks = security.speaks_mtls(service, endpoint, target(position));
+                speaks_mtls |= speaks;
+                Some((SocketAddr::new(address, target(position)), scale.weight(endpoint.weight), speaks))
             }));
-        return Run { first, count, of: Vec::new() };
+        return Run { first, count, of: Vec::new(), speaks_mtls };
     }
     let mut of = Vec::new();
-    let mut list: Vec<(SocketAddr, u32)> = Vec::new();
+    let mut list: Vec<(SocketAddr, u32, bool)> = Vec::new();
     for (position, endpoint) in service.endpoints.iter().enumerate() {
         let addresses: Vec<IpAddr> = match &endpoint.address {
             _ if target(position) == 0 => Vec::new(),
@@ -190,14 +208,17 @@ fn run(builder: &mut TableBuilder, dns: &dyn Resolve, service: &MeshService, por
             Address::Name(name) => dns.addresses(name),
             Address::Unix(_) => Vec::new(),
         };
+        let speaks = !addresses.is_empty() && security.speaks_mtls(service, endpoint, target(position));
+        speaks_mtls |= speaks;
         for address in addresses {
             of.push(position as u32);
-            list.push((SocketAddr::new(address, target(position)), endpoint.weight));
+            list.push((SocketAddr::new(address, target(position)), endpoint.weight, speaks));
         }
     }
-    let scale = Scale::of(list.iter().map(|(_, weight)| *weight));
-    let (first, count) = builder.endpoints(list.into_iter().map(|(address, weight)| (address, scale.weight(weight))));
-    Run { first, count, of }
+    let scale = Scale::of(list.iter().map(|(_, weight, _)| *weight));
+    let list = list.into_iter().map(|(address, weight, speaks)| (address, scale.weight(weight), speaks));
+    let (first, count) = builder.mesh_endpoints(list);
+    Run { first, count, of, speaks_mtls }
 }
 
 /// Weights are shares of their sum, which must fit 32 bits. Where it does not, because some endpoint has a weight near

@@ -7,9 +7,13 @@
 //!
 //! The output is a function of the world and the addresses alone: the same input gives the same bytes.
 
+mod access;
 mod cluster;
 mod dns;
+mod jwt;
 mod route;
+mod security;
+mod upstream_tls;
 mod view;
 
 use meshring_core::{
@@ -20,9 +24,14 @@ use meshring_core::{
     },
 };
 
-pub use self::dns::{DnsTable, NoDns, Resolve};
+pub use self::{
+    dns::{DnsTable, NoDns, Resolve},
+    jwt::{JwksSource, JwksTable, NoJwks},
+};
 use self::{
+    access::AccessPolicies,
     cluster::Clusters,
+    security::{Providers, Security},
     view::{View, Views},
 };
 use crate::spec::{
@@ -37,6 +46,15 @@ use crate::spec::{
 /// # Errors
 /// Only where the table's own bounds are exceeded, such as 2^31 endpoints.
 pub fn compile(world: &World, dns: &dyn Resolve) -> Result<Table, BuildError> {
+    compile_with(world, dns, &NoJwks)
+}
+
+/// As [`compile`], with the key sets of
+/// [`key_sources`](crate::spec::request_authentication::key_sources) from `jwks`.
+///
+/// # Errors
+/// As [`compile`].
+pub fn compile_with(world: &World, dns: &dyn Resolve, jwks: &dyn JwksSource) -> Result<Table, BuildError> {
     let mut compiler = Compiler {
         world,
         builder: TableBuilder::new(CLUSTER_DOMAIN),
@@ -44,7 +62,7 @@ pub fn compile(world: &World, dns: &dyn Resolve) -> Result<Table, BuildError> {
         origins: vec![None; world.resources().len()],
     };
     compiler.builder.settings(world.settings());
-    compiler.workloads();
+    compiler.security(jwks);
     let views = Views::new(world);
     for host in views.hosts() {
         compiler.host(&views, host)?;
@@ -61,12 +79,22 @@ struct Compiler<'w> {
 }
 
 impl<'w> Compiler<'w> {
-    fn workloads(&mut self) {
-        for (namespace, name, labels) in workloads(self.world.resources()) {
-            let namespace = self.builder.namespace(namespace.as_str());
+    /// Who everybody is, and what is demanded of those who come to whom.
+    fn security(&mut self, jwks: &dyn JwksSource) {
+        let world = self.world;
+        self.builder.trust_domains(world.trust_domains().into_iter().map(str::to_owned).collect());
+        let providers = Providers::new(world, &mut self.builder, &mut self.clusters);
+        let (builder, origins) = (&mut self.builder, &mut self.origins);
+        let mut origin = |builder: &mut TableBuilder, position| origin(world, builder, origins, position);
+        let access = AccessPolicies::new(world, builder, &providers, &mut origin);
+        let mut security = Security::new(world, access, jwks);
+        for (namespace, name, labels) in workloads(world.resources()) {
+            let policy = security.of_workload(builder, &mut origin, namespace, labels);
+            let namespace = builder.namespace(namespace.as_str());
             let labels = labels.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
-            self.builder.workload(namespace, name.as_str(), labels);
+            builder.guarded_workload(namespace, name.as_str(), labels, policy);
         }
+        security.wider(builder, &mut origin);
     }
 
     /// One host, as every namespace sees it.
@@ -166,15 +194,20 @@ impl<'w> Compiler<'w> {
     }
 
     fn origin(&mut self, position: usize) -> OriginId {
-        if let Some(origin) = self.origins[position] {
-            return origin;
-        }
-        let resource = &self.world.resources()[position];
-        let place = &resource.place;
-        let origin = self.builder.origin_in(&resource.key.to_string(), &place.file, place.at.line);
-        self.origins[position] = Some(origin);
-        origin
+        origin(self.world, &mut self.builder, &mut self.origins, position)
     }
+}
+
+/// The origin of the resource at a position; `origins` has those that were asked for before.
+fn origin(world: &World, builder: &mut TableBuilder, origins: &mut [Option<OriginId>], position: usize) -> OriginId {
+    if let Some(origin) = origins[position] {
+        return origin;
+    }
+    let resource = &world.resources()[position];
+    let place = &resource.place;
+    let origin = builder.origin_in(&resource.key.to_string(), &place.file, place.at.line);
+    origins[position] = Some(origin);
+    origin
 }
 
 #[cfg(test)]

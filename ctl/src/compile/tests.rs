@@ -16,6 +16,8 @@ use crate::{
     spec::Hostname,
 };
 
+mod security;
+
 /// A compiled world that can be asked as a proxy asks it.
 struct Mesh(Snapshot);
 

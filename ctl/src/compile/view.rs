@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use crate::spec::{
     HostPattern, Hostname, Namespace, World,
     rules::MeshVirtualService,
-    value::{ExportTo, ROOT_NAMESPACE},
+    value::ExportTo,
     virtual_service::Action,
 };
 
@@ -119,12 +119,12 @@ impl<'w> Views<'w> {
         for rule in self.world.destination_rules().covering(host) {
             named(&rule.export_to, special);
             // What is in the service's own namespace, or in the root's, and for all, is the same for all.
-            let common = Some(&rule.namespace) == home && !several || rule.namespace.as_str() == ROOT_NAMESPACE;
+            let common = Some(&rule.namespace) == home && !several || rule.namespace == *self.world.root_namespace();
             if !common || rule.export_to != ExportTo::All {
                 special.insert(rule.namespace.clone());
             }
             // Rules of the service's namespace hide those of the root only for some.
-            special.extend(home.filter(|_| rule.namespace.as_str() == ROOT_NAMESPACE).cloned());
+            special.extend(home.filter(|_| rule.namespace == *self.world.root_namespace()).cloned());
         }
     }
 }

@@ -169,6 +169,17 @@ impl Proxy {
     }
 }
 
+/// What came of a message to one proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// It is on its way.
+    Done,
+    /// The proxy does not read its link now.
+    Later,
+    /// The proxy has gone, or is cut off for an error.
+    Gone,
+}
+
 /// What came of the first phase.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Prepared {
@@ -209,18 +220,34 @@ struct Inner {
     retained: Vec<Arc<Retained>>,
 }
 
+/// Is told which generation is about to be committed, before any worker can run it.
+pub type BeforeCommit = dyn Fn(Generation) + Send + Sync;
+
 /// All connected proxies and the page that they watch.
-#[derive(Debug)]
 pub struct Fleet {
     inner: Mutex<Inner>,
     changed: Condvar,
     page: PageWriter,
+    before_commit: OnceLock<Box<BeforeCommit>>,
+}
+
+impl std::fmt::Debug for Fleet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fleet").field("inner", &self.inner).field("page", &self.page).finish_non_exhaustive()
+    }
 }
 
 impl Fleet {
     /// Without proxies; `active` is what the page says until the first commit.
     pub fn new(active: Generation) -> io::Result<Self> {
-        Ok(Self { inner: Mutex::default(), changed: Condvar::new(), page: PageWriter::create(active)? })
+        let page = PageWriter::create(active)?;
+        Ok(Self { inner: Mutex::default(), changed: Condvar::new(), page, before_commit: OnceLock::new() })
+    }
+
+    /// Sets who is told before each commit; once, at the start.
+    pub fn before_commit(&self, told: Box<BeforeCommit>) {
+        // A second one would be a bug of ours that changes nothing for the first.
+        let _ = self.before_commit.set(told);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -278,6 +305,27 @@ impl Fleet {
         inner.proxies.insert(id, proxy);
         self.changed.notify_all();
         id
+    }
+
+    /// Sends a message to one proxy.
+    pub fn send(&self, id: ProxyId, message: &ToProxy, fds: &[std::os::fd::BorrowedFd<'_>]) -> Sent {
+        let inner = self.lock();
+        let Some(proxy) = inner.proxies.get(&id) else { return Sent::Gone };
+        match channel::send(&proxy.link, message, fds) {
+            Ok(()) => Sent::Done,
+            Err(error) if error.would_block() => Sent::Later,
+            Err(error) => {
+                proxy.hang_up(&error);
+                Sent::Gone
+            }
+        }
+    }
+
+    /// Whether every worker of a proxy runs a generation.
+    #[must_use]
+    pub fn runs(&self, id: ProxyId, generation: Generation) -> bool {
+        let inner = self.lock();
+        inner.proxies.get(&id).is_some_and(|proxy| proxy.worker_generations().iter().all(|&runs| runs == generation))
     }
 
     /// Takes a proxy off the list.
@@ -350,6 +398,9 @@ impl Fleet {
 
     /// Second phase: every worker's next request runs on it. Generations beyond the bound are retired.
     pub fn commit(&self, generation: Generation) {
+        if let Some(told) = self.before_commit.get() {
+            told(generation);
+        }
         let mut inner = self.lock();
         self.page.commit(generation);
         let (mut count, mut bytes) = (inner.retained.len(), inner.retained.iter().map(|r| r.bytes).sum::<usize>());

@@ -1,13 +1,19 @@
 //! One thread per proxy: greets it, then listens to its answers until it hangs up.
+//!
+//! A foreign unix user is let in only with a right to a workload ([`admission`]); control's own user and root always.
 
 use std::{
     os::fd::{AsFd, OwnedFd},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use meshring_core::{
     id::Generation,
+    limits::FOREIGN_GREETINGS_MAX,
     link::{
         Hello, PROTOCOL, ToControl, ToProxy,
         channel::{self, LinkError},
@@ -21,15 +27,40 @@ use rustix::{
 };
 
 use super::{
+    admission::{self, Grant},
     fleet::{Answer, Fleet, ProxyId},
+    materials::Materials,
     permission,
 };
+use crate::{ca::tokens::Tokens, spec::World};
 
 /// From a proxy's connection to its greeting, in milliseconds: it sends that at once, so a second is plenty.
 const HELLO_MS_MAX: u64 = 5_000;
 
 /// Is asked, before a proxy is taken in, what its running generation means for the numbers of this control process.
 pub type Recognise = dyn Fn(Generation, u64) + Send + Sync;
+
+/// What every connection needs.
+pub struct Shared {
+    /// The connected proxies.
+    pub fleet: Arc<Fleet>,
+    /// What they are given beside the tables.
+    pub materials: Arc<Materials>,
+    /// What foreign users prove themselves by.
+    pub tokens: Arc<Tokens>,
+    /// What is in effect.
+    pub world: Box<dyn Fn() -> Arc<World> + Send + Sync>,
+    /// See [`Recognise`].
+    pub recognise: Box<Recognise>,
+    /// Foreign users whose greeting is awaited.
+    pub greeting: AtomicUsize,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("fleet", &self.fleet).finish_non_exhaustive()
+    }
+}
 
 /// Why a connection ends.
 #[derive(Debug, thiserror::Error)]
@@ -47,14 +78,14 @@ enum LinkEnd {
 }
 
 /// Accepts proxies for as long as the process lives.
-pub fn serve(listener: OwnedFd, fleet: Arc<Fleet>, recognise: Arc<Recognise>) {
+pub fn serve(listener: OwnedFd, shared: Arc<Shared>) {
     loop {
         match accept_with(&listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
             Ok(socket) => {
-                let (fleet, recognise) = (Arc::clone(&fleet), Arc::clone(&recognise));
+                let shared = Arc::clone(&shared);
                 let spawned = std::thread::Builder::new()
                     .name("link".into())
-                    .spawn(move || connection(&Arc::new(socket), &fleet, &*recognise));
+                    .spawn(move || connection(&Arc::new(socket), &shared));
                 if let Err(error) = spawned {
                     tracing::error!("link: no thread for a proxy: {error}; it will try again");
                 }
@@ -69,8 +100,8 @@ pub fn serve(listener: OwnedFd, fleet: Arc<Fleet>, recognise: Arc<Recognise>) {
     }
 }
 
-fn connection(socket: &Arc<OwnedFd>, fleet: &Fleet, recognise: &Recognise) {
-    let id = match greet(socket, fleet, recognise) {
+fn connection(socket: &Arc<OwnedFd>, shared: &Shared) {
+    let id = match greet(socket, shared) {
         Ok(id) => id,
         Err(LinkEnd::Rejected(reason)) => {
             tracing::warn!("link: proxy rejected: {reason}");
@@ -80,8 +111,9 @@ fn connection(socket: &Arc<OwnedFd>, fleet: &Fleet, recognise: &Recognise) {
         }
         Err(error) => return tracing::warn!("link: {error}"),
     };
-    let end = listen(socket, fleet, id);
-    if let Some(proxy) = fleet.detach(id) {
+    let end = listen(socket, shared, id);
+    shared.materials.detached(id);
+    if let Some(proxy) = shared.fleet.detach(id) {
         match end {
             LinkEnd::Link(LinkError::Closed) => tracing::info!("proxy {} has gone", proxy.title()),
             error => tracing::warn!("proxy {} is cut off: {error}", proxy.title()),
@@ -89,23 +121,59 @@ fn connection(socket: &Arc<OwnedFd>, fleet: &Fleet, recognise: &Recognise) {
     }
 }
 
-fn greet(socket: &Arc<OwnedFd>, fleet: &Fleet, recognise: &Recognise) -> Result<ProxyId, LinkEnd> {
-    let peer = socket_peercred(socket)?;
-    permission::check(peer.uid.as_raw()).map_err(|denied| LinkEnd::Rejected(denied.to_string()))?;
-    let deadline = Instant::now() + Duration::from_millis(HELLO_MS_MAX);
-    let (message, fds) = receive(socket, Some(deadline))?;
-    let ToControl::Hello(hello) = message else {
-        return Err(LinkEnd::Rejected("the first message must be a greeting (hello)".into()));
-    };
-    let stats = examine(&hello, &fds).map_err(LinkEnd::Rejected)?;
-    recognise(hello.generation, hello.checksum);
+fn greet(socket: &Arc<OwnedFd>, shared: &Shared) -> Result<ProxyId, LinkEnd> {
+    let (hello, stats, grant) = introduce(socket, shared)?;
+    (shared.recognise)(hello.generation, hello.checksum);
     let Hello { namespace, workload, pid, workers, driver, generation, .. } = &hello;
     tracing::info!(
         "proxy {namespace}/{workload} (pid {pid}) is here: {workers}, {driver}, {runs}",
         workers = if *workers == 1 { "1 worker".to_owned() } else { format!("{workers} workers") },
         runs = if generation.0 == 0 { "no generation yet".to_owned() } else { format!("runs generation {generation}") },
     );
-    Ok(fleet.attach(Arc::clone(socket), hello, stats))
+    let shown = Arc::new(hello.clone());
+    let id = shared.fleet.attach(Arc::clone(socket), hello, stats);
+    shared.materials.attached(id, shown, grant);
+    Ok(id)
+}
+
+/// Who it is, and what it may have.
+fn introduce(socket: &Arc<OwnedFd>, shared: &Shared) -> Result<(Hello, StatsPage, Grant), LinkEnd> {
+    let uid = socket_peercred(socket)?.uid.as_raw();
+    let foreign = permission::check(uid).err();
+    let _turn = match &foreign {
+        Some(denied) => Some(Turn::take(&shared.greeting).ok_or_else(|| LinkEnd::Rejected(denied.to_string()))?),
+        None => None,
+    };
+    let deadline = Instant::now() + Duration::from_millis(HELLO_MS_MAX);
+    let (message, fds) = receive(socket, Some(deadline))?;
+    let ToControl::Hello(mut hello) = message else {
+        return Err(LinkEnd::Rejected("the first message must be a greeting (hello)".into()));
+    };
+    let world = (shared.world)();
+    let grant = admission::admit(uid, &hello, &shared.tokens, &world).map_err(LinkEnd::Rejected)?;
+    // It has served; what is kept for as long as the connection lives must not hold it.
+    hello.join_token = None;
+    let stats = examine(&hello, &fds).map_err(LinkEnd::Rejected)?;
+    Ok((hello, stats, grant))
+}
+
+/// One of the few greetings of foreign users that are read at a time.
+struct Turn<'a>(&'a AtomicUsize);
+
+impl<'a> Turn<'a> {
+    fn take(greeting: &'a AtomicUsize) -> Option<Self> {
+        let turn = (greeting.fetch_add(1, Ordering::Relaxed) < FOREIGN_GREETINGS_MAX).then_some(Self(greeting));
+        if turn.is_none() {
+            greeting.fetch_sub(1, Ordering::Relaxed);
+        }
+        turn
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 fn examine(hello: &Hello, fds: &[OwnedFd]) -> Result<StatsPage, String> {
@@ -127,13 +195,16 @@ fn examine(hello: &Hello, fds: &[OwnedFd]) -> Result<StatsPage, String> {
     StatsPage::open(stats).map_err(|error| format!("statistics page: {error}"))
 }
 
-fn listen(socket: &OwnedFd, fleet: &Fleet, id: ProxyId) -> LinkEnd {
+fn listen(socket: &OwnedFd, shared: &Shared, id: ProxyId) -> LinkEnd {
+    let Shared { fleet, materials, .. } = shared;
     loop {
         match receive(socket, None) {
             Ok((ToControl::Prepared { generation }, _)) => fleet.answered(id, generation, Answer::Prepared),
             Ok((ToControl::Refused { generation, reason }, _)) => {
                 fleet.answered(id, generation, Answer::Refused(reason));
             }
+            Ok((ToControl::Installed { name, not_after_s }, _)) => materials.installed(id, &name, not_after_s),
+            Ok((ToControl::NotInstalled { name, reason }, _)) => materials.refused(id, &name, reason),
             Ok((ToControl::Hello(_), _)) => return LinkEnd::SecondHello,
             Err(error) => return error,
         }

@@ -4,14 +4,18 @@
 //! [`Publisher`] is behind a mutex, so publications happen one after the other; readers look at the [`view`], which is
 //! replaced as a whole and never waits for a publication.
 
+pub mod admission;
 pub mod dns;
 pub mod fleet;
+pub mod jwks;
 pub mod link;
+pub mod materials;
 pub mod permission;
 pub mod run_dir;
 pub mod state;
 pub mod view;
 pub mod watch;
+pub mod workload_api;
 
 use std::{
     io,
@@ -22,11 +26,21 @@ use std::{
 };
 
 use fleet::Fleet;
+use materials::Materials;
 use run_dir::{RunDir, RunDirError};
 use state::State;
 use view::View;
 
-use crate::{api, apply::Publisher};
+use crate::{
+    api,
+    apply::Publisher,
+    ca::{
+        Authority, AuthorityError, IdentitySource, OperatorFiles,
+        spire::SpireSource,
+        tokens::{TokenError, Tokens},
+    },
+    spec::request_authentication::key_sources,
+};
 
 /// How to run.
 #[derive(Debug, Clone)]
@@ -37,6 +51,28 @@ pub struct Options {
     pub run_dir: PathBuf,
     /// Where to serve read-only endpoints on TCP.
     pub admin: Option<SocketAddr>,
+    /// Where identities come from.
+    pub identities: Identities,
+    /// How applications get them.
+    pub workload_api: workload_api::Settings,
+}
+
+/// How identities are made.
+#[derive(Debug, Clone)]
+pub struct Identities {
+    /// Of all of them; the MeshConfig's `trustDomain` where nothing is said.
+    pub trust_domain: Option<String>,
+    /// Life of an X.509-SVID.
+    pub svid_lifetime: Duration,
+    /// The operator's CA in place of our own.
+    pub operator: Option<OperatorFiles>,
+}
+
+impl Default for Identities {
+    fn default() -> Self {
+        let svid_lifetime = Duration::from_secs(meshring_core::limits::SVID_LIFETIME_S);
+        Self { trust_domain: None, svid_lifetime, operator: None }
+    }
 }
 
 /// Control cannot start.
@@ -50,6 +86,20 @@ pub enum StartError {
     Admin {
         /// The address.
         address: SocketAddr,
+        /// The error.
+        source: io::Error,
+    },
+    /// See [`AuthorityError`].
+    #[error("certificate authority: {0}")]
+    Authority(#[from] AuthorityError),
+    /// See [`TokenError`].
+    #[error("join tokens: {0}")]
+    Tokens(#[from] TokenError),
+    /// The Workload API's socket cannot be bound.
+    #[error("--workload-api {path}: {source}", path = path.display())]
+    WorkloadApi {
+        /// The socket.
+        path: PathBuf,
         /// The error.
         source: io::Error,
     },
@@ -67,11 +117,22 @@ fn system(action: &'static str) -> impl FnOnce(io::Error) -> StartError {
     move |source| StartError::System { action, source }
 }
 
+/// Where the certificate authority keeps its files, in the run directory.
+const CA_FOLDER: &str = "ca";
+
 /// What the API's handlers share.
 #[derive(Debug)]
 pub struct Control {
     /// The connected proxies.
     pub fleet: Arc<Fleet>,
+    /// What proxies are given beside the tables.
+    pub materials: Arc<Materials>,
+    /// Proofs for proxies of foreign users.
+    pub tokens: Arc<Tokens>,
+    /// Of the identities that are issued.
+    pub trust_domain: String,
+    /// The external SPIRE, where identities come from one.
+    pub spire: Option<Arc<SpireSource>>,
     publisher: Mutex<Publisher>,
     view: Arc<RwLock<Arc<View>>>,
     /// When this process started.
@@ -108,13 +169,11 @@ pub fn run(options: Options) -> Result<(), StartError> {
     let admin = options.admin.map(|address| bind_admin(&runtime, address)).transpose()?;
 
     let fingerprint = watch::Fingerprint::of(&options.config);
-    let control = Arc::new(start(Arc::clone(&run_dir), &options)?);
-    let recognise = {
-        let control = Arc::clone(&control);
-        Arc::new(move |generation, checksum| control.publisher().recognise(generation, checksum))
-    };
-    let fleet = Arc::clone(&control.fleet);
-    spawn("link", move || link::serve(link_socket, fleet, recognise))?;
+    let control = Arc::new(start(Arc::clone(&run_dir), &options, runtime.handle())?);
+    let shared = Arc::new(link_shared(&control));
+    spawn("link", move || link::serve(link_socket, shared))?;
+    let materials = Arc::clone(&control.materials);
+    spawn("certificates", move || materials.serve())?;
     let watching = Arc::clone(&control);
     let paths = options.config.clone();
     spawn("watch", move || {
@@ -125,13 +184,34 @@ pub fn run(options: Options) -> Result<(), StartError> {
     })?;
     let resolving = Arc::clone(&control);
     spawn("resolve", move || refresh_names(&resolving))?;
+    let fetching = Arc::clone(&control);
+    spawn("jwks", move || refresh_key_sets(&fetching))?;
     tracing::info!("control serves {} (configuration: {})", options.run_dir.display(), shown(&options.config));
+    let workload_api = workload_api::start(&control, &options.workload_api, &options.run_dir, &runtime)?;
     let outcome = runtime.block_on(api::serve(&control, api_socket, admin)).map_err(system("API"));
     tracing::info!("control ends; proxies go on with generation {}", control.fleet.active());
     run_dir.remove_sockets();
+    drop(workload_api);
     // Handlers that wait for acknowledgements must not hold up the end.
     runtime.shutdown_background();
     outcome
+}
+
+/// Fetches the key sets of token issuers again and again.
+fn refresh_key_sets(control: &Control) {
+    let mut refresher = jwks::Refresher::default();
+    loop {
+        std::thread::sleep(Duration::from_millis(jwks::PERIOD_MS));
+        let sources = key_sources(&control.view().world);
+        if sources.is_empty() {
+            continue;
+        }
+        let known = control.publisher().key_sets().clone();
+        let came = refresher.refresh(&sources, &known);
+        if !came.is_empty() {
+            control.publisher().key_sets_changed(came);
+        }
+    }
 }
 
 /// Asks for the addresses of names again and again.
@@ -159,19 +239,80 @@ fn bind_admin(runtime: &tokio::runtime::Runtime, address: SocketAddr) -> Result<
     Ok(listener)
 }
 
-fn start(run_dir: Arc<RunDir>, options: &Options) -> Result<Control, StartError> {
+fn start(run_dir: Arc<RunDir>, options: &Options, runtime: &tokio::runtime::Handle) -> Result<Control, StartError> {
     let state = State::load(&run_dir).map_err(system("state.json"))?;
     let fleet = Arc::new(Fleet::new(state.active).map_err(system("memfd for the control page"))?);
     let view = Arc::new(RwLock::new(Arc::new(View::empty())));
+    let folder = run_dir.join(CA_FOLDER);
     let publisher = Publisher::start(run_dir, Arc::clone(&fleet), Arc::clone(&view), options.config.clone(), state)
         .map_err(system("applied.json"))?;
+    let tokens = Arc::new(Tokens::open(&folder)?);
+    let (materials, trust_domain, spire) = identities(options, folder, &fleet, &view, runtime)?;
+    let materials = Arc::new(materials);
+    let told = Arc::downgrade(&materials);
+    fleet.before_commit(Box::new(move |generation| {
+        if let Some(materials) = told.upgrade() {
+            materials.committing(generation);
+        }
+    }));
     Ok(Control {
         fleet,
+        materials,
+        tokens,
+        trust_domain,
+        spire,
         publisher: Mutex::new(publisher),
         view,
         started: Instant::now(),
         started_at_ms: meshring_core::clock::unix_ms(),
     })
+}
+
+fn in_effect(view: &RwLock<Arc<View>>) -> Arc<crate::spec::World> {
+    Arc::clone(&view.read().unwrap_or_else(|poisoned| poisoned.into_inner()).world)
+}
+
+/// Opens the certificate authority, or turns to SPIRE.
+fn identities(
+    options: &Options,
+    folder: PathBuf,
+    fleet: &Arc<Fleet>,
+    view: &Arc<RwLock<Arc<View>>>,
+    runtime: &tokio::runtime::Handle,
+) -> Result<(Materials, String, Option<Arc<SpireSource>>), StartError> {
+    let Identities { trust_domain, svid_lifetime, operator } = options.identities.clone();
+    let configured = in_effect(view).trust_domain().to_owned();
+    let trust_domain = trust_domain.unwrap_or_else(|| configured.clone());
+    if trust_domain != configured {
+        tracing::warn!("--trust-domain {trust_domain} is not the trustDomain of the MeshConfig, {configured}");
+    }
+    let spire = options.workload_api.spire_socket.as_ref();
+    let spire = spire.map(|path| Arc::new(SpireSource::start(path, &trust_domain, runtime)));
+    let (source, authority) = match &spire {
+        Some(spire) => (Arc::clone(spire) as Arc<dyn IdentitySource>, None),
+        None => {
+            let settings = crate::ca::Settings { trust_domain: trust_domain.clone(), svid_lifetime, folder, operator };
+            let authority = Arc::new(Authority::open(settings)?);
+            (Arc::clone(&authority) as Arc<dyn IdentitySource>, Some(authority))
+        }
+    };
+    let world = Arc::clone(view);
+    let world = Box::new(move || in_effect(&world));
+    let materials = Materials::new(Arc::clone(fleet), source, authority, trust_domain.clone(), world);
+    Ok((materials, trust_domain, spire))
+}
+
+fn link_shared(control: &Arc<Control>) -> link::Shared {
+    let view = Arc::clone(&control.view);
+    let publishing = Arc::clone(control);
+    link::Shared {
+        fleet: Arc::clone(&control.fleet),
+        materials: Arc::clone(&control.materials),
+        tokens: Arc::clone(&control.tokens),
+        world: Box::new(move || in_effect(&view)),
+        recognise: Box::new(move |generation, checksum| publishing.publisher().recognise(generation, checksum)),
+        greeting: std::sync::atomic::AtomicUsize::new(0),
+    }
 }
 
 fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<(), StartError> {

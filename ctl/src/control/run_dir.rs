@@ -1,9 +1,12 @@
 //! The run directory: sockets, lock, and the little that must survive a restart of control.
 
 use std::{
-    fs::{self, DirBuilder, File},
+    fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::{fs::DirBuilderExt, net::UnixListener as StdUnixListener},
+    os::unix::{
+        fs::{DirBuilderExt, OpenOptionsExt},
+        net::UnixListener as StdUnixListener,
+    },
     path::{Path, PathBuf},
 };
 
@@ -97,10 +100,16 @@ impl RunDir {
     }
 
     /// Replaces a file as a whole: a reader, or a restart after a crash, sees the old or the new content. Not synced to
-    /// the disk: the run directory outlives the process, not the machine.
+    /// the disk: the run directory outlives the process, not the machine. Nobody else can read it, whatever the
+    /// directory allows: what was applied may hold Secrets.
     pub fn store(&self, name: &str, content: &[u8]) -> io::Result<()> {
         let temporary = self.path.join(format!("{name}.tmp"));
-        fs::write(&temporary, content)?;
+        // One that a crash has left has the mode that it was made with.
+        match fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?.write_all(content)?;
         fs::rename(&temporary, self.path.join(name))
     }
 
@@ -163,6 +172,20 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+
+    #[test]
+    fn what_is_stored_is_for_control_alone() {
+        let parent = tempfile::tempdir().unwrap();
+        fs::set_permissions(parent.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let run_dir = RunDir::open(parent.path()).unwrap();
+        fs::write(parent.path().join("x.tmp"), "left by a crash").unwrap();
+        for content in ["first", "second"] {
+            run_dir.store("x", content.as_bytes()).unwrap();
+            assert_eq!(run_dir.load("x").unwrap().as_deref(), Some(content.as_bytes()));
+            let mode = fs::metadata(parent.path().join("x")).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+        }
+    }
 
     #[test]
     fn the_directory_is_private_and_served_by_one_process_only() {

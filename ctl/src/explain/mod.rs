@@ -80,7 +80,7 @@ pub struct MeshSettings {
 
 impl From<Settings> for MeshSettings {
     fn from(settings: Settings) -> Self {
-        let Settings { path_normalization, trusted_hops, request_id } = settings;
+        let Settings { path_normalization, trusted_hops, request_id, .. } = settings;
         Self { path_normalization: path_normalization.as_str().to_owned(), trusted_hops, request_id }
     }
 }

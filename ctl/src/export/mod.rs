@@ -1,5 +1,6 @@
 //! Statistics for others: a JSON picture for `meshring top`, and the Prometheus text format.
 
+pub mod certificates;
 pub mod prometheus;
 
 use meshring_core::{

@@ -32,7 +32,7 @@ pub fn render(fleet: &Fleet, view: &View) -> String {
     text
 }
 
-fn head(text: &mut String, name: &str, kind: &str, help: &str) {
+pub(super) fn head(text: &mut String, name: &str, kind: &str, help: &str) {
     // Writing to a String cannot fail; the same holds below.
     let _ = writeln!(text, "# HELP meshring_{name} {}", help.replace('\\', "\\\\").replace('\n', "\\n"));
     let _ = writeln!(text, "# TYPE meshring_{name} {kind}");
@@ -77,7 +77,7 @@ fn labels(proxy: &Proxy) -> String {
     format!("proxy=\"{}/{}\",pid=\"{}\"", escape(&hello.namespace), escape(&hello.workload), hello.pid)
 }
 
-fn escape(value: &str) -> String {
+pub(super) fn escape(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 

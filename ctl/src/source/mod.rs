@@ -29,7 +29,7 @@ use self::{
 };
 use crate::{
     diagnostic::{self, Diagnostic, Place, Position},
-    spec::{Raw, Resource},
+    spec::{Kind, Raw, Resource},
 };
 
 /// Largest file, in bytes. 40,000 resources of 1.5 KB; larger sets are many files anyway.
@@ -232,7 +232,8 @@ fn locate(piece: &Piece<'_>, parsed: Parsed, lines: Option<&Lines<'_>>) -> (Reso
         range = start..lines.offset(parsed.end).max(start);
         indent = parsed.at.column.saturating_sub(1) as usize;
     }
-    let raw = Raw { file_text: Arc::clone(&piece.file.text), range: range.clone(), indent, json: piece.json };
+    let secret = parsed.key.kind == Kind::Secret;
+    let raw = Raw { file_text: Arc::clone(&piece.file.text), range: range.clone(), indent, json: piece.json, secret };
     let place = Place::new(Arc::clone(&piece.file.path), parsed.at);
     (Resource { key: parsed.key, place, created: parsed.created, body: parsed.body, raw }, range)
 }

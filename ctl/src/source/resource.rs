@@ -11,7 +11,7 @@ use crate::{
     diagnostic::{Code, Position},
     spec::{
         Body, Key, Kind,
-        value::{InvalidValue, Labels, Name, Namespace},
+        value::{self, InvalidValue, Labels, Name, Namespace},
     },
 };
 
@@ -34,6 +34,10 @@ pub(crate) struct Metadata {
     pub(crate) labels: Labels,
     /// `metadata.annotations["networking.istio.io/exportTo"]`.
     pub(crate) export_to: Option<(String, Position)>,
+    /// `metadata.annotations["meshring.io/unix-uid"]`.
+    pub(crate) unix_uid: Option<u32>,
+    /// Whether `metadata.annotations["istio.io/dry-run"]` is `true`.
+    pub(crate) dry_run: bool,
     pub(crate) created: Option<Arc<str>>,
 }
 
@@ -48,6 +52,7 @@ enum Class {
 }
 
 const ISTIO_NETWORKING: &str = "networking.istio.io";
+const ISTIO_SECURITY: &str = "security.istio.io";
 const DISCOVERY: &str = "discovery.k8s.io";
 
 /// Istio's groups: versions, kinds. Only kinds of [`Kind`] are honoured.
@@ -67,7 +72,7 @@ const ISTIO: [(&str, &[&str], &[&str]); 5] = [
             "ProxyConfig",
         ],
     ),
-    ("security.istio.io", &["v1", "v1beta1"], &["AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication"]),
+    (ISTIO_SECURITY, &["v1", "v1beta1"], &["AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication"]),
     ("telemetry.istio.io", &["v1", "v1alpha1"], &["Telemetry"]),
     ("extensions.istio.io", &["v1alpha1"], &["WasmPlugin", "TrafficExtension"]),
     ("install.istio.io", &["v1alpha1"], &["IstioOperator"]),
@@ -219,7 +224,9 @@ fn classify(node: &Node<'_>, version: &str, kind: &str) -> Result<Class, Unknown
             return Err(unknown_version(version, group, versions));
         }
         return match (kinds.contains(&kind), Kind::parse(kind)) {
-            (true, Some(honoured)) if honoured.as_str() == kind && group == ISTIO_NETWORKING => {
+            (true, Some(honoured))
+                if honoured.as_str() == kind && matches!(group, ISTIO_NETWORKING | ISTIO_SECURITY) =>
+            {
                 Ok(Class::Honoured(honoured))
             }
             (true, Some(Kind::IstioOperator)) if istio::mesh_config::has_mesh_config(node) => {
@@ -236,6 +243,7 @@ fn classify(node: &Node<'_>, version: &str, kind: &str) -> Result<Class, Unknown
         ("", "v1") if kind == "ConfigMap" && istio::mesh_config::is_mesh_config_map(node) => {
             Ok(Class::Honoured(Kind::ConfigMap))
         }
+        ("", "v1") if kind == "Secret" && kubernetes::secret::is_credential(node) => Ok(Class::Honoured(Kind::Secret)),
         ("", "v1") => core(kind),
         (DISCOVERY, "v1") if kind == "EndpointSlice" => Ok(Class::Honoured(Kind::EndpointSlice)),
         (DISCOVERY, "v1") if kind == "EndpointSliceList" => Ok(Class::List),
@@ -265,7 +273,7 @@ fn core(kind: &str) -> Result<Class, Unknown> {
         "Pod" => Ok(Class::Honoured(Kind::Pod)),
         // Superseded by EndpointSlice; Kubernetes writes both.
         "Endpoints" => Ok(Class::NotHonoured),
-        "List" | "ServiceList" | "PodList" => Ok(Class::List),
+        "List" | "ServiceList" | "PodList" | "SecretList" => Ok(Class::List),
         _ if CORE.contains(&kind) || kind.strip_suffix("List").is_some_and(|kind| CORE.contains(&kind)) => {
             Ok(Class::Foreign)
         }
@@ -321,6 +329,17 @@ fn resource(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, kind: Kind) -> Op
             istio::mesh_config::read_config_map(r, root, &metadata).map(|x| Body::ConfigMap(Arc::new(x)))
         }
         Kind::IstioOperator => istio::mesh_config::read_operator(r, root).map(|x| Body::IstioOperator(Arc::new(x))),
+        Kind::AuthorizationPolicy => {
+            istio::authorization_policy::read(r, root, &metadata).map(|x| Body::AuthorizationPolicy(Arc::new(x)))
+        }
+        Kind::RequestAuthentication => {
+            istio::request_authentication::read(r, root, &metadata).map(|x| Body::RequestAuthentication(Arc::new(x)))
+        }
+        Kind::PeerAuthentication => {
+            istio::peer_authentication::read(r, root, &metadata).map(|x| Body::PeerAuthentication(Arc::new(x)))
+        }
+        Kind::Gateway => istio::gateway::read(r, root, &metadata).map(|x| Body::Gateway(Arc::new(x))),
+        Kind::Secret => kubernetes::secret::read(r, root, &metadata).map(|x| Body::Secret(Arc::new(x))),
     };
     Some((metadata, body?))
 }
@@ -342,6 +361,8 @@ fn operator_metadata(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>) -> Optio
         namespace: r.valid(root.at, &root.path.field("metadata").field("namespace"), namespace)?,
         labels: Labels::default(),
         export_to: None,
+        unix_uid: None,
+        dry_run: false,
         created: None,
     })
 }
@@ -392,18 +413,36 @@ fn metadata(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>) -> Option<Metadat
         Some(node) => labels(r, node, &path.field("labels")),
         None => Labels::default(),
     };
-    let mut export_to = None;
+    let (mut export_to, mut unix_uid, mut dry_run) = (None, None, false);
     for entry in object.entries(r, "annotations") {
         let path = path.field("annotations");
         let value = r.string(&entry.value, &path.field(&entry.key));
         if entry.key == "networking.istio.io/exportTo" {
             export_to = value.map(|text| (text.to_owned(), entry.value.at));
+        } else if entry.key == UNIX_UID {
+            unix_uid = value.and_then(|text| r.valid(entry.value.at, &path.field(UNIX_UID), value::unix_uid(text)));
+        } else if entry.key == DRY_RUN {
+            dry_run = match value {
+                Some("true") => true,
+                Some("false") | None => false,
+                Some(other) => {
+                    let message = format!("`{other}` is neither true nor false");
+                    r.error(Code::INVALID_VALUE, entry.value.at, &path.field(DRY_RUN), message, "write \"true\"");
+                    false
+                }
+            };
         }
     }
     let created = object.text(r, "creationTimestamp").map(|(text, _)| r.share(text));
     object.finish(r, &FIELDS);
-    Some(Metadata { name: name?, namespace: namespace?, labels, export_to, created })
+    Some(Metadata { name: name?, namespace: namespace?, labels, export_to, unix_uid, dry_run, created })
 }
+
+/// An AuthorizationPolicy that is evaluated and not enforced.
+const DRY_RUN: &str = "istio.io/dry-run";
+
+/// The user that a workload runs as: what it says on a unix socket is believed to come from that workload.
+const UNIX_UID: &str = "meshring.io/unix-uid";
 
 /// A map of labels, checked as Kubernetes checks them.
 pub(crate) fn labels(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>) -> Labels {

@@ -14,6 +14,8 @@ use crate::spec::{
     virtual_service::{Action, StringMatch, UriRewrite, VirtualService},
 };
 
+mod security;
+
 /// The user's example, as it was given to us.
 const REVIEWS: &str = include_str!("istio/testdata/reviews-80-20.yaml");
 
@@ -314,10 +316,10 @@ fn files_are_found_in_order_without_hidden_ones() {
 fn kinds_are_named_as_kubectl_users_type_them() {
     for kind in Kind::ALL {
         assert_eq!(Kind::parse(kind.as_str()), Some(kind));
-        assert_eq!(Kind::parse(&format!("{kind}s").to_lowercase().replace("entrys", "entries")), Some(kind));
+        assert_eq!(Kind::parse(&format!("{kind}s").to_lowercase().replace("entrys", "entries").replace("policys", "policies")), Some(kind));
     }
     assert_eq!(Kind::parse("vs"), Some(Kind::VirtualService));
-    assert_eq!(Kind::parse("gateway"), None);
+    assert_eq!(Kind::parse("sidecar"), None);
 }
 
 /// Text made of what YAML and our resources are made of: more of it gets past the first check than of random bytes.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    Body, FastSet, Kind, MeshService, Place, Resource, VirtualService, World,
+    Body, FastSet, Kind, MeshService, Place, Resource, VirtualService, World, analyze_security,
     rules::{MergedRule, precedence, selects},
     service_entry::Resolution,
     value::{CLUSTER_DOMAIN, ExportTo, HostPattern, Hostname, Namespace},
@@ -30,6 +30,7 @@ pub(super) fn analyze(world: &World) -> Vec<Diagnostic> {
     destination_rules(world, &mut diagnostics);
     orphan_slices(world, &mut diagnostics);
     ports_without_http(world, &mut diagnostics);
+    analyze_security::analyze(world, &mut diagnostics);
     diagnostics
 }
 

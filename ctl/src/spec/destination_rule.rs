@@ -4,8 +4,11 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::Position;
-use super::value::{ExportTo, HostPattern, Labels, LoadBalancer, Port};
+use super::{
+    Position,
+    secret::Credential,
+    value::{ExportTo, HostPattern, Labels, LoadBalancer, Port},
+};
 
 /// `networking.istio.io` DestinationRule.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -43,6 +46,8 @@ pub struct Subset {
 pub struct TrafficPolicy {
     /// `loadBalancer.simple`.
     pub load_balancer: Option<LoadBalancer>,
+    /// `tls`.
+    pub tls: Option<ClientTls>,
     /// `portLevelSettings`; where a port is listed, its settings replace those of the destination as a whole.
     pub ports: Vec<PortPolicy>,
 }
@@ -55,6 +60,59 @@ pub struct PortPolicy {
     pub port: Port,
     /// `loadBalancer.simple`.
     pub load_balancer: Option<LoadBalancer>,
+    /// `tls`.
+    pub tls: Option<ClientTls>,
+}
+
+/// `tls`: how connections to the endpoints are secured.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClientTls {
+    /// `mode`.
+    pub mode: ClientTlsMode,
+    /// Certificate and key that the client shows, and roots. With SIMPLE and MUTUAL and without roots the server is
+    /// judged by the system's roots: Istio does so since 1.21 (`VERIFY_CERTIFICATE_AT_CLIENT`), and did not judge at all
+    /// before. A Secret is in the rule's namespace.
+    pub credential: Credential,
+    /// `sni`, or empty.
+    pub sni: Arc<str>,
+    /// `subjectAltNames`.
+    pub subject_alt_names: Vec<Arc<str>>,
+    /// `insecureSkipVerify`.
+    pub insecure_skip_verify: bool,
+}
+
+/// `tls.mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum ClientTlsMode {
+    /// Plain text, also where both ends have a sidecar.
+    Disable,
+    /// The server shows a certificate.
+    Simple,
+    /// Both show one.
+    Mutual,
+    /// Both show their identities of the mesh.
+    IstioMutual,
+}
+
+/// How connections to `port` are secured by a rule's policy and that of one of its subsets. As Istio merges them: where
+/// the subset lists the port, that alone counts; then what the subset says; then the rule's entry for the port alone;
+/// then what the rule says. An entry for a port that says nothing about TLS is as good as no rule.
+pub(super) fn tls<'p>(
+    rule: Option<&'p TrafficPolicy>,
+    subset: Option<&'p TrafficPolicy>,
+    port: u16,
+) -> Option<&'p ClientTls> {
+    let of_port = |policy: &'p TrafficPolicy| policy.ports.iter().find(|settings| settings.port.number() == port);
+    if let Some(settings) = subset.and_then(of_port) {
+        return settings.tls.as_ref();
+    }
+    let of_rule = || {
+        let rule = rule?;
+        of_port(rule).map_or(rule.tls.as_ref(), |settings| settings.tls.as_ref())
+    };
+    subset.and_then(|subset| subset.tls.as_ref()).or_else(of_rule)
 }
 
 impl TrafficPolicy {

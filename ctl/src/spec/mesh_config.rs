@@ -1,12 +1,15 @@
 //! Istio's MeshConfig: what holds for the whole mesh. It comes in a ConfigMap or in an IstioOperator; one of those that
 //! are there is in effect.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use meshring_core::table::model::{PathNormalization, Settings};
 use serde::{Serialize, Serializer};
 
-use super::{Body, Resource};
+use super::{
+    Body, Position, Resource,
+    value::{HeaderName, HeaderValue, Hostname, Namespace, Port},
+};
 use crate::diagnostic::{Code, Diagnostic};
 
 /// The revision of resources that name none.
@@ -26,6 +29,52 @@ pub struct MeshConfig {
     pub trusted_hops: Option<u8>,
     /// Inverted, `defaultConfig.proxyHeaders.requestId.disabled`.
     pub request_id: Option<bool>,
+    /// `trustDomain`.
+    pub trust_domain: Option<Arc<str>>,
+    /// `trustDomainAliases`: identities of these are taken for those of the trust domain.
+    pub trust_domain_aliases: Vec<Arc<str>>,
+    /// `rootNamespace`: what stands in it without a selector holds for the whole mesh.
+    pub root_namespace: Option<Namespace>,
+    /// `enableAutoMtls`.
+    pub auto_mtls: Option<bool>,
+    /// Whether `meshMTLS.minProtocolVersion` is below `TLSV1_3`.
+    pub mesh_tls12: Option<bool>,
+    /// `extensionProviders` with `envoyExtAuthzHttp`, each name once.
+    pub ext_authz: Vec<ExtAuthzHttp>,
+}
+
+/// One of `extensionProviders`: `envoyExtAuthzHttp`, an external authorizer over HTTP.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExtAuthzHttp {
+    /// Where it begins.
+    pub at: Position,
+    /// `name`: what AuthorizationPolicies with action CUSTOM refer to.
+    pub name: Arc<str>,
+    /// The part of `service` before the slash: in whose eyes the service is looked up.
+    pub namespace: Option<Namespace>,
+    /// The host in `service`, a short name resolved.
+    pub service: Hostname,
+    /// `port`.
+    pub port: Port,
+    /// `timeout`; 600 s where nothing is said, as in Istio.
+    pub timeout: Duration,
+    /// `pathPrefix`, empty or from a slash on.
+    pub path_prefix: Arc<str>,
+    /// `failOpen`.
+    pub fail_open: bool,
+    /// `statusOnError`; 403 where nothing is said.
+    pub status_on_error: u16,
+    /// `includeRequestHeadersInCheck`, lower case; what ends with `*` is a prefix. So are the other lists of names.
+    pub request_headers: Vec<Arc<str>>,
+    /// `includeAdditionalHeadersInCheck`.
+    pub additional_headers: Vec<(HeaderName, HeaderValue)>,
+    /// `headersToUpstreamOnAllow`.
+    pub headers_to_upstream: Vec<Arc<str>>,
+    /// `headersToDownstreamOnAllow`.
+    pub headers_to_downstream: Vec<Arc<str>>,
+    /// `headersToDownstreamOnDeny`.
+    pub headers_on_deny: Vec<Arc<str>>,
 }
 
 fn normalization<S: Serializer>(level: &Option<PathNormalization>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -35,7 +84,18 @@ fn normalization<S: Serializer>(level: &Option<PathNormalization>, serializer: S
 impl MeshConfig {
     /// One that says nothing.
     pub fn new(revision: Arc<str>) -> Self {
-        Self { revision, path_normalization: None, trusted_hops: None, request_id: None }
+        Self {
+            revision,
+            path_normalization: None,
+            trusted_hops: None,
+            request_id: None,
+            trust_domain: None,
+            trust_domain_aliases: Vec::new(),
+            root_namespace: None,
+            auto_mtls: None,
+            mesh_tls12: None,
+            ext_authz: Vec::new(),
+        }
     }
 
     /// For the data plane. Where nothing is said our defaults hold, which are Istio's but for paths: these are normalised
@@ -46,6 +106,7 @@ impl MeshConfig {
             path_normalization: self.path_normalization.unwrap_or(default.path_normalization),
             trusted_hops: self.trusted_hops.unwrap_or(default.trusted_hops),
             request_id: self.request_id.unwrap_or(default.request_id),
+            mesh_tls12: self.mesh_tls12.unwrap_or(default.mesh_tls12),
         }
     }
 }

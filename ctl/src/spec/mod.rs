@@ -5,11 +5,17 @@
 //! plane's table.
 
 mod analyze;
+mod analyze_security;
+pub mod authorization_policy;
 pub mod destination_rule;
+pub mod gateway;
 mod host_index;
 pub mod mesh_config;
+pub mod peer_authentication;
 pub mod registry;
+pub mod request_authentication;
 pub mod rules;
+pub mod secret;
 pub mod service;
 pub mod service_entry;
 pub mod value;
@@ -21,9 +27,14 @@ use std::{fmt, ops::Range, sync::Arc};
 use serde::Serialize;
 
 pub use self::{
+    authorization_policy::AuthorizationPolicy,
     destination_rule::DestinationRule,
+    gateway::Gateway,
     mesh_config::MeshConfig,
+    peer_authentication::PeerAuthentication,
     registry::{Endpoint, MeshPort, MeshService, Registry},
+    request_authentication::RequestAuthentication,
+    secret::Secret,
     service::{EndpointSlice, Pod, Service},
     service_entry::{ServiceEntry, Workload},
     value::{HostPattern, Hostname, Labels, Name, Namespace, Port},
@@ -59,11 +70,21 @@ pub enum Kind {
     ConfigMap,
     /// Istio's IstioOperator that holds a MeshConfig.
     IstioOperator,
+    /// Istio's PeerAuthentication.
+    PeerAuthentication,
+    /// Istio's RequestAuthentication.
+    RequestAuthentication,
+    /// Istio's AuthorizationPolicy.
+    AuthorizationPolicy,
+    /// Istio's Gateway.
+    Gateway,
+    /// `v1` Secret with certificates.
+    Secret,
 }
 
 impl Kind {
     /// All of them, in the order in which they are listed.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 14] = [
         Self::Service,
         Self::EndpointSlice,
         Self::Pod,
@@ -73,6 +94,11 @@ impl Kind {
         Self::VirtualService,
         Self::ConfigMap,
         Self::IstioOperator,
+        Self::PeerAuthentication,
+        Self::RequestAuthentication,
+        Self::AuthorizationPolicy,
+        Self::Gateway,
+        Self::Secret,
     ];
 
     /// As `kind:` writes it.
@@ -87,7 +113,17 @@ impl Kind {
             Self::VirtualService => "VirtualService",
             Self::ConfigMap => "ConfigMap",
             Self::IstioOperator => "IstioOperator",
+            Self::PeerAuthentication => "PeerAuthentication",
+            Self::RequestAuthentication => "RequestAuthentication",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::Gateway => "Gateway",
+            Self::Secret => "Secret",
         }
+    }
+
+    /// Whether it is of `security.istio.io`: what is demanded of those who come to a workload.
+    pub fn is_security(self) -> bool {
+        matches!(self, Self::AuthorizationPolicy | Self::PeerAuthentication | Self::RequestAuthentication)
     }
 
     /// As kubectl users type it: kind, plural or short name, in any case.
@@ -102,6 +138,11 @@ impl Kind {
             "virtualservice" | "virtualservices" | "vs" => Self::VirtualService,
             "configmap" | "configmaps" | "cm" => Self::ConfigMap,
             "istiooperator" | "istiooperators" | "iop" | "io" => Self::IstioOperator,
+            "peerauthentication" | "peerauthentications" | "pa" => Self::PeerAuthentication,
+            "requestauthentication" | "requestauthentications" | "ra" => Self::RequestAuthentication,
+            "authorizationpolicy" | "authorizationpolicies" | "ap" => Self::AuthorizationPolicy,
+            "gateway" | "gateways" | "gw" => Self::Gateway,
+            "secret" | "secrets" => Self::Secret,
             _ => return None,
         })
     }
@@ -175,6 +216,16 @@ pub enum Body {
     ConfigMap(#[serde(serialize_with = "inner")] Arc<MeshConfig>),
     /// The MeshConfig in an IstioOperator.
     IstioOperator(#[serde(serialize_with = "inner")] Arc<MeshConfig>),
+    /// Istio's PeerAuthentication.
+    PeerAuthentication(#[serde(serialize_with = "inner")] Arc<PeerAuthentication>),
+    /// Istio's RequestAuthentication.
+    RequestAuthentication(#[serde(serialize_with = "inner")] Arc<RequestAuthentication>),
+    /// Istio's AuthorizationPolicy.
+    AuthorizationPolicy(#[serde(serialize_with = "inner")] Arc<AuthorizationPolicy>),
+    /// Istio's Gateway.
+    Gateway(#[serde(serialize_with = "inner")] Arc<Gateway>),
+    /// `v1` Secret with certificates.
+    Secret(#[serde(serialize_with = "inner")] Arc<Secret>),
 }
 
 fn inner<T: Serialize, S: serde::Serializer>(value: &Arc<T>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -194,12 +245,17 @@ impl Body {
             Self::VirtualService(_) => Kind::VirtualService,
             Self::ConfigMap(_) => Kind::ConfigMap,
             Self::IstioOperator(_) => Kind::IstioOperator,
+            Self::PeerAuthentication(_) => Kind::PeerAuthentication,
+            Self::RequestAuthentication(_) => Kind::RequestAuthentication,
+            Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
+            Self::Gateway(_) => Kind::Gateway,
+            Self::Secret(_) => Kind::Secret,
         }
     }
 }
 
 /// The text of one document (or of one item of a `List`) inside of the file that it came from.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Raw {
     /// The whole file.
     pub file_text: Arc<str>,
@@ -209,16 +265,33 @@ pub struct Raw {
     pub indent: usize,
     /// Whether it is JSON.
     pub json: bool,
+    /// Whether it must not be shown as it stands: a Secret.
+    pub secret: bool,
+}
+
+impl fmt::Debug for Raw {
+    /// Without the text: the file may hold Secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Raw").field("range", &self.range).field("json", &self.json).finish_non_exhaustive()
+    }
 }
 
 impl Raw {
-    /// The slice of the file, as it stands there.
-    pub fn as_str(&self) -> &str {
+    /// The slice of the file, as it stands there, secrets and all.
+    fn as_str(&self) -> &str {
         self.file_text.get(self.range.clone()).unwrap_or_default()
     }
 
-    /// The text as a document of its own: without the indentation of a `List` around it, with one line end at its end.
+    /// The text as a document of its own: without the indentation of a `List` around it, with one line end at its end. A
+    /// Secret's values are hidden.
     pub fn document(&self) -> String {
+        if self.secret {
+            return self.to_json().map_or_else(|_| format!("{}\n", secret::HIDDEN), |object| secret::yaml(&object));
+        }
+        self.text()
+    }
+
+    fn text(&self) -> String {
         let mut text = String::with_capacity(self.range.len() + 1);
         for (index, line) in self.as_str().trim_end().lines().enumerate() {
             let indent = line.bytes().take_while(|byte| *byte == b' ').count();
@@ -228,11 +301,12 @@ impl Raw {
         text
     }
 
-    /// The document as JSON, with its fields in their order.
+    /// The document as JSON, with its fields in their order. A Secret's values are hidden.
     ///
     /// # Errors
     /// Only when `file_text` is not what the resource was read from.
     pub fn to_json(&self) -> Result<serde_json::Value, String> {
-        crate::source::to_json(&self.document(), self.json)
+        let object = crate::source::to_json(&self.text(), self.json)?;
+        Ok(if self.secret { secret::redacted(&object) } else { object })
     }
 }

@@ -8,7 +8,7 @@ use super::{
     Body, FastMap, FastSet, Key, Kind, Place, Resource,
     host_index::HostIndex,
     service::{EndpointSlice, Pod, Service, ServiceKind, TargetPort},
-    service_entry::{Address, Resolution, ServiceEntry, Workload},
+    service_entry::{Address, Location, Resolution, ServiceEntry, Workload},
     value::{ExportTo, HostPattern, Hostname, Labels, Name, Namespace, Port, PortName, Protocol},
 };
 use crate::diagnostic::{Code, Diagnostic};
@@ -36,6 +36,10 @@ pub struct MeshService {
     pub endpoints: Vec<Endpoint>,
     /// Endpoints that exist but are not ready.
     pub not_ready: u32,
+    /// Whether it is part of the mesh: a Service that is not an ExternalName, a ServiceEntry with `MESH_INTERNAL`.
+    pub internal: bool,
+    /// A ServiceEntry's `subjectAltNames`.
+    pub subject_alt_names: Arc<[Arc<str>]>,
 }
 
 /// One port of a [`MeshService`].
@@ -60,7 +64,21 @@ pub struct Endpoint {
     pub weight: u32,
     /// Its port number for each of the service's ports, in their order; 0 where it does not serve that port.
     pub targets: Arc<[u16]>,
+    /// The service account of its workload, in the service's namespace; `None` where nothing tells it.
+    pub service_account: Option<Arc<str>>,
 }
+
+/// Whether labels say that a workload has a sidecar that speaks mutual TLS.
+pub(crate) fn speaks_mtls(labels: &Labels) -> bool {
+    labels.value(TLS_MODE) == Some(TLS_MODE_ISTIO)
+}
+
+/// The label by which Istio's injection marks Pods; on WorkloadEntries and ServiceEntry endpoints it is written by hand.
+const TLS_MODE: &str = "security.istio.io/tlsMode";
+/// Its one value that means something.
+const TLS_MODE_ISTIO: &str = "istio";
+/// The service account of a Pod that names none.
+const DEFAULT_SERVICE_ACCOUNT: &str = "default";
 
 impl MeshService {
     /// The index of a port number in `ports`.
@@ -227,12 +245,21 @@ impl<'w> Parts<'w> {
             export_to: service.export_to.clone(),
             endpoints: Vec::new(),
             not_ready: 0,
+            internal: true,
+            subject_alt_names: Arc::default(),
         };
         if let ServiceKind::ExternalName(name) = &service.kind {
             mesh.resolution = Resolution::Dns;
+            mesh.internal = false;
             let targets = mesh.ports.iter().map(|port| port.port.number()).collect();
             let address = Address::Name(name.clone());
-            mesh.endpoints.push(Endpoint { address, labels: Labels::default(), weight: 1, targets });
+            mesh.endpoints.push(Endpoint {
+                address,
+                labels: Labels::default(),
+                weight: 1,
+                targets,
+                service_account: None,
+            });
         } else if let Some(slices) = self.slices.get(&(namespace.as_str(), name.as_str())) {
             self.add_slices(&mut mesh, slices, namespace);
         } else if !service.selector.is_empty() {
@@ -262,6 +289,7 @@ impl<'w> Parts<'w> {
                     labels: pod.map_or_else(|| slice.labels.clone(), |pod| slice.labels.with(&pod.labels)),
                     weight: 1,
                     targets: Arc::clone(&targets),
+                    service_account: pod.map(|pod| service_account(pod)),
                 });
             }
         }
@@ -287,6 +315,7 @@ impl<'w> Parts<'w> {
                 labels: pod.labels.clone(),
                 weight: 1,
                 targets,
+                service_account: Some(service_account(pod)),
             });
         }
     }
@@ -312,6 +341,7 @@ impl<'w> Parts<'w> {
                     labels: pod.labels.clone(),
                     weight: 1,
                     targets,
+                    service_account: Some(service_account(pod)),
                 });
             }
         }
@@ -326,7 +356,13 @@ impl<'w> Parts<'w> {
             {
                 let targets = entry.ports.iter().map(|port| port.target.number()).collect();
                 let address = Address::Name(name.clone());
-                endpoints.push(Endpoint { address, labels: Labels::default(), weight: 1, targets });
+                endpoints.push(Endpoint {
+                    address,
+                    labels: Labels::default(),
+                    weight: 1,
+                    targets,
+                    service_account: None,
+                });
             }
             let port = |port: &super::service_entry::EntryPort| MeshPort {
                 name: port.name.clone(),
@@ -344,6 +380,8 @@ impl<'w> Parts<'w> {
                 export_to: entry.export_to.clone(),
                 endpoints,
                 not_ready,
+                internal: entry.location == Location::MeshInternal,
+                subject_alt_names: Arc::clone(&entry.subject_alt_names),
             });
         }
     }
@@ -365,7 +403,12 @@ fn workload_endpoint(entry: &ServiceEntry, workload: &Workload) -> Endpoint {
         labels: workload.labels.clone(),
         weight: workload.weight.max(1),
         targets: entry.ports.iter().map(target).collect(),
+        service_account: workload.service_account.clone(),
     }
+}
+
+fn service_account(pod: &Pod) -> Arc<str> {
+    pod.service_account.clone().unwrap_or_else(|| DEFAULT_SERVICE_ACCOUNT.into())
 }
 
 /// Names of workloads with labels, for `sourceLabels`: Pods and WorkloadEntries.

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use super::{
     Body, Labels, Place, Resource, VirtualService,
-    destination_rule::{DestinationRule, Subset, TrafficPolicy},
+    destination_rule::{self, ClientTls, DestinationRule, Subset, TrafficPolicy},
     host_index::HostIndex,
-    value::{ExportTo, HostPattern, LoadBalancer, Namespace, ROOT_NAMESPACE},
+    value::{ExportTo, HostPattern, LoadBalancer, Namespace},
 };
 use crate::diagnostic::{Code, Diagnostic};
 
@@ -138,15 +138,25 @@ impl MergedRule {
     }
 }
 
+impl MergedRule {
+    /// How connections are secured for a port of the service and a subset, if any of the rules says so.
+    pub fn tls<'r>(&'r self, port: u16, subset: Option<&'r Subset>) -> Option<&'r ClientTls> {
+        let policy = self.rules.iter().map(|rule| &rule.policy).find(|policy| **policy != TrafficPolicy::default());
+        destination_rule::tls(policy, subset.map(|subset| &subset.policy), port)
+    }
+}
+
 /// All DestinationRules.
 #[derive(Debug, Default)]
 pub struct DestinationRules {
+    root: Namespace,
     list: Vec<MergedRule>,
     hosts: HostIndex<u32>,
 }
 
 impl DestinationRules {
-    pub(super) fn build(resources: &[Resource]) -> (Self, Vec<Diagnostic>) {
+    /// Those of `root` apply to the whole mesh.
+    pub(super) fn build(resources: &[Resource], root: &Namespace) -> (Self, Vec<Diagnostic>) {
         let mut order: Vec<(usize, &Arc<DestinationRule>)> = resources
             .iter()
             .enumerate()
@@ -157,7 +167,7 @@ impl DestinationRules {
             })
             .collect();
         order.sort_by(|(a, _), (b, _)| precedence(&resources[*a]).cmp(&precedence(&resources[*b])));
-        let mut rules = Self::default();
+        let mut rules = Self { root: root.clone(), ..Self::default() };
         let mut diagnostics = Vec::new();
         for (index, rule) in order {
             rules.add(resources, index, rule, &mut diagnostics);
@@ -211,7 +221,7 @@ impl DestinationRules {
         service: &Namespace,
         client: Option<&Namespace>,
     ) -> Option<usize> {
-        let is_root = |namespace: &Namespace| namespace.as_str() == ROOT_NAMESPACE;
+        let is_root = |namespace: &Namespace| *namespace == self.root;
         let local = client
             .filter(|client| !is_root(client))
             .and_then(|client| self.find(host, |rule| rule.namespace == *client && rule.export_to != ExportTo::Nobody));

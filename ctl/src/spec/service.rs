@@ -106,6 +106,9 @@ pub struct Pod {
     pub ready: bool,
     /// `spec.serviceAccountName`.
     pub service_account: Option<Arc<str>>,
+    /// The annotation `meshring.io/unix-uid`: the user that the Pod's application runs as on this node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unix_uid: Option<u32>,
     /// Named container ports.
     pub ports: Vec<(PortName, Port)>,
 }

@@ -27,6 +27,8 @@ pub struct ServiceEntry {
     pub workload_selector: Option<Labels>,
     /// `exportTo`.
     pub export_to: ExportTo,
+    /// `subjectAltNames`: identities that the endpoints may have beside those of their service accounts.
+    pub subject_alt_names: Arc<[Arc<str>]>,
 }
 
 /// One of a ServiceEntry's `ports`.
@@ -85,6 +87,9 @@ pub struct Workload {
     pub weight: u32,
     /// `serviceAccount`.
     pub service_account: Option<Arc<str>>,
+    /// A WorkloadEntry's annotation `meshring.io/unix-uid`: the user that the application runs as on this node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unix_uid: Option<u32>,
 }
 
 /// Where a workload listens.

@@ -36,6 +36,17 @@ impl InvalidValue {
     }
 }
 
+/// A user id of this machine: digits only, and not the number that `setuid` takes for "leave as it is".
+///
+/// # Errors
+/// It is something else, a user's name for instance.
+pub fn unix_uid(text: &str) -> Result<u32, InvalidValue> {
+    let number = text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten();
+    number.filter(|uid| *uid != u32::MAX).ok_or_else(|| {
+        InvalidValue::with_hint(format!("`{text}` is not a user id"), "write the number that `id -u` prints, quoted")
+    })
+}
+
 macro_rules! text {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -135,6 +146,13 @@ impl Namespace {
         let text = text.into();
         dns_label(&text)?;
         Ok(Self(text))
+    }
+}
+
+impl Namespace {
+    /// [`ROOT_NAMESPACE`].
+    pub fn root() -> Self {
+        Self(ROOT_NAMESPACE.into())
     }
 }
 

@@ -2,11 +2,15 @@
 
 use std::{ops::Range, sync::Arc};
 
-use meshring_core::table::model::Settings;
+use meshring_core::table::model::{DEFAULT_TRUST_DOMAIN, Settings};
 
 use super::{
-    Kind, MeshConfig, Registry, Resource, analyze, mesh_config,
+    Kind, MeshConfig, Namespace, Registry, Resource, analyze,
+    gateway::Gateways,
+    mesh_config,
+    peer_authentication::PeerAuthentications,
     rules::{DestinationRules, VirtualServices},
+    secret::{self, Secrets},
 };
 use crate::diagnostic::{self, Code, Diagnostic};
 
@@ -18,6 +22,10 @@ pub struct World {
     /// Where each kind lies in `resources`, in the order of [`Kind::ALL`].
     kinds: [Range<usize>; Kind::ALL.len()],
     registry: Registry,
+    peer_authentications: PeerAuthentications,
+    gateways: Gateways,
+    secrets: Secrets,
+    root_namespace: Namespace,
     virtual_services: VirtualServices,
     destination_rules: DestinationRules,
     mesh_config: Option<Arc<MeshConfig>>,
@@ -51,13 +59,30 @@ impl World {
         });
         let (registry, more) = Registry::build(&resources);
         diagnostics.extend(more);
-        let (destination_rules, more) = DestinationRules::build(&resources);
-        diagnostics.extend(more);
-        let virtual_services = VirtualServices::build(&resources);
         let (mesh_config, more) = mesh_config::in_effect(&resources);
         diagnostics.extend(more);
+        let root_namespace =
+            mesh_config.as_ref().and_then(|config| config.root_namespace.clone()).unwrap_or_else(Namespace::root);
+        let (destination_rules, more) = DestinationRules::build(&resources, &root_namespace);
+        diagnostics.extend(more);
+        let virtual_services = VirtualServices::build(&resources);
+        let (peer_authentications, more) = PeerAuthentications::build(&resources, &root_namespace);
+        diagnostics.extend(more);
+        let gateways = Gateways::build(&resources);
+        let secrets = secret::collect(&resources);
         diagnostic::sort(&mut diagnostics);
-        let world = Self { resources, kinds, registry, virtual_services, destination_rules, mesh_config };
+        let world = Self {
+            resources,
+            kinds,
+            registry,
+            peer_authentications,
+            gateways,
+            secrets,
+            root_namespace,
+            virtual_services,
+            destination_rules,
+            mesh_config,
+        };
         (world, diagnostic::limit(diagnostics))
     }
 
@@ -93,6 +118,54 @@ impl World {
     /// DestinationRules.
     pub fn destination_rules(&self) -> &DestinationRules {
         &self.destination_rules
+    }
+
+    /// PeerAuthentications.
+    pub fn peer_authentications(&self) -> &PeerAuthentications {
+        &self.peer_authentications
+    }
+
+    /// Gateways that end TLS.
+    pub fn gateways(&self) -> &Gateways {
+        &self.gateways
+    }
+
+    /// Secrets with certificates, by `NAMESPACE/NAME`.
+    pub fn secrets(&self) -> &Secrets {
+        &self.secrets
+    }
+
+    /// The MeshConfig that is in effect, if there is one.
+    pub fn mesh_config(&self) -> Option<&MeshConfig> {
+        self.mesh_config.as_deref()
+    }
+
+    /// What stands in it without a selector holds for the whole mesh (`MeshConfig.rootNamespace`).
+    pub fn root_namespace(&self) -> &Namespace {
+        &self.root_namespace
+    }
+
+    /// Whose identities workloads have (`MeshConfig.trustDomain`).
+    pub fn trust_domain(&self) -> &str {
+        let configured = self.mesh_config().and_then(|config| config.trust_domain.as_deref());
+        configured.unwrap_or(DEFAULT_TRUST_DOMAIN)
+    }
+
+    /// The trust domain, then its aliases, each once.
+    pub fn trust_domains(&self) -> Vec<&str> {
+        let mut domains = vec![self.trust_domain()];
+        for alias in self.mesh_config().into_iter().flat_map(|config| &config.trust_domain_aliases) {
+            if !domains.contains(&&**alias) {
+                domains.push(alias);
+            }
+        }
+        domains
+    }
+
+    /// Whether sidecars use mutual TLS among themselves where nobody says anything (`MeshConfig.enableAutoMtls`, true
+    /// without it).
+    pub fn auto_mtls(&self) -> bool {
+        self.mesh_config().and_then(|config| config.auto_mtls).unwrap_or(true)
     }
 
     /// What holds for the whole mesh: the MeshConfig, or the defaults without one.

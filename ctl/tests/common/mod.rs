@@ -18,6 +18,7 @@ use std::{
 
 use meshring_core::{
     id::Generation,
+    identity::Material,
     link::{Hello, PROTOCOL, SOCKET_NAME, ToControl, ToProxy, channel},
     snapshot::{Snapshot, layout::LAYOUT, page::PageReader},
     stats::StatsPage,
@@ -125,6 +126,8 @@ pub fn split(v2: u32) -> String {
 pub struct Node {
     dir: tempfile::TempDir,
     child: Option<Child>,
+    /// Further arguments of `meshring control`.
+    pub flags: Vec<String>,
 }
 
 impl Node {
@@ -132,7 +135,7 @@ impl Node {
     pub fn new(files: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("config")).unwrap();
-        let node = Self { dir, child: None };
+        let node = Self { dir, child: None, flags: Vec::new() };
         for (name, text) in files {
             node.write(name, text);
         }
@@ -173,6 +176,7 @@ impl Node {
             .arg(self.config())
             .arg("--run-dir")
             .arg(self.run_dir())
+            .args(&self.flags)
             .stdin(Stdio::null())
             .stderr(log)
             .spawn()
@@ -267,7 +271,26 @@ struct Inner {
     swaps: Mutex<Vec<Generation>>,
     manner: Mutex<Manner>,
     rejected: Mutex<Option<String>>,
+    given: Mutex<Given>,
     gone: AtomicBool,
+}
+
+/// What a fake proxy was given beside the tables.
+#[derive(Debug, Clone, Default)]
+pub struct Given {
+    /// In the order of their arrival.
+    pub materials: Vec<Material>,
+    pub forgotten: Vec<String>,
+    pub denied: Option<String>,
+    /// Set: it takes none, and says this.
+    pub refuse: Option<&'static str>,
+}
+
+impl Given {
+    /// The last one of a name.
+    pub fn last(&self, name: &str) -> Option<&Material> {
+        self.materials.iter().rev().find(|material| material.name == name)
+    }
 }
 
 /// Proves and acknowledges generations like a proxy, and carries no traffic.
@@ -294,6 +317,8 @@ impl FakeProxy {
             listeners: vec!["outbound 127.0.0.1:15001".into()],
             generation: Generation(0),
             checksum: 0,
+            service_account: None,
+            join_token: None,
         };
         adjust(&mut hello);
         let socket = dial(&node.run_dir().join(SOCKET_NAME));
@@ -311,6 +336,7 @@ impl FakeProxy {
             swaps: Mutex::default(),
             manner: Mutex::new(manner),
             rejected: Mutex::default(),
+            given: Mutex::default(),
             gone: AtomicBool::new(false),
         });
         let reading = Arc::clone(&inner);
@@ -336,6 +362,15 @@ impl FakeProxy {
 
     pub fn rejected(&self) -> Option<String> {
         self.inner.rejected.lock().unwrap().clone()
+    }
+
+    pub fn given(&self) -> Given {
+        self.inner.given.lock().unwrap().clone()
+    }
+
+    /// From now on it takes no material (or takes them again).
+    pub fn refuse_materials(&self, reason: Option<&'static str>) {
+        self.inner.given.lock().unwrap().refuse = reason;
     }
 
     pub fn stats(&self) -> &Arc<StatsPage> {
@@ -393,6 +428,13 @@ fn read(inner: &Arc<Inner>) {
                     break;
                 }
             }
+            ToProxy::Material { name } => {
+                if !take(inner, &name, &fds[0]) {
+                    break;
+                }
+            }
+            ToProxy::Forget { names } => inner.given.lock().unwrap().forgotten.extend(names),
+            ToProxy::NoIdentity { reason } => inner.given.lock().unwrap().denied = Some(reason),
             ToProxy::Retire { below } => inner.prepared.lock().unwrap().retain(|(generation, _)| *generation >= below),
         }
     }
@@ -400,6 +442,24 @@ fn read(inner: &Arc<Inner>) {
     if let Some(watcher) = watcher {
         watcher.join().unwrap();
     }
+}
+
+/// Reads a material as a proxy does; whether the link is alive.
+fn take(inner: &Inner, name: &str, fd: &OwnedFd) -> bool {
+    let seals = rustix::fs::fcntl_get_seals(fd).unwrap();
+    assert!(seals.contains(meshring_core::snapshot::region::SEALS_IMMUTABLE), "not sealed: {seals:?}");
+    let mut bytes = vec![0; rustix::fs::fstat(fd).unwrap().st_size as usize];
+    assert_eq!(rustix::io::pread(fd, &mut bytes, 0).unwrap(), bytes.len());
+    let material = Material::decode(&bytes).unwrap();
+    assert_eq!(material.name, name);
+    let mut given = inner.given.lock().unwrap();
+    let answer = match given.refuse {
+        Some(reason) => ToControl::NotInstalled { name: name.to_owned(), reason: reason.into() },
+        None => ToControl::Installed { name: name.to_owned(), not_after_s: material.not_after_s },
+    };
+    given.materials.push(material);
+    drop(given);
+    channel::send(&inner.socket, &answer, &[]).is_ok()
 }
 
 fn prove(inner: &Inner, generation: Generation, fd: &OwnedFd) {

@@ -36,9 +36,15 @@ use self::{
     watcher::Watcher,
 };
 use crate::{
-    config::{Config, describe},
+    config::{Config, KtlsChoice, describe},
     tls::materials::Materials,
-    worker::{driver, generation::Generations, limits::Limits, mailbox::Message},
+    worker::{
+        driver,
+        generation::Generations,
+        ktls::{Probe, probe},
+        limits::Limits,
+        mailbox::Message,
+    },
 };
 
 /// How long a start waits for a control that is there before the last good snapshot is used.
@@ -89,10 +95,26 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     bell.set_nonblocking(true)?;
     let (sender, receiver) = mpsc::channel();
     let events = Events { sender, bell: Arc::new(bell) };
-    let mut main = Main::new(config, driver, workers, events)?;
+    let ktls = kernel_tls(config.ktls)?;
+    let mut main = Main::new(config, driver, workers, events, ktls)?;
     main.find_first_generation()?;
     let mut supervisor = main.start_workers(sockets, limits, resources::watch(&memory))?;
     main.serve(&mut supervisor, &bell_in, &receiver)
+}
+
+/// Asks the kernel what it does of TLS, unless that is not wanted.
+fn kernel_tls(choice: KtlsChoice) -> anyhow::Result<Option<Arc<Probe>>> {
+    if choice == KtlsChoice::Off {
+        tracing::info!("TLS records in userspace: --ktls off");
+        return Ok(None);
+    }
+    let probe = probe();
+    tracing::info!("{probe}");
+    match probe.is_present() {
+        true => Ok(Some(Arc::new(probe))),
+        false if choice == KtlsChoice::On => bail!("--ktls on: {probe}"),
+        false => Ok(None),
+    }
 }
 
 fn worker_count(config: &Config) -> anyhow::Result<usize> {
@@ -108,6 +130,7 @@ struct Main {
     stats: Arc<StatsPage>,
     generations: Arc<Generations>,
     materials: Arc<Materials>,
+    ktls: Option<Arc<Probe>>,
     events: Events,
     link: Link,
     /// The page that workers follow: control's, or our own while there is none.
@@ -123,7 +146,13 @@ struct Main {
 }
 
 impl Main {
-    fn new(config: Config, driver: driver::Driver, workers: usize, events: Events) -> anyhow::Result<Self> {
+    fn new(
+        config: Config,
+        driver: driver::Driver,
+        workers: usize,
+        events: Events,
+        ktls: Option<Arc<Probe>>,
+    ) -> anyhow::Result<Self> {
         let (stats_fd, stats) = StatsPage::create(workers).context("cannot create the statistics page")?;
         let (signals, signal_writer) = UnixStream::pair()?;
         signals.set_nonblocking(true)?;
@@ -159,6 +188,7 @@ impl Main {
             stats,
             generations,
             materials,
+            ktls,
             events,
             link,
             page: None,
@@ -243,6 +273,7 @@ impl Main {
             sockets,
             limits,
             Arc::clone(&self.materials),
+            self.ktls.clone(),
             memory_pressure,
         )?;
         self.watch(&supervisor, page);

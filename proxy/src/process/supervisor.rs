@@ -19,7 +19,9 @@ use crate::{
     accept,
     config::{Config, describe},
     tls::materials::Materials,
-    worker::{self, Start, driver::Driver, generation::Generations, limits::Limits, mailbox::Mailboxes},
+    worker::{
+        self, Start, driver::Driver, generation::Generations, ktls::Probe, limits::Limits, mailbox::Mailboxes,
+    },
 };
 
 /// How long a start waits for its addresses to become free.
@@ -71,6 +73,7 @@ pub(crate) struct Supervisor {
     workers: usize,
     limits: Limits,
     materials: Arc<Materials>,
+    ktls: Option<Arc<Probe>>,
     memory_pressure: Arc<AtomicBool>,
 }
 
@@ -87,6 +90,7 @@ impl Supervisor {
         sockets: Sockets,
         limits: Limits,
         materials: Arc<Materials>,
+        ktls: Option<Arc<Probe>>,
         memory_pressure: Arc<AtomicBool>,
     ) -> anyhow::Result<Self> {
         let (mailboxes, wakeups) = Mailboxes::new(sockets.len()).context("cannot create mailboxes")?;
@@ -101,6 +105,7 @@ impl Supervisor {
             workers: sockets.len(),
             limits,
             materials,
+            ktls,
             memory_pressure,
         };
         for (index, (bound, wakeups)) in sockets.into_iter().zip(wakeups).enumerate() {
@@ -164,6 +169,7 @@ impl Supervisor {
             tuning: self.config.tuning.clone(),
             limits: self.limits,
             materials: Arc::clone(&self.materials),
+            ktls: self.ktls.clone(),
             memory_pressure: Arc::clone(&self.memory_pressure),
         };
         let events = self.events.clone();

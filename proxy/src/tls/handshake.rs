@@ -9,6 +9,7 @@ use meshring_core::{
     client_hello::{self, BadHello, ClientHello},
     limits::{TLS_HANDSHAKE_BYTES_MAX, TLS_HANDSHAKE_MS_MAX},
     spiffe::SpiffeId,
+    stats::Counter,
 };
 use rustls::{
     AlertDescription, CertificateError, Error as TlsError, HandshakeKind,
@@ -398,6 +399,11 @@ fn finish(
     if let Some(error) = refused {
         tls.fail(CERTIFICATE_UNKNOWN);
         return Err(HandshakeError::Resumed(error));
+    }
+    if let Some(probe) = worker.ktls.as_deref()
+        && tls.move_to_kernel(probe, &secrets)?
+    {
+        worker.stats.add(Counter::TlsKernel, 1);
     }
     conn.secure(tls);
     Ok(())

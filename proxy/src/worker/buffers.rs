@@ -304,6 +304,15 @@ impl Input {
                 Taken::Closed => return Ok(0),
                 Taken::Nothing => {}
             }
+            if tls.is_kernel() {
+                let Some(space) = self.lend(at_most, bytes_max) else { return Err(io::ErrorKind::OutOfMemory.into()) };
+                let (result, space) = from.socket.cancelable_read(space, handle.clone()).await;
+                self.restore(space);
+                match tls.kernel_read(result)? {
+                    Some(count) => return Ok(count),
+                    None => continue,
+                }
+            }
             let (result, space) = from.socket.cancelable_read(tls.lend_space(), handle.clone()).await;
             tls.restore_space(space);
             if result? == 0 {
@@ -333,6 +342,18 @@ impl Input {
                 Taken::Bytes(count) => return Ok(count),
                 Taken::Closed => return Ok(0),
                 Taken::Nothing => {}
+            }
+            if tls.is_kernel() {
+                if !self.make_room(bytes_max) {
+                    return Err(io::ErrorKind::OutOfMemory.into());
+                }
+                let mut bytes = self.bytes.lend();
+                let result = tls.kernel_fill_now(&mut bytes);
+                self.bytes.restore(bytes);
+                match tls.kernel_read(result)? {
+                    Some(count) => return Ok(count),
+                    None => continue,
+                }
             }
             match tls.fill_now() {
                 Ok(0) => {

@@ -169,6 +169,9 @@ impl Conn {
             input.restore(space);
             return result;
         };
+        if tls.is_kernel() {
+            return self.ask_kernel(&tls, out, is_kept, input, at_most, bytes_max).await;
+        }
         let mut sent = 0;
         loop {
             let mut records = tls.buffer();
@@ -202,6 +205,30 @@ impl Conn {
                 tls.restore_space(space);
                 result = read;
             }
+        }
+    }
+
+    async fn ask_kernel(
+        &mut self,
+        tls: &Tls,
+        out: &mut Buffer,
+        is_kept: bool,
+        input: &mut Input,
+        at_most: usize,
+        bytes_max: usize,
+    ) -> io::Result<usize> {
+        tls.before_write()?;
+        let space = input.lend(at_most, bytes_max).ok_or(io::ErrorKind::OutOfMemory)?;
+        let (mut result, space) = self.ask_plain(out, is_kept, space).await;
+        input.restore(space);
+        loop {
+            if let Some(count) = tls.kernel_read(result)? {
+                return Ok(count);
+            }
+            let space = input.lend(at_most, bytes_max).ok_or(io::ErrorKind::OutOfMemory)?;
+            let (again, space) = self.read.socket.read(space).await;
+            input.restore(space);
+            result = again;
         }
     }
 
@@ -359,6 +386,10 @@ impl Drop for Conn {
 /// Writes all of a buffer, which holds the same bytes afterwards.
 pub(crate) async fn write_all(to: &mut WriteHalf, buffer: &mut Buffer) -> io::Result<()> {
     let Some(tls) = to.tls.clone() else { return write_plain(&mut to.socket, buffer).await };
+    if tls.is_kernel() {
+        tls.before_write()?;
+        return write_plain(&mut to.socket, buffer).await;
+    }
     let mut sent = 0;
     while sent < buffer.len() {
         let mut records = tls.buffer();

@@ -41,6 +41,7 @@ use self::{
     deadlines::Deadlines,
     driver::Driver,
     generation::{Current, Generations, KnownClusters, Prepared},
+    ktls::Probe,
     limits::Limits,
     mailbox::{Mailboxes, Message},
     refusals::RefusalLog,
@@ -74,6 +75,8 @@ pub(crate) struct Start {
     pub(crate) tuning: Tuning,
     pub(crate) limits: Limits,
     pub(crate) materials: Arc<Materials>,
+    /// What the kernel does of TLS, where it is to do it.
+    pub(crate) ktls: Option<Arc<Probe>>,
     /// Set by the process while its memory control group is nearly full.
     pub(crate) memory_pressure: Arc<AtomicBool>,
 }
@@ -93,6 +96,7 @@ pub(crate) struct Worker {
     pub(crate) request_ids: RequestIds,
     pub(crate) tuning: Tuning,
     pub(crate) materials: Arc<Materials>,
+    pub(crate) ktls: Option<Arc<Probe>>,
     pub(crate) hot_idle: HotIdle,
     /// Connections beyond the limit that are being told so.
     pub(crate) turned_away: Cell<usize>,
@@ -252,6 +256,7 @@ fn build(start: Start) -> std::io::Result<(Rc<Worker>, Vec<StdTcpListener>, StdU
         request_ids: RequestIds::default(),
         tuning: start.tuning,
         materials: start.materials,
+        ktls: start.ktls,
         random: Random::new(monotonic_ns() ^ (start.index as u64) << 32),
         hot_idle: HotIdle::new(start.limits.buffer_bytes_max),
         turned_away: Cell::new(0),

@@ -1,6 +1,9 @@
 //! Istio's DestinationRule.
 
-use super::export_to;
+use super::{
+    export_to,
+    tls::{CLIENT_CERTIFICATE, Given, subject_alt_names},
+};
 use crate::{
     diagnostic::Code,
     source::{
@@ -9,8 +12,9 @@ use crate::{
         resource::{Metadata, labels},
     },
     spec::{
-        destination_rule::{DestinationRule, PortPolicy, Subset, TrafficPolicy},
-        value::{HostPattern, Labels, LoadBalancer, Namespace, Port},
+        destination_rule::{ClientTls, ClientTlsMode, DestinationRule, PortPolicy, Subset, TrafficPolicy},
+        secret::Credential,
+        value::{HostPattern, Hostname, Labels, LoadBalancer, Namespace, Port},
     },
 };
 
@@ -21,13 +25,27 @@ const SPEC: Fields = Fields {
 };
 const SUBSET: Fields = Fields { honoured: &["name", "labels", "trafficPolicy"], not_yet: &[], silent: &[] };
 const POLICY: Fields = Fields {
-    honoured: &["loadBalancer", "portLevelSettings"],
-    not_yet: &["connectionPool", "outlierDetection", "tls", "tunnel", "proxyProtocol", "retryBudget"],
+    honoured: &["loadBalancer", "portLevelSettings", "tls"],
+    not_yet: &["connectionPool", "outlierDetection", "tunnel", "proxyProtocol", "retryBudget"],
     silent: &[],
 };
 const PORT_POLICY: Fields = Fields {
-    honoured: &["port", "loadBalancer"],
-    not_yet: &["connectionPool", "outlierDetection", "tls"],
+    honoured: &["port", "loadBalancer", "tls"],
+    not_yet: &["connectionPool", "outlierDetection"],
+    silent: &[],
+};
+const TLS: Fields = Fields {
+    honoured: &[
+        "mode",
+        "clientCertificate",
+        "privateKey",
+        "caCertificates",
+        "credentialName",
+        "subjectAltNames",
+        "sni",
+        "insecureSkipVerify",
+    ],
+    not_yet: &["caCrl"],
     silent: &[],
 };
 const LOAD_BALANCER: Fields = Fields {
@@ -120,6 +138,7 @@ fn policy(r: &mut Reader<'_>, object: &mut Object<'_, '_, '_>) -> TrafficPolicy 
         return TrafficPolicy::default();
     };
     let load_balancer = load_balancer(r, &mut policy);
+    let tls = tls(r, &mut policy);
     let ports_path = path.field("portLevelSettings");
     let mut ports: Vec<PortPolicy> = Vec::new();
     for (index, node) in policy.list(r, "portLevelSettings").iter().enumerate() {
@@ -131,12 +150,13 @@ fn policy(r: &mut Reader<'_>, object: &mut Object<'_, '_, '_>) -> TrafficPolicy 
         ports.push(settings);
     }
     policy.finish(r, &POLICY);
-    TrafficPolicy { load_balancer, ports }
+    TrafficPolicy { load_balancer, tls, ports }
 }
 
 fn port_policy(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>) -> Option<PortPolicy> {
     let mut settings = r.object(node, path)?;
     let load_balancer = load_balancer(r, &mut settings);
+    let tls = tls(r, &mut settings);
     let port_path = path.field("port");
     let selector = settings.field("port");
     settings.finish(r, &PORT_POLICY);
@@ -151,7 +171,95 @@ fn port_policy(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>) -> Option<P
         r.missing(selector.at, &port_path.field("number"), "write a port of the service");
         return None;
     };
-    Some(PortPolicy { port: r.valid(at, &port_path.field("number"), Port::parse(number))?, load_balancer })
+    Some(PortPolicy { port: r.valid(at, &port_path.field("number"), Port::parse(number))?, load_balancer, tls })
+}
+
+fn tls(r: &mut Reader<'_>, object: &mut Object<'_, '_, '_>) -> Option<ClientTls> {
+    let path = object.path.field("tls");
+    let node = object.field("tls")?;
+    let mut tls = r.object(node, &path)?;
+    let mode = match tls.text(r, "mode") {
+        // As in protobuf, the first one is the default.
+        None | Some(("DISABLE", _)) => Some(ClientTlsMode::Disable),
+        Some(("SIMPLE", _)) => Some(ClientTlsMode::Simple),
+        Some(("MUTUAL", _)) => Some(ClientTlsMode::Mutual),
+        Some(("ISTIO_MUTUAL", _)) => Some(ClientTlsMode::IstioMutual),
+        Some((other, at)) => {
+            let message = format!("`{other}` is not a mode of TLS");
+            let hint = "write DISABLE, SIMPLE, MUTUAL or ISTIO_MUTUAL";
+            r.error(Code::INVALID_VALUE, at, &path.field("mode"), message, hint);
+            None
+        }
+    };
+    let given = Given::read(r, &mut tls, CLIENT_CERTIFICATE);
+    let subject_alt_names = subject_alt_names(r, &mut tls);
+    let sni = tls.parsed(r, "sni", Hostname::parse).map(|name| name.shared());
+    let insecure_skip_verify = tls.boolean(r, "insecureSkipVerify").unwrap_or(false);
+    tls.finish(r, &TLS);
+    let mode = mode?;
+    let credential = credential(r, node, &path, mode, given);
+    if insecure_skip_verify {
+        match mode {
+            ClientTlsMode::Simple | ClientTlsMode::Mutual => {
+                let judged = match &credential {
+                    Credential::None => false,
+                    Credential::Files { ca, .. } => !ca.is_empty(),
+                    Credential::Secret(_) => mode == ClientTlsMode::Simple,
+                };
+                if judged || !subject_alt_names.is_empty() {
+                    let message = "nothing is verified, and yet there are names or roots to verify by";
+                    let hint = "remove insecureSkipVerify, or what it contradicts";
+                    r.error(Code::CONFLICT, node.at, &path.field("insecureSkipVerify"), message, hint);
+                }
+            }
+            ClientTlsMode::Disable | ClientTlsMode::IstioMutual => {
+                let message = "is for SIMPLE and MUTUAL: it has no effect here";
+                r.warning(Code::NO_EFFECT, node.at, &path.field("insecureSkipVerify"), message, "remove it");
+            }
+        }
+    }
+    let insecure_skip_verify = insecure_skip_verify && matches!(mode, ClientTlsMode::Simple | ClientTlsMode::Mutual);
+    let sni = sni.unwrap_or_default();
+    Some(ClientTls { mode, credential, sni, subject_alt_names, insecure_skip_verify })
+}
+
+/// What a mode makes of files and Secrets that are named.
+fn credential(
+    r: &mut Reader<'_>,
+    node: &Node<'_>,
+    path: &Path<'_>,
+    mode: ClientTlsMode,
+    mut given: Given,
+) -> Credential {
+    match mode {
+        ClientTlsMode::Mutual => {
+            let own = [("clientCertificate", given.certificate.is_some()), ("privateKey", given.key.is_some())];
+            given.require(r, node.at, path, "MUTUAL", &own);
+        }
+        ClientTlsMode::Simple => {
+            // Istio takes such a rule, and shows no certificate.
+            for (field, value) in [("clientCertificate", given.certificate.take()), ("privateKey", given.key.take())] {
+                if value.is_some() {
+                    let message = "SIMPLE shows no certificate of the client's: it has no effect";
+                    r.warning(
+                        Code::NO_EFFECT,
+                        node.at,
+                        &path.field(field),
+                        message,
+                        "write `mode: MUTUAL`, or remove it",
+                    );
+                }
+            }
+        }
+        ClientTlsMode::Disable | ClientTlsMode::IstioMutual => {
+            if !given.is_empty() {
+                let message = "certificates are named for a mode that uses none of them: they have no effect";
+                r.warning(Code::NO_EFFECT, node.at, path, message, "remove them, or write `mode: MUTUAL`");
+            }
+            return Credential::None;
+        }
+    }
+    given.credential()
 }
 
 fn load_balancer(r: &mut Reader<'_>, object: &mut Object<'_, '_, '_>) -> Option<LoadBalancer> {

@@ -1,10 +1,13 @@
 //! Istio's MeshConfig: `data.mesh` of the ConfigMap `istio` or `istio-REVISION`, a YAML text of its own, and
 //! `spec.meshConfig` of an IstioOperator.
 
-use meshring_core::{limits::TRUSTED_HOPS_MAX, table::model::PathNormalization};
+use std::sync::Arc;
 
+use meshring_core::{limits::TRUSTED_HOPS_MAX, spiffe::check_trust_domain, table::model::PathNormalization};
+
+use super::extension_provider;
 use crate::{
-    diagnostic::Code,
+    diagnostic::{Code, Position},
     source::{
         decode::{Fields, Object, Path, Reader},
         node::{Block, Node, Value},
@@ -13,7 +16,7 @@ use crate::{
     },
     spec::{
         mesh_config::{DEFAULT_REVISION, MeshConfig},
-        value::ROOT_NAMESPACE,
+        value::{InvalidValue, Namespace, ROOT_NAMESPACE},
     },
 };
 
@@ -37,7 +40,16 @@ const OPERATOR: Fields = Fields {
     ],
 };
 const MESH: Fields = Fields {
-    honoured: &["pathNormalization", "defaultConfig", "rootNamespace"],
+    honoured: &[
+        "pathNormalization",
+        "defaultConfig",
+        "rootNamespace",
+        "trustDomain",
+        "trustDomainAliases",
+        "enableAutoMtls",
+        "meshMTLS",
+        "extensionProviders",
+    ],
     not_yet: &[
         "accessLogEncoding",
         "accessLogFile",
@@ -56,11 +68,9 @@ const MESH: Fields = Fields {
         "disableEnvoyListenerLog",
         "discoverySelectors",
         "dnsRefreshRate",
-        "enableAutoMtls",
         "enableEnvoyAccessLogService",
         "enablePrometheusMerge",
         "enableTracing",
-        "extensionProviders",
         "h2UpgradePolicy",
         "inboundClusterStatName",
         "inboundTrafficPolicy",
@@ -69,7 +79,6 @@ const MESH: Fields = Fields {
         "ingressSelector",
         "ingressService",
         "localityLbSetting",
-        "meshMTLS",
         "outboundClusterStatName",
         "outboundTrafficPolicy",
         "protocolDetectionTimeout",
@@ -81,8 +90,6 @@ const MESH: Fields = Fields {
         "tcpKeepalive",
         "thriftConfig",
         "tlsDefaults",
-        "trustDomain",
-        "trustDomainAliases",
         "verifyCertificateAtClient",
     ],
     silent: &[],
@@ -150,6 +157,8 @@ const PROXY_HEADERS: Fields = Fields {
     ],
     silent: &[],
 };
+const MESH_MTLS: Fields =
+    Fields { honoured: &["minProtocolVersion"], not_yet: &["cipherSuites", "ecdhCurves"], silent: &[] };
 const REQUEST_ID: Fields = Fields { honoured: &["disabled"], not_yet: &[], silent: &[] };
 
 /// Whether a ConfigMap holds a MeshConfig. Many names begin with `istio-`; what has no `mesh` is something else.
@@ -266,12 +275,51 @@ fn read(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>, config: &mut MeshC
         config.request_id = request_id(r, &mut proxy);
         proxy.finish(r, &PROXY);
     }
-    if let Some((namespace, at)) = mesh.text(r, "rootNamespace")
-        && namespace != ROOT_NAMESPACE
-    {
-        r.not_honoured(at, &path.field("rootNamespace"));
+    if let Some((namespace, at)) = mesh.text(r, "rootNamespace") {
+        let namespace = Namespace::parse(r.share(namespace));
+        config.root_namespace = r.valid(at, &path.field("rootNamespace"), namespace);
     }
+    if let Some((text, at)) = mesh.text(r, "trustDomain") {
+        config.trust_domain = trust_domain(r, text, at, &path.field("trustDomain"));
+    }
+    let aliases = path.field("trustDomainAliases");
+    for (index, node) in mesh.list(r, "trustDomainAliases").iter().enumerate() {
+        let path = aliases.index(index);
+        let Some(text) = r.string(node, &path) else { continue };
+        config.trust_domain_aliases.extend(trust_domain(r, text, node.at, &path));
+    }
+    config.auto_mtls = mesh.boolean(r, "enableAutoMtls");
+    let tls_path = path.field("meshMTLS");
+    if let Some(mut tls) = mesh.field("meshMTLS").and_then(|node| r.object(node, &tls_path)) {
+        config.mesh_tls12 = min_protocol(r, &mut tls);
+        tls.finish(r, &MESH_MTLS);
+    }
+    config.ext_authz = extension_provider::read(r, &mut mesh);
     mesh.finish(r, &MESH);
+}
+
+/// A SPIFFE trust domain (SPIFFE-ID section 2.1): it becomes the host of a URI, and is compared byte by byte.
+fn trust_domain(r: &mut Reader<'_>, text: &str, at: Position, path: &Path<'_>) -> Option<Arc<str>> {
+    let checked = check_trust_domain(text).map_err(|why| {
+        InvalidValue::with_hint(format!("`{text}`: {why}"), "write for instance cluster.local, without `spiffe://`")
+    });
+    r.valid(at, path, checked)?;
+    Some(r.share(text))
+}
+
+/// Whether TLS 1.2 is allowed.
+fn min_protocol(r: &mut Reader<'_>, tls: &mut Object<'_, '_, '_>) -> Option<bool> {
+    let (text, at) = tls.text(r, "minProtocolVersion")?;
+    match text {
+        "TLS_AUTO" | "TLSV1_2" => Some(true),
+        "TLSV1_3" => Some(false),
+        other => {
+            let message = format!("`{other}` is not a version of TLS");
+            let path = tls.path.field("minProtocolVersion");
+            r.error(Code::INVALID_VALUE, at, &path, message, "write TLSV1_2, TLSV1_3 or TLS_AUTO (which is TLSV1_2)");
+            None
+        }
+    }
 }
 
 fn normalization(r: &mut Reader<'_>, object: &mut Object<'_, '_, '_>) -> Option<PathNormalization> {

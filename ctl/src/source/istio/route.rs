@@ -482,7 +482,7 @@ fn read_body(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>) -> Option<Vec
 }
 
 /// RFC 4648 section 4, with line breaks, with or without padding.
-fn base64(text: &str) -> Option<Vec<u8>> {
+pub(crate) fn base64(text: &str) -> Option<Vec<u8>> {
     let (mut bits, mut count, mut bytes) = (0_u32, 0, Vec::with_capacity(text.len() * 3 / 4));
     let mut padded = false;
     for byte in text.bytes().filter(|byte| !byte.is_ascii_whitespace()) {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use super::export_to;
+use super::{export_to, tls};
 use crate::{
     diagnostic::Code,
     source::{
@@ -17,8 +17,18 @@ use crate::{
 };
 
 const SPEC: Fields = Fields {
-    honoured: &["hosts", "addresses", "ports", "location", "resolution", "endpoints", "workloadSelector", "exportTo"],
-    not_yet: &["subjectAltNames"],
+    honoured: &[
+        "hosts",
+        "addresses",
+        "ports",
+        "location",
+        "resolution",
+        "endpoints",
+        "workloadSelector",
+        "exportTo",
+        "subjectAltNames",
+    ],
+    not_yet: &[],
     silent: &[],
 };
 const PORT: Fields = Fields { honoured: &["number", "name", "protocol", "targetPort"], not_yet: &[], silent: &[] };
@@ -56,6 +66,7 @@ pub(crate) fn read(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, metadata: 
         endpoints.push(endpoint);
     }
     let export_to = export_to::field(r, &mut spec, &metadata.namespace);
+    let subject_alt_names = tls::subject_alt_names(r, &mut spec).into();
     if workload_selector.is_some() && !items.is_empty() {
         let message = "has both `workloadSelector` and `endpoints`";
         r.error(Code::CONFLICT, spec.at, &path, message, "keep one of them");
@@ -76,7 +87,17 @@ pub(crate) fn read(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, metadata: 
         );
     }
     spec.finish(r, &SPEC);
-    let entry = ServiceEntry { hosts, addresses, ports, location, resolution, endpoints, workload_selector, export_to };
+    let entry = ServiceEntry {
+        hosts,
+        addresses,
+        ports,
+        location,
+        resolution,
+        endpoints,
+        workload_selector,
+        export_to,
+        subject_alt_names,
+    };
     (!r.failed).then_some(entry)
 }
 
@@ -92,7 +113,8 @@ pub(crate) fn read_workload(
         return None;
     };
     let spec = r.object(node, &path)?;
-    workload(r, spec, &metadata.labels)
+    let workload = workload(r, spec, &metadata.labels)?;
+    Some(Workload { unix_uid: metadata.unix_uid, ..workload })
 }
 
 fn workload(r: &mut Reader<'_>, mut object: Object<'_, '_, '_>, under: &Labels) -> Option<Workload> {
@@ -149,7 +171,7 @@ fn workload(r: &mut Reader<'_>, mut object: Object<'_, '_, '_>, under: &Labels) 
     }
     let at = object.at;
     object.finish(r, &WORKLOAD);
-    Some(Workload { at, address: address?, ports, labels: under.with(&own), weight, service_account })
+    Some(Workload { at, address: address?, ports, labels: under.with(&own), weight, service_account, unix_uid: None })
 }
 
 fn address(text: &str) -> Result<Address, InvalidValue> {

@@ -1,7 +1,8 @@
-//! Kubernetes' own resources: Service, EndpointSlice and, for the labels of endpoints, Pod.
+//! Kubernetes' own resources: Service, EndpointSlice, Secret and, for the labels of endpoints, Pod.
 
 pub(crate) mod endpoint_slice;
 pub(crate) mod pod;
+pub(crate) mod secret;
 pub(crate) mod service;
 
 use std::net::IpAddr;

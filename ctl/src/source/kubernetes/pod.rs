@@ -19,6 +19,7 @@ pub(crate) fn read(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, metadata: 
         addresses: Vec::new(),
         ready: true,
         service_account: None,
+        unix_uid: metadata.unix_uid,
         ports: Vec::new(),
     };
     let spec_path = root.path.field("spec");

@@ -61,6 +61,7 @@ fn counts_after_a_panic(driver: Driver) {
         sockets,
         Limits::default(),
         Arc::default(),
+        None,
         Arc::default(),
     )
     .unwrap();

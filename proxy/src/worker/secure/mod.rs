@@ -16,8 +16,9 @@ use std::{
 
 use meshring_core::limits::{TLS_HANDSHAKE_REST_BYTES_MAX, TLS_RECORDS_WITHOUT_DATA_MAX};
 use monoio::buf::{IoBufMut as _, SliceMut};
+use rustix::io::Errno;
 use rustls::{
-    ConnectionTrafficSecrets, ExtractedSecrets, ProtocolVersion, client::ClientConnectionData,
+    ConnectionTrafficSecrets, ContentType, ExtractedSecrets, ProtocolVersion, client::ClientConnectionData,
     kernel::KernelConnection, server::ServerConnectionData,
 };
 
@@ -29,6 +30,7 @@ use self::{
 };
 use super::{
     buffers::{Buffer, Buffers, Held, Input},
+    ktls::{self, EnableError, Probe, Received, Secrets},
     readiness,
 };
 
@@ -73,6 +75,10 @@ const ALERT_FATAL: u8 = 2;
 const CLOSE_NOTIFY: u8 = 0;
 const UNEXPECTED_MESSAGE: u8 = 10;
 const USER_CANCELED: u8 = 90;
+/// Of one record that is no data, in the kernel's hands: what is longer comes in parts.
+const CONTROL_BYTES_MAX: usize = 4096;
+/// What the kernel makes of one write of ours at most: a buffer is a little longer than a record.
+const RECORDS_PER_WRITE: u64 = 2;
 
 /// A secured connection.
 pub(crate) struct Tls {
@@ -83,6 +89,8 @@ pub(crate) struct Tls {
     schedule: RefCell<KeySchedule>,
     peer: Rc<Peer>,
     is_truncated: Cell<bool>,
+    /// The kernel seals and opens records; what had come before it did is still opened here.
+    is_kernel: Cell<bool>,
 }
 
 impl fmt::Debug for Tls {
@@ -166,7 +174,94 @@ impl Tls {
             schedule: RefCell::new(schedule),
             peer: Rc::new(peer),
             is_truncated: Cell::new(false),
+            is_kernel: Cell::new(false),
         })
+    }
+
+    /// Moves both directions to the kernel, right after the handshake, if it takes them. False: nothing has changed. An
+    /// error: one direction is in the kernel and the other is not, so that the connection is lost.
+    pub(crate) fn move_to_kernel(&self, probe: &Probe, secrets: &ExtractedSecrets) -> io::Result<bool> {
+        let version = self.schedule.borrow().version();
+        if !probe.supports(version, &secrets.tx.1) {
+            return Ok(false);
+        }
+        // The kernel begins with the next byte of the stream: what has come before must be whole records.
+        let Some(records) = self.reader.borrow().whole_records() else { return Ok(false) };
+        if records > 0 && matches!(*self.schedule.borrow(), KeySchedule::Client(_)) {
+            return Ok(false);
+        }
+        let tx = Secrets { version, secrets: &secrets.tx.1, sequence: secrets.tx.0 };
+        let rx = Secrets { version, secrets: &secrets.rx.1, sequence: secrets.rx.0 + records };
+        match ktls::enable(self.fd, Some(tx), Some(rx)) {
+            Ok(()) => {
+                self.is_kernel.set(true);
+                Ok(true)
+            }
+            Err(EnableError::Rx(error)) => Err(error),
+            Err(EnableError::Ulp(_) | EnableError::Tx(_)) => Ok(false),
+        }
+    }
+
+    /// Whether plain bytes go through the socket.
+    pub(crate) fn is_kernel(&self) -> bool {
+        self.is_kernel.get()
+    }
+
+    /// What a read of a socket in the kernel's hands has come to: `None` where a record that is no data was in the way and
+    /// is taken now; then read again.
+    pub(crate) fn kernel_read(&self, result: io::Result<usize>) -> io::Result<Option<usize>> {
+        match result {
+            Ok(0) => {
+                self.socket_ended();
+                Ok(Some(0))
+            }
+            Ok(count) => Ok(Some(count)),
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::IO) => {
+                self.kernel_control()?;
+                Ok(self.reader.borrow().closed.then_some(0))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes a record that is no data out of the kernel.
+    pub(crate) fn kernel_control(&self) -> io::Result<()> {
+        let mut bytes = [0; CONTROL_BYTES_MAX];
+        match ktls::receive_record(self.fd, &mut bytes)? {
+            Received::Record(ContentType::Alert, count) => self.control(Content::Alert, &bytes[..count]),
+            Received::Record(ContentType::Handshake, count) => self.control(Content::Handshake, &bytes[..count]),
+            // Data has come meanwhile in the place of what was there: it cannot, and must not be lost.
+            Received::Record(..) => Err(self.unexpected()),
+            Received::End => {
+                self.socket_ended();
+                Ok(())
+            }
+        }
+    }
+
+    /// What must go out before plain bytes may be written to a socket in the kernel's hands.
+    pub(crate) fn before_write(&self) -> io::Result<()> {
+        let mut writer = self.writer.borrow_mut();
+        if writer.closed {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        writer.key.count(RECORDS_PER_WRITE);
+        if writer.key.is_worn() {
+            if !writer.key.is_tls13() {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, BadRecord::Exhausted));
+            }
+            writer.owes_key_update = true;
+        }
+        if std::mem::take(&mut writer.owes_key_update) {
+            ktls::send_record(self.fd, ContentType::Handshake, &KEY_UPDATE_MESSAGE)?;
+            let mut schedule = self.schedule.borrow_mut();
+            let (sequence, secrets) = schedule.next_tx().map_err(io::Error::other)?;
+            let version = schedule.version();
+            ktls::rekey_tx(self.fd, Secrets { version, secrets: &secrets, sequence })?;
+            // Its count begins anew.
+            writer.key = RecordKey::new(&secrets, sequence, version).map_err(io::Error::other)?;
+        }
+        Ok(())
     }
 
     /// An empty buffer for records.
@@ -269,8 +364,12 @@ impl Tls {
                 (KEY_UPDATE, schedule) if at == rest.len() && matches!(body, [0 | KEY_UPDATE_REQUESTED]) => {
                     let version = schedule.version();
                     let (sequence, secrets) = schedule.next_rx().map_err(io::Error::other)?;
-                    let key = RecordKey::new(&secrets, sequence, version).map_err(io::Error::other)?;
-                    self.reader.borrow_mut().key = key;
+                    if self.is_kernel.get() {
+                        self.kernel_rekey(Secrets { version, secrets: &secrets, sequence })?;
+                    } else {
+                        let key = RecordKey::new(&secrets, sequence, version).map_err(io::Error::other)?;
+                        self.reader.borrow_mut().key = key;
+                    }
                     self.writer.borrow_mut().owes_key_update |= body == [KEY_UPDATE_REQUESTED];
                 }
                 _ => return Err(self.unexpected()),
@@ -282,6 +381,15 @@ impl Tls {
             self.reader.borrow_mut().handshake = rest;
         }
         Ok(())
+    }
+
+    /// The peer's new keys. Before Linux 6.14 the kernel knows none: then nothing more can be read, and the peer hears that this
+    /// is an end.
+    fn kernel_rekey(&self, secrets: Secrets<'_>) -> io::Result<()> {
+        ktls::rekey_rx(self.fd, secrets).map_err(|error| {
+            self.close();
+            io::Error::new(io::ErrorKind::ConnectionReset, format!("the kernel takes no new TLS keys: {error}"))
+        })
     }
 
     /// Whether [`take`](Self::take) would find something without reading from the socket.
@@ -313,8 +421,16 @@ impl Tls {
         result
     }
 
+    /// As [`fill_now`](Self::fill_now), of a socket in the kernel's hands.
+    pub(crate) fn kernel_fill_now(&self, bytes: &mut Vec<u8>) -> io::Result<usize> {
+        readiness::receive_now(self.fd, bytes)
+    }
+
     /// Whether an idle connection is still good: what has come, if anything, are tickets and new keys, and no end.
     pub(crate) fn is_quiet(&self) -> bool {
+        if self.is_kernel.get() {
+            return self.is_kernel_quiet();
+        }
         loop {
             {
                 let reader = self.reader.borrow();
@@ -340,6 +456,21 @@ impl Tls {
                     }
                 },
                 Err(_) => return false,
+            }
+        }
+    }
+
+    fn is_kernel_quiet(&self) -> bool {
+        loop {
+            let mut byte = [0];
+            match readiness::peek_now(self.fd, &mut byte) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+                Err(error) if Errno::from_io_error(&error) == Some(Errno::IO) => {
+                    if self.kernel_control().is_err() || self.reader.borrow().closed {
+                        return false;
+                    }
+                }
+                _ => return false,
             }
         }
     }
@@ -417,6 +548,10 @@ impl Tls {
             return;
         }
         writer.closed = true;
+        if self.is_kernel.get() {
+            let _ = ktls::send_record(self.fd, ContentType::Alert, &[level, description]);
+            return;
+        }
         let mut record = Vec::with_capacity(OVERHEAD_BYTES_MAX + 2);
         if writer.key.seal(Content::Alert, &[level, description], &mut record).is_ok() {
             // A peer that does not read gets no last word.
@@ -473,6 +608,18 @@ impl Reader {
             self.clear();
         }
         message
+    }
+
+    /// How many whole records are there; `None` where the last one is not whole.
+    fn whole_records(&self) -> Option<u64> {
+        let mut rest = &self.bytes[self.next..];
+        let mut count = 0;
+        while !rest.is_empty() {
+            let len = record::record_len(rest).ok()??;
+            rest = rest.get(len..)?;
+            count += 1;
+        }
+        Some(count)
     }
 
     fn has_input(&self) -> bool {

@@ -136,9 +136,9 @@ impl RecordKey {
         self.used >= RECORDS_PER_KEY_MAX
     }
 
-    /// The sequence number of the next record, for the kernel.
-    pub(crate) fn sequence(&self) -> u64 {
-        self.sequence
+    /// Counts records that the kernel seals under this key.
+    pub(crate) fn count(&mut self, records: u64) {
+        self.used += records;
     }
 
     fn nonce(&self) -> [u8; 12] {

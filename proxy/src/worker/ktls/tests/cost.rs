@@ -12,11 +12,13 @@ use rustls::ExtractedSecrets;
 use super::{Pipe, Spliced, default_suite, moved, pair, present, set_nonblocking, sockets};
 use crate::worker::{
     ktls::tests::pair::{Ours, Peer},
-    secure::record::{RECORD_BYTES_MAX, RecordKey},
+    secure::record::{Content, RECORD_BYTES_MAX, RecordKey},
 };
 
 const CHUNK_BYTES: usize = 16 * 1024;
 const CHUNKS: usize = 64;
+/// Records in the pipe at once.
+const BATCH: usize = 4;
 
 /// Instructions, or nanoseconds, and system calls.
 #[derive(Debug, Clone, Copy, Default)]
@@ -45,29 +47,53 @@ fn feed(peer: &mut Peer, chunk: &[u8]) {
     peer.send(chunk);
 }
 
-/// What comes out of kernel TLS, spliced to a plain socket: two calls for a record.
-fn spliced() -> Option<Cost> {
+/// What comes out of kernel TLS, spliced to a plain socket: a call for each record, and one for all that are in the pipe.
+fn opened_by_the_kernel() -> Option<Cost> {
     let (kernel, mut peer, _) = moved(Ours::Server)?;
     let (plain, mut far) = sockets();
     set_nonblocking(kernel.fd(), true).unwrap();
     set_nonblocking(plain.as_raw_fd(), true).unwrap();
     let (mut pipe, mut cost) = (Pipe::new().unwrap(), Cost::default());
-    let (chunk, mut received) = (super::pattern(CHUNK_BYTES), vec![0; CHUNK_BYTES]);
-    for _ in 0..CHUNKS {
-        feed(&mut peer, &chunk);
-        super::wait(kernel.fd(), rustix::event::PollFlags::IN);
-        cost.measure(2, || {
-            assert_eq!(pipe.splice_in(kernel.fd(), CHUNK_BYTES).unwrap(), Spliced::Bytes(CHUNK_BYTES));
-            assert_eq!(pipe.splice_out(plain.as_raw_fd(), CHUNK_BYTES).unwrap(), CHUNK_BYTES);
+    let (chunk, mut received) = (super::pattern(CHUNK_BYTES), vec![0; BATCH * CHUNK_BYTES]);
+    for _ in 0..CHUNKS / BATCH {
+        for _ in 0..BATCH {
+            feed(&mut peer, &chunk);
+            super::wait(kernel.fd(), rustix::event::PollFlags::IN);
+            cost.measure(1, || {
+                assert_eq!(pipe.splice_in(kernel.fd(), CHUNK_BYTES).unwrap(), Spliced::Bytes(CHUNK_BYTES));
+            });
+        }
+        cost.measure(1, || {
+            assert_eq!(pipe.splice_out(plain.as_raw_fd(), usize::MAX).unwrap(), BATCH * CHUNK_BYTES);
         });
         far.read_exact(&mut received).unwrap();
-        assert_eq!(received, chunk);
+        assert!(received.chunks(CHUNK_BYTES).all(|one| one == chunk));
     }
     Some(cost.per_mb())
 }
 
-/// The same through our own records: read, open, write.
-fn through_userspace() -> Cost {
+/// From a plain socket into kernel TLS.
+fn sealed_by_the_kernel() -> Option<Cost> {
+    let (kernel, mut peer, _) = moved(Ours::Server)?;
+    let (plain, mut far) = sockets();
+    set_nonblocking(kernel.fd(), true).unwrap();
+    set_nonblocking(plain.as_raw_fd(), true).unwrap();
+    let (mut pipe, mut cost) = (Pipe::new().unwrap(), Cost::default());
+    let chunk = super::pattern(CHUNK_BYTES);
+    for _ in 0..CHUNKS {
+        far.write_all(&chunk).unwrap();
+        super::wait(plain.as_raw_fd(), rustix::event::PollFlags::IN);
+        cost.measure(2, || {
+            assert_eq!(pipe.splice_in(plain.as_raw_fd(), CHUNK_BYTES).unwrap(), Spliced::Bytes(CHUNK_BYTES));
+            assert_eq!(pipe.splice_out(kernel.fd(), CHUNK_BYTES).unwrap(), CHUNK_BYTES);
+        });
+        assert_eq!(peer.receive(CHUNK_BYTES).unwrap(), chunk);
+    }
+    Some(cost.per_mb())
+}
+
+/// Through our own records: read, open, write.
+fn opened_in_userspace() -> Cost {
     let (mut ours, mut peer) = pair(default_suite(), Ours::Server);
     let ExtractedSecrets { rx: (sequence, secrets), .. } = &ours.secrets;
     let mut key = RecordKey::new(secrets, *sequence, ours.version).unwrap();
@@ -93,15 +119,52 @@ fn through_userspace() -> Cost {
     cost.per_mb()
 }
 
+/// Likewise: read, seal, write.
+fn sealed_in_userspace() -> Cost {
+    let (mut ours, mut peer) = pair(default_suite(), Ours::Server);
+    let ExtractedSecrets { tx: (sequence, secrets), .. } = &ours.secrets;
+    let mut key = RecordKey::new(secrets, *sequence, ours.version).unwrap();
+    let (mut plain, mut far) = sockets();
+    let mut cost = Cost::default();
+    let (chunk, mut bytes) = (super::pattern(CHUNK_BYTES), vec![0; CHUNK_BYTES]);
+    let mut out = Vec::with_capacity(RECORD_BYTES_MAX);
+    for _ in 0..CHUNKS {
+        far.write_all(&chunk).unwrap();
+        super::wait(plain.as_raw_fd(), rustix::event::PollFlags::IN);
+        cost.measure(2, || {
+            plain.read_exact(&mut bytes).unwrap();
+            out.clear();
+            key.seal(Content::Data, &bytes, &mut out).unwrap();
+            ours.socket.write_all(&out).unwrap();
+        });
+        assert_eq!(peer.receive(CHUNK_BYTES).unwrap(), chunk);
+    }
+    cost.per_mb()
+}
+
+/// Told everywhere, judged where instructions are counted: time in an emulation says nothing. The bounds keep what was
+/// measured on 6.12 from getting worse: 0.74 opened, 1.02 sealed. They are no goal: half of userspace was hoped for, and in
+/// instructions it is not reached, since AES is most of both.
 #[test]
-fn the_cost_of_a_megabyte_is_told() {
+fn a_megabyte_in_the_kernel_costs_no_more_than_it_did() {
     if present().is_none() {
         return;
     }
+    let is_counted = std::env::var_os("MESHRING_COUNTS_INSTRUCTIONS").is_some();
     // Twice: the first round warms up what the kernel allocates.
     for round in 1..=2 {
-        let (spliced, userspace) = (spliced().unwrap(), through_userspace());
-        println!("round {round}: spliced {spliced:?}, userspace {userspace:?} per MB");
-        println!("round {round}: ratio {:.2}", spliced.units as f64 / userspace.units as f64);
+        let opened = (opened_by_the_kernel().unwrap(), opened_in_userspace());
+        let sealed = (sealed_by_the_kernel().unwrap(), sealed_in_userspace());
+        for (what, (kernel, userspace), ratio_max) in
+            [("kernel TLS to plain", opened, 0.85), ("plain to kernel TLS", sealed, 1.1)]
+        {
+            let (units, calls) =
+                (kernel.units as f64 / userspace.units as f64, kernel.calls as f64 / userspace.calls as f64);
+            println!(
+                "round {round}: {what}: {kernel:?}, in userspace {userspace:?} per MB: {units:.2}x, calls {calls:.2}x"
+            );
+            assert!(!is_counted || units < ratio_max, "{what}");
+            assert!(calls <= 1.0, "{what}");
+        }
     }
 }
