@@ -158,6 +158,11 @@ pub const EXT_AUTHZ_MS_MAX: u64 = 600_000;
 /// Pipe between two sockets that a stream is spliced through, in bytes: eight TLS records, and what a socket may hold unsent. An
 /// unprivileged user may have 64 MiB in pipes.
 pub const SPLICE_PIPE_BYTES: usize = 128 * 1024;
+/// The rest of a body of known length goes from socket to socket without a copy from this size on, in bytes: below it the system calls that set
+/// it up cost more than the copy.
+pub const SPLICE_BYTES_MIN: u64 = 64 * 1024;
+/// Parts, of kernel TLS one record each, that are taken before they are given on.
+pub const SPLICE_PARTS_MAX: u32 = 8;
 /// Materials that a proxy holds at once: its own and one for each distinct credential of its routes and gateways.
 pub const MATERIALS_MAX: usize = 1024;
 /// Service accounts of one service's endpoints that clients ask for by name; beyond it any identity of the trust domain

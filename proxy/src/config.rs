@@ -259,7 +259,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
         let flag = format!("--join-token={}", path.display());
-        let config = Config::try_parse_from(["meshring-proxy", "--workload=a/b", "--service-account=c", &flag]).unwrap();
+        let config =
+            Config::try_parse_from(["meshring-proxy", "--workload=a/b", "--service-account=c", &flag]).unwrap();
         assert_eq!(config.service_account.as_deref(), Some("c"));
         assert!(format!("{:#}", config.read_join_token().unwrap_err()).contains("token: No such file"));
         std::fs::write(&path, "mrjt_0123\n").unwrap();

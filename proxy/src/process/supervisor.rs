@@ -19,9 +19,7 @@ use crate::{
     accept,
     config::{Config, describe},
     tls::materials::Materials,
-    worker::{
-        self, Start, driver::Driver, generation::Generations, ktls::Probe, limits::Limits, mailbox::Mailboxes,
-    },
+    worker::{self, Start, driver::Driver, generation::Generations, ktls::Probe, limits::Limits, mailbox::Mailboxes},
 };
 
 /// How long a start waits for its addresses to become free.

@@ -240,11 +240,7 @@ impl AccessView for View<'_> {
         self.claims.as_ref().and_then(|claims| claims.principal()).map(str::as_bytes)
     }
 
-    fn claim<'p>(
-        &self,
-        path: impl Iterator<Item = &'p str> + Clone,
-        predicate: &mut dyn FnMut(&[u8]) -> bool,
-    ) -> bool {
+    fn claim<'p>(&self, path: impl Iterator<Item = &'p str> + Clone, predicate: &mut dyn FnMut(&[u8]) -> bool) -> bool {
         let mut found = false;
         if let Some(claims) = &self.claims {
             claims.claim(path, &mut |value| found = found || predicate(value.as_bytes()));

@@ -28,23 +28,50 @@ use crate::{
 pub(super) enum Denial {
     ConnectNotConfigured,
     Refused(Refusal),
-    NoRoute { no_route: NoRoute, host: String, namespace: String },
+    NoRoute {
+        no_route: NoRoute,
+        host: String,
+        namespace: String,
+    },
     NoEndpoint(String),
-    ConnectFailed { address: SocketAddr, error: io::Error },
-    TlsFailed { address: SocketAddr, error: NotSecured },
-    TlsRequired { is_gateway: bool },
+    ConnectFailed {
+        address: SocketAddr,
+        error: io::Error,
+    },
+    TlsFailed {
+        address: SocketAddr,
+        error: NotSecured,
+    },
+    TlsRequired {
+        is_gateway: bool,
+    },
     /// A token that is not good.
     BadToken(jwt::Refused),
     /// An AuthorizationPolicy says no; the reason is for the log.
-    Forbidden { why: String },
+    Forbidden {
+        why: String,
+    },
     /// An external authorizer says no: its answer.
-    External { status: u16, lines: Vec<u8>, body: Vec<u8> },
+    External {
+        status: u16,
+        lines: Vec<u8>,
+        body: Vec<u8>,
+    },
     /// An external authorizer could not be asked; the reason is for the log.
-    ExternalFailed { status: u16, why: String },
+    ExternalFailed {
+        status: u16,
+        why: String,
+    },
     BadBody(BadBody),
     Overload(&'static str),
-    Exhausted { code: &'static str, error: io::Error },
-    Upstream { status: u16, what: String },
+    Exhausted {
+        code: &'static str,
+        error: io::Error,
+    },
+    Upstream {
+        status: u16,
+        what: String,
+    },
 }
 
 impl Denial {

@@ -13,7 +13,9 @@ use meshring_core::{
         serialize::{self, ConnectionOption, ResponseOut},
         status::framing_for,
     },
-    limits::{BODY_IDLE_MS_MAX, BUFFER_BYTES, BUFFERS_IN_A_ROW_MAX, HOLD_BUFFER_MS_MAX},
+    limits::{
+        BODY_IDLE_MS_MAX, BUFFER_BYTES, BUFFERS_IN_A_ROW_MAX, HOLD_BUFFER_MS_MAX, SPLICE_BYTES_MIN, SPLICE_PARTS_MAX,
+    },
 };
 
 use crate::{
@@ -25,6 +27,7 @@ use crate::{
         conn::{ReadHalf, WriteHalf, is_canceled, readable, write_all},
         deadlines::{Expiry, Timer, now_ms},
         join::yield_now,
+        splice::{Moved, Splice},
     },
 };
 
@@ -203,6 +206,19 @@ impl Body {
         self.ends_with_stream
     }
 
+    /// Bytes that may go from socket to socket as they are: the rest of a large body of a known length.
+    fn left_to_splice(&self) -> Option<u64> {
+        let left = self.decoder.remaining().filter(|_| self.coding == Coding::Identity)?;
+        (left >= SPLICE_BYTES_MIN && left <= self.left_bytes).then_some(left)
+    }
+
+    /// So many bytes of it have gone by.
+    fn skip(&mut self, count: usize) {
+        self.decoder.skip(count as u64);
+        self.left_bytes = self.left_bytes.saturating_sub(count as u64);
+        self.ended = self.decoder.is_done();
+    }
+
     /// The sender has closed: the end of a body until close, an error for every other.
     fn end_of_stream(&mut self, out: &mut Vec<u8>) -> Result<(), BadBody> {
         self.decoder.end_of_stream()?;
@@ -365,6 +381,18 @@ pub(crate) async fn relay_body(
         if body.ended() {
             return Ok(());
         }
+        if needs_input
+            && input.is_empty()
+            && body.left_to_splice().is_some()
+            && let Some(splice) = Splice::between(from.half, to.half)
+        {
+            out.release();
+            input.release();
+            if splice_body(body, splice, &from, &to, &mut patience).await? {
+                return Ok(());
+            }
+            continue;
+        }
         if needs_input {
             out.release();
             let begun_ms = now_ms();
@@ -396,6 +424,66 @@ pub(crate) async fn relay_body(
             }
         }
     }
+}
+
+/// Moves the rest of a body of known length without copying it. True: to its end; false: the sender has ended before, and the
+/// next read will say so again.
+async fn splice_body(
+    body: &mut Body,
+    mut splice: Splice,
+    from: &Side<'_, ReadHalf>,
+    to: &Side<'_, WriteHalf>,
+    patience: &mut Patience<'_>,
+) -> Result<bool, BodyError> {
+    let mut moves: u32 = 0;
+    while let Some(left) = body.decoder.remaining().filter(|&left| left > 0) {
+        let begun_ms = now_ms();
+        let taken = loop {
+            match splice.take(from.half, left).map_err(BodyError::Read)? {
+                Moved::Nothing => {}
+                moved => break moved,
+            }
+            let was_clients_turn = patience.upload.is_none_or(|upload| upload.begun.get());
+            from.timer.set(patience.next_read(begun_ms), Expiry::ShutdownRead);
+            let ready = readable(from.half).await;
+            from.timer.clear();
+            ready.map_err(BodyError::Read)?;
+            if let Some(upload) = &mut patience.upload {
+                let waited_ms = if was_clients_turn { now_ms().saturating_sub(begun_ms) } else { 0 };
+                upload.rate.received(0, waited_ms);
+                upload.begun.set(true);
+            }
+        };
+        let Moved::Bytes(mut count) = taken else { return Ok(false) };
+        body.skip(count);
+        // Of kernel TLS each part is one record: a few of them are given on together.
+        for _ in 1..SPLICE_PARTS_MAX {
+            let left = body.decoder.remaining().unwrap_or(0);
+            match splice.take(from.half, left) {
+                Ok(Moved::Bytes(more)) if more > 0 => {
+                    body.skip(more);
+                    count += more;
+                }
+                // Whatever it is, the next round meets it again.
+                _ => break,
+            }
+        }
+        if let Some(upload) = &mut patience.upload {
+            upload.rate.received(count, 0);
+            upload.begun.set(true);
+        }
+        while !splice.give(to.half).map_err(BodyError::Write)? {
+            to.timer.set(patience.next(), Expiry::ShutdownBoth);
+            let ready = Splice::writable(to.half).await;
+            to.timer.clear();
+            ready.map_err(BodyError::Write)?;
+        }
+        moves = moves.wrapping_add(1);
+        if moves.is_multiple_of(BUFFERS_IN_A_ROW_MAX) {
+            yield_now().await;
+        }
+    }
+    Ok(true)
 }
 
 /// Why there is no (whole) response.

@@ -28,6 +28,7 @@ use super::{
 #[derive(Debug)]
 pub(crate) struct ReadHalf {
     pub(super) socket: OwnedReadHalf<TcpStream>,
+    fd: RawFd,
     /// Once the connection is secured.
     pub(super) tls: Option<Rc<Tls>>,
 }
@@ -36,6 +37,7 @@ pub(crate) struct ReadHalf {
 #[derive(Debug)]
 pub(crate) struct WriteHalf {
     pub(super) socket: OwnedWriteHalf<TcpStream>,
+    fd: RawFd,
     /// Once the connection is secured.
     pub(super) tls: Option<Rc<Tls>>,
 }
@@ -44,6 +46,18 @@ impl ReadHalf {
     /// Whether the stream has ended without the peer's word for it, so that what it has sent may be cut.
     pub(crate) fn is_truncated(&self) -> bool {
         self.tls.as_ref().is_some_and(|tls| tls.is_truncated())
+    }
+
+    /// Its socket, where plain bytes come out of it: without TLS, or with the kernel's.
+    pub(super) fn plain_fd(&self) -> Option<RawFd> {
+        self.tls.as_ref().is_none_or(|tls| tls.is_kernel() && !tls.has_input()).then_some(self.fd)
+    }
+}
+
+impl WriteHalf {
+    /// As [`ReadHalf::plain_fd`], where plain bytes may be written.
+    pub(super) fn plain_fd(&self) -> Option<RawFd> {
+        self.tls.as_ref().is_none_or(|tls| tls.is_kernel()).then_some(self.fd)
     }
 }
 
@@ -78,7 +92,8 @@ impl Conn {
         let _ = stream.set_nodelay(true);
         let fd = stream.as_raw_fd();
         let (read, write) = stream.into_split();
-        let (read, write) = (ReadHalf { socket: read, tls: None }, WriteHalf { socket: write, tls: None });
+        let read = ReadHalf { socket: read, fd, tls: None };
+        let write = WriteHalf { socket: write, fd, tls: None };
         Self { timer: deadlines.timer(fd), read, write, fd }
     }
 

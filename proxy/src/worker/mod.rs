@@ -14,6 +14,7 @@ pub(crate) mod mailbox;
 mod readiness;
 mod refusals;
 pub(crate) mod secure;
+pub(crate) mod splice;
 mod tasks;
 
 use std::{

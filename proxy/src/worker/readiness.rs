@@ -17,7 +17,7 @@ use rustix::{
     net::{RecvFlags, SendFlags, connect_unspec, getpeername, getsockname, recv, send, sockopt},
 };
 
-use super::conn::ReadHalf;
+use super::conn::{ReadHalf, WriteHalf};
 
 /// Waits until a read would not block.
 pub(crate) async fn readable(half: &ReadHalf) -> io::Result<()> {
@@ -27,6 +27,13 @@ pub(crate) async fn readable(half: &ReadHalf) -> io::Result<()> {
     let stream = unsafe { &*half.socket.0.get() };
     // Not relaxed: a false positive on epoll would cost an idle connection a buffer.
     stream.readable(false).await
+}
+
+/// Waits until a write would not block.
+pub(crate) async fn writable(half: &WriteHalf) -> io::Result<()> {
+    // SAFETY: see `readable`.
+    let stream = unsafe { &*half.socket.0.get() };
+    stream.writable(false).await
 }
 
 /// Reads what is there behind what `bytes` holds, as far as it has room, without waiting and without the ring: what a

@@ -69,16 +69,6 @@ impl Claims {
         list
     }
 
-    /// `request.auth.audiences` without a list of them.
-    pub(crate) fn each_audience<'c>(&'c self, each: &mut dyn FnMut(&'c str)) {
-        texts(self.payload.member("aud"), each);
-    }
-
-    /// `request.auth.presenter`: `azp`.
-    pub(crate) fn presenter(&self) -> Option<&str> {
-        self.payload.member("azp").and_then(Json::text)
-    }
-
     /// `request.auth.claims[A][B]`: calls `each` with the values of the claim at the path, from the outermost name. Strings
     /// and lists of strings have values, others none, as in Istio; the words of a space-delimited claim are one value
     /// each.

@@ -13,8 +13,6 @@
 //! - There is no way back to userspace: what is in the kernel stays there until the socket is closed.
 
 #![allow(unsafe_code, reason = "socket options and control messages of kernel TLS, which rustix does not know")]
-// The worker's connections take it up piece by piece.
-#![cfg_attr(not(test), allow(dead_code, reason = "called by the connection once it moves its keys"))]
 
 mod crypto_info;
 mod probe;
@@ -28,9 +26,9 @@ use std::{io, os::fd::RawFd};
 use rustls::{ConnectionTrafficSecrets, ProtocolVersion};
 
 use self::crypto_info::CryptoInfo;
-#[allow(unused_imports, reason = "the whole of what this folder offers")]
+
 pub(crate) use self::{
-    probe::{Absence, Probe, probe},
+    probe::{Probe, probe},
     record::{Received, receive_record, send_record},
     splice::{Pipe, Spliced, set_nonblocking},
 };

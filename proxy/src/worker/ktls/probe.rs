@@ -91,11 +91,13 @@ impl Probe {
     }
 
     /// Why there is none.
+    #[cfg(test)]
     pub(crate) fn absence(&self) -> Option<&Absence> {
         self.absence.as_ref()
     }
 
     /// Whether a connection in the kernel can get new keys (TLS 1.3, Linux 6.14).
+    #[cfg(test)]
     pub(crate) fn can_rekey(&self) -> bool {
         self.can_rekey
     }

@@ -50,6 +50,7 @@ impl Pipe {
     }
 
     /// How many bytes it can hold if all its pages are full. Small packets take a page each, so it may be full earlier.
+    #[cfg(test)]
     pub(crate) fn capacity(&self) -> usize {
         self.capacity
     }

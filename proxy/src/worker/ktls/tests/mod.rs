@@ -16,9 +16,10 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustls::{AlertDescription, ConnectionTrafficSecrets, ContentType, ProtocolVersion};
 
 use self::pair::{Kernel, Ours, Peer, default_suite, pair, sockets, suites};
+use super::probe::Absence;
 use super::{
-    Absence, EnableError, Pipe, Probe, Received, Secrets, Spliced, probe, receive_record, rekey_rx, rekey_tx,
-    send_record, set_nonblocking,
+    EnableError, Pipe, Probe, Received, Secrets, Spliced, probe, receive_record, rekey_rx, rekey_tx, send_record,
+    set_nonblocking,
 };
 use crate::worker::secure::KeySchedule;
 
