@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use crate::http::{RequestDecoder, RequestEvent};
 use crate::limits::{BACKEND_OUTPUT_BYTES_MAX, EVENTS_PER_WAIT_MAX, READ_BUFFER_BYTES};
 use crate::poller::{Event, Interest, Poller, Token};
 use crate::process::{Process, Spawn};
+use crate::tls::{self, Socket};
 
 /// Serves a fixed HTTP/1.1 response on one thread: keep-alive, pipelining, request bodies discarded.
 ///
@@ -29,6 +30,12 @@ pub(crate) struct BackendArgs {
     /// Bytes of the response body
     #[arg(long, default_value_t = 100)]
     pub(crate) body_bytes: usize,
+    /// Speak TLS with this certificate (PEM, with its chain)
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Private key of --tls-cert (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
 }
 
 const LISTENER: Token = Token { slot: u32::MAX, turn: 0 };
@@ -38,7 +45,11 @@ pub(crate) fn run(args: &BackendArgs, interrupted: &AtomicBool) -> anyhow::Resul
     let listener = TcpListener::bind(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
-    let mut backend = Backend::new(listener, args.body_bytes)?;
+    let tls = match (&args.tls_cert, &args.tls_key) {
+        (Some(cert), Some(key)) => Some(tls::Server::new(cert, key)?),
+        _ => None,
+    };
+    let mut backend = Backend::new(listener, args.body_bytes, tls)?;
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "listening on {address}")?;
     stdout.flush()?;
@@ -110,7 +121,7 @@ const BAD_REQUEST: &[u8] = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\nco
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 struct Connection {
-    stream: TcpStream,
+    socket: Socket,
     turn: u32,
     decoder: RequestDecoder,
     /// Responses that the socket did not take yet; the first `sent` bytes of them are gone.
@@ -123,6 +134,7 @@ struct Connection {
 
 struct Backend {
     listener: TcpListener,
+    tls: Option<tls::Server>,
     accepting: bool,
     poller: Poller,
     responses: Responses,
@@ -133,11 +145,12 @@ struct Backend {
 }
 
 impl Backend {
-    fn new(listener: TcpListener, body_bytes: usize) -> io::Result<Self> {
+    fn new(listener: TcpListener, body_bytes: usize, tls: Option<tls::Server>) -> io::Result<Self> {
         let poller = Poller::new()?;
         poller.add(&listener, LISTENER, Interest::Read)?;
         Ok(Self {
             listener,
+            tls,
             accepting: true,
             poller,
             responses: Responses::new(body_bytes),
@@ -190,14 +203,18 @@ impl Backend {
     fn insert(&mut self, stream: TcpStream) -> io::Result<()> {
         // Without it a second small response would wait for the first one's acknowledgement. The connection may be gone already.
         let _ = stream.set_nodelay(true);
+        let socket = match &self.tls {
+            None => Socket::plain(stream),
+            Some(tls) => Socket::secure(stream, tls.connection()?),
+        };
         self.turn = self.turn.wrapping_add(1);
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             self.slots.len() as u32 - 1
         });
-        self.poller.add(stream.as_fd(), Token { slot, turn: self.turn }, Interest::Read)?;
+        self.poller.add(socket.as_fd(), Token { slot, turn: self.turn }, Interest::Read)?;
         self.slots[slot as usize] = Some(Connection {
-            stream,
+            socket,
             turn: self.turn,
             decoder: RequestDecoder::default(),
             output: Vec::new(),
@@ -213,7 +230,7 @@ impl Connection {
     /// Reads and answers; false once the connection is of no more use.
     fn receive(&mut self, responses: &Responses, buffer: &mut [u8]) -> bool {
         while !self.closing && self.output.len() - self.sent < BACKEND_OUTPUT_BYTES_MAX {
-            let count = match self.stream.read(buffer) {
+            let count = match self.socket.read(buffer) {
                 Ok(0) => return false,
                 Ok(count) => count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -254,22 +271,29 @@ impl Connection {
 
     /// Sends what the socket takes; false once the connection is of no more use.
     fn flush(&mut self) -> bool {
-        while self.sent < self.output.len() {
-            match self.stream.write(&self.output[self.sent..]) {
-                Ok(count) => self.sent += count,
+        while self.sent < self.output.len() || self.socket.has_output() {
+            let step = match &self.output[self.sent..] {
+                [] => self.socket.flush(),
+                left => self.socket.write(left).map(|count| self.sent += count),
+            };
+            match step {
+                Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return error.kind() == ErrorKind::WouldBlock,
             }
         }
         self.output.clear();
         self.sent = 0;
+        if self.closing {
+            self.socket.close();
+        }
         !self.closing
     }
 
     fn update_interest(&mut self, poller: &Poller, token: Token) -> bool {
         let unsent = self.output.len() - self.sent;
         let wanted = match unsent {
-            0 => Interest::Read,
+            0 if !self.socket.has_output() => Interest::Read,
             _ if self.closing || unsent >= BACKEND_OUTPUT_BYTES_MAX => Interest::Write,
             _ => Interest::ReadWrite,
         };
@@ -277,6 +301,6 @@ impl Connection {
             return true;
         }
         self.interest = wanted;
-        poller.modify(&self.stream, token, wanted).is_ok()
+        poller.modify(&self.socket, token, wanted).is_ok()
     }
 }

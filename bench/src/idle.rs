@@ -1,7 +1,6 @@
 //! `meshring-bench idle`: what idle keep-alive connections cost a process in memory.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 use std::thread;
@@ -14,6 +13,7 @@ use crate::limits::{CHILD_POLL_INTERVAL, CONNECTIONS_MAX};
 use crate::load::target::{HeaderField, Url, encode_request};
 use crate::process::usage::{self, Memory};
 use crate::process::{check_interrupted, raise_file_limit};
+use crate::tls::{self, Socket, TlsArgs};
 use crate::{OutputFormat, client, parse_duration};
 
 /// Opens connections, sends one request on each, and measures a process while they idle.
@@ -35,6 +35,8 @@ pub(crate) struct IdleArgs {
     /// A header field for each request
     #[arg(long = "header", short = 'H', value_name = "NAME: VALUE")]
     headers: Vec<HeaderField>,
+    #[command(flatten)]
+    tls: TlsArgs,
     /// Longest wait for one connection or answer
     #[arg(long, default_value = "5s", value_parser = parse_duration)]
     timeout: Duration,
@@ -62,21 +64,23 @@ struct IdleReport {
 
 /// Runs the command.
 pub(crate) fn run(args: &IdleArgs, interrupted: &AtomicBool) -> anyhow::Result<ExitCode> {
+    args.url.require_trust(&args.tls);
     let address = args.url.resolve()?;
-    let request = encode_request(&args.url, None, &args.headers, 0);
+    let tls = args.url.tls(&args.tls)?;
+    let request = encode_request(&args.url, None, &args.headers, 0, false);
+    let exchange_on_new = || exchange_on_new(address, tls.as_ref(), &request, args.timeout);
     let files_max = raise_file_limit();
     if files_max.is_some_and(|max| max < args.connections as u64 + 64) {
         bail!("the limit of open files is too low for {} connections; see `ulimit -Hn`", args.connections);
     }
     // The first request pays for what is set up once; it is no cost of a connection.
-    exchange_on_new(address, &request, args.timeout)?;
+    exchange_on_new()?;
     let before = usage::memory(args.pid)?;
-    let mut streams = Vec::with_capacity(args.connections);
+    let mut sockets = Vec::with_capacity(args.connections);
     for opened in 0..args.connections {
         check_interrupted(interrupted)?;
-        let stream = exchange_on_new(address, &request, args.timeout)
-            .with_context(|| format!("connection {} of {}", opened + 1, args.connections))?;
-        streams.push(stream);
+        let socket = exchange_on_new().with_context(|| format!("connection {} of {}", opened + 1, args.connections))?;
+        sockets.push(socket);
     }
     let until = Instant::now() + args.settle;
     while Instant::now() < until {
@@ -84,7 +88,7 @@ pub(crate) fn run(args: &IdleArgs, interrupted: &AtomicBool) -> anyhow::Result<E
         thread::sleep(CHILD_POLL_INTERVAL);
     }
     let after = usage::memory(args.pid)?;
-    let lost = streams.iter().filter(|stream| !is_open(stream)).count();
+    let lost = sockets.iter_mut().map(is_open).filter(|open| !open).count();
     let growth = after.rss as f64 - before.rss as f64;
     let report = IdleReport {
         connections: args.connections,
@@ -97,22 +101,28 @@ pub(crate) fn run(args: &IdleArgs, interrupted: &AtomicBool) -> anyhow::Result<E
     Ok(if lost == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn exchange_on_new(address: std::net::SocketAddr, request: &[u8], timeout: Duration) -> anyhow::Result<TcpStream> {
-    let stream = client::open(address, timeout).with_context(|| format!("cannot connect to {address}"))?;
-    let answer = client::exchange(&stream, request).with_context(|| format!("no answer from {address}"))?;
+fn exchange_on_new(
+    address: std::net::SocketAddr,
+    tls: Option<&tls::Client>,
+    request: &[u8],
+    timeout: Duration,
+) -> anyhow::Result<Socket> {
+    let mut socket =
+        client::open_socket(address, timeout, tls).with_context(|| format!("cannot connect to {address}"))?;
+    let answer = client::exchange(&mut socket, request).with_context(|| format!("no answer from {address}"))?;
     if !(200..400).contains(&answer.status) {
         bail!("{address} answers with status {}", answer.status);
     }
     if !answer.keep_alive {
         bail!("{address} does not keep the connection open");
     }
-    Ok(stream)
+    Ok(socket)
 }
 
-fn is_open(mut stream: &TcpStream) -> bool {
+fn is_open(socket: &mut Socket) -> bool {
     let mut byte = [0];
-    stream.set_nonblocking(true).is_ok()
-        && matches!(stream.read(&mut byte), Err(error) if error.kind() == ErrorKind::WouldBlock)
+    socket.stream().set_nonblocking(true).is_ok()
+        && matches!(socket.read(&mut byte), Err(error) if error.kind() == ErrorKind::WouldBlock)
 }
 
 fn print_report(report: &IdleReport, output: OutputFormat) -> anyhow::Result<()> {

@@ -16,6 +16,7 @@ mod process;
 mod reconfigure;
 mod scale;
 mod stats;
+mod tls;
 
 use std::io::Write;
 use std::process::ExitCode;

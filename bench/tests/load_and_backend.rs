@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -17,6 +18,20 @@ struct Backend {
 }
 
 impl Backend {
+    /// With a certificate for localhost and 127.0.0.1 that is its own root; gives its file.
+    fn start_tls(dir: &Path) -> (Self, String) {
+        let names = ["localhost", "127.0.0.1"].map(str::to_owned);
+        let own = rcgen::generate_simple_self_signed(names).unwrap();
+        let file = |name: &str, text: String| {
+            let path = dir.join(name);
+            std::fs::write(&path, text).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let cert = file("cert.pem", own.cert.pem());
+        let key = file("key.pem", own.signing_key.serialize_pem());
+        (Self::start(&["--tls-cert", &cert, "--tls-key", &key]), cert)
+    }
+
     fn start(arguments: &[&str]) -> Self {
         let mut child = Command::new(BINARY)
             .args(["backend", "--listen", "127.0.0.1:0"])
@@ -31,8 +46,12 @@ impl Backend {
     }
 
     fn load(&self, arguments: &[&str]) -> (Output, Value) {
+        self.load_with("http", arguments)
+    }
+
+    fn load_with(&self, scheme: &str, arguments: &[&str]) -> (Output, Value) {
         let output = Command::new(BINARY)
-            .args(["load", &format!("http://{}/", self.address), "-o", "json"])
+            .args(["load", &format!("{scheme}://{}/", self.address), "-o", "json"])
             .args(arguments)
             .output()
             .unwrap();
@@ -92,7 +111,13 @@ fn a_dead_server_fails_the_load_and_wrong_usage_is_told_from_it() {
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(report["failures"]["connect"], 4);
 
-    for arguments in [&["load"][..], &["load", "https://a/"], &["load", "http://a/", "--rate", "0"]] {
+    for arguments in [
+        &["load"][..],
+        &["load", "ftp://a/"],
+        &["load", "https://a/"],
+        &["load", "https://a/", "--insecure", "--resume"],
+        &["load", "http://a/", "--rate", "0"],
+    ] {
         let output = Command::new(BINARY).args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
     }
@@ -140,4 +165,97 @@ fn idle_connections_are_opened_kept_and_measured() {
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&report["connections"], &report["lost"]), (&200.into(), &0.into()));
     assert!(report["after"]["rss"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn requests_over_tls_share_the_handshakes_of_their_connections() {
+    let dir = tempfile::tempdir().unwrap();
+    let (backend, ca) = Backend::start_tls(dir.path());
+    for (version, shown) in [("1.2", "TLSv1_2"), ("1.3", "TLSv1_3")] {
+        let arguments =
+            ["--ca", &ca, "--tls", version, "--connections", "8", "--requests", "2000", "--duration", "60s"];
+        let (output, report) = backend.load_with("https", &arguments);
+        assert_eq!(output.status.code(), Some(0), "{report}");
+        assert_eq!((&report["statuses"]["2xx"], &report["failed"]), (&2000.into(), &0.into()), "{report}");
+        assert_eq!(report["tls"]["full_handshakes"], 8, "{report}");
+        assert_eq!(report["tls"]["negotiated"]["version"], shown, "{report}");
+        assert_eq!(report["tls"]["negotiated"]["group"], "X25519", "{report}");
+    }
+}
+
+#[test]
+fn bodies_of_many_records_pass_in_both_directions() {
+    let dir = tempfile::tempdir().unwrap();
+    let (backend, ca) = Backend::start_tls(dir.path());
+    let arguments =
+        ["--ca", &ca, "--body-bytes", "3000000", "--connections", "4", "--requests", "20", "--duration", "60s"];
+    let (output, report) = backend.load_with("https", &arguments);
+    assert_eq!(output.status.code(), Some(0), "{report}");
+    assert_eq!(report["statuses"]["2xx"], 20, "{report}");
+}
+
+#[test]
+fn new_connections_make_a_handshake_each_and_resume_when_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let (backend, ca) = Backend::start_tls(dir.path());
+    let arguments = ["--ca", &ca, "--new-connections", "--connections", "4", "--requests", "200", "--duration", "60s"];
+    for (more, full, resumed) in [(&[][..], 200, 0), (&["--resume"], 4, 196), (&["--rate", "1000"], 200, 0)] {
+        let (output, report) = backend.load_with("https", &[&arguments, more].concat());
+        assert_eq!(output.status.code(), Some(0), "{report}");
+        assert_eq!(report["statuses"]["2xx"], 200, "{report}");
+        assert_eq!(report["tls"]["full_handshakes"], full, "{report}");
+        assert_eq!(report["tls"]["resumed_handshakes"], resumed, "{report}");
+    }
+    let plain = Backend::start(&[]);
+    let (output, report) = plain.load(&["--new-connections", "--connections", "4", "--requests", "200"]);
+    assert_eq!((output.status.code(), &report["statuses"]["2xx"]), (Some(0), &200.into()), "{report}");
+    assert!(report.get("tls").is_none(), "{report}");
+}
+
+#[test]
+fn tls_that_is_not_trusted_or_not_there_fails_as_tls_or_early_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let (backend, ca) = Backend::start_tls(dir.path());
+    let few = ["--connections", "2", "--requests", "4", "--duration", "30s"];
+    for more in [&["--ca", &ca, "--sni", "other.test"][..], &["--insecure", "--cert", &ca, "--key", &ca]] {
+        let output = Command::new(BINARY)
+            .args(["load", &format!("https://{}/", backend.address)])
+            .args([&few[..], more].concat())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{more:?}: {output:?}");
+    }
+    let (_, report) = backend.load_with("https", &[&few[..], &["--ca", &ca, "--sni", "other.test"]].concat());
+    assert_eq!((&report["failures"]["tls"], &report["failed"]), (&4.into(), &4.into()), "{report}");
+    let (output, report) = backend.load_with("https", &[&few[..], &["--insecure", "--sni", "other.test"]].concat());
+    assert_eq!(output.status.code(), Some(0), "{report}");
+    // The server answers plain HTTP with 400, which is no TLS; or TLS with an alert.
+    let plain = Backend::start(&[]);
+    let (_, report) = plain.load_with("https", &[&few[..], &["--insecure"]].concat());
+    assert_eq!((&report["failures"]["tls"], &report["failed"]), (&4.into(), &4.into()), "{report}");
+    let (_, report) = backend.load(&few);
+    assert_eq!(report["failed"], 4, "{report}");
+}
+
+#[test]
+fn idle_tls_connections_are_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let (backend, ca) = Backend::start_tls(dir.path());
+    let output = Command::new(BINARY)
+        .args([
+            "idle",
+            &format!("https://{}/", backend.address),
+            "--ca",
+            &ca,
+            "--connections",
+            "50",
+            "--settle",
+            "10ms",
+        ])
+        .args(["--pid", &backend.child.id().to_string(), "-o", "json"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["connections"], &report["lost"]), (&50.into(), &0.into()));
 }

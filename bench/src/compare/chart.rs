@@ -24,7 +24,7 @@ const OWN_BAR: &str = "#0f766e";
 const PEER_BAR: &str = "#a9b4c0";
 
 struct Panel {
-    title: &'static str,
+    title: String,
     subtitle: String,
     figure: Figure,
     format: fn(f64) -> String,
@@ -80,26 +80,28 @@ fn split_caption(caption: &str) -> (String, String) {
 fn panels(comparison: &Comparison) -> Vec<Panel> {
     let micros: fn(f64) -> String = format_micros;
     let megabytes: fn(f64) -> String = |bytes| format!("{} MB", three_digits(bytes / 1e6));
-    let panel = |title, subtitle: &str, figure, format, with_ratio| Panel {
-        title,
+    let unit = comparison.settings.protocol.unit();
+    let cpu_time = format!("CPU time per {unit}");
+    let panel = |title: &str, subtitle: &str, figure, format, with_ratio| Panel {
+        title: title.to_owned(),
         subtitle: subtitle.to_owned(),
         figure,
         format,
         with_ratio,
     };
     let saturated = "at full load (closed loop), user and kernel; less is better";
-    let mut panels = vec![panel("CPU time per request", saturated, Figure::CpuUsPerRequest, micros, true)];
+    let mut panels = vec![panel(&cpu_time, saturated, Figure::CpuUsPerRequest, micros, true)];
     let throughput = panel(
-        "Requests per second",
+        &format!("{}{}s per second", unit[..1].to_uppercase(), &unit[1..]),
         "closed loop; more is better",
         Figure::RequestsPerS,
         |value| thousands(value.round() as u64),
         false,
     );
     if let Some(rate) = comparison.settings.constant_rate {
-        let at = format!("at {} requests per second; less is better", thousands(rate.round() as u64));
+        let at = format!("at {} {unit}s per second; less is better", thousands(rate.round() as u64));
         panels.extend([
-            panel("CPU time per request", &at, Figure::ConstantRateCpuUsPerRequest, micros, true),
+            panel(&cpu_time, &at, Figure::ConstantRateCpuUsPerRequest, micros, true),
             throughput,
             panel("Latency, 99th percentile", &at, Figure::ConstantRateP99Us, micros, false),
         ]);
@@ -115,7 +117,7 @@ fn panels(comparison: &Comparison) -> Vec<Panel> {
 
 fn draw_panel(svg: &mut String, panel: &Panel, comparison: &Comparison, x: f64, y: f64) {
     let heading = Text { x, y: y + 14.0, size: 14.0, weight: 600, fill: INK, anchor: "start" };
-    text(svg, heading, panel.title);
+    text(svg, heading, &panel.title);
     let below = Text { x, y: y + 31.0, size: 11.5, weight: 400, fill: FAINT, anchor: "start" };
     text(svg, below, &panel.subtitle);
     let value_of = |contender: &ContenderResult| contender.figures.get(&panel.figure).map(|spread| spread.median);

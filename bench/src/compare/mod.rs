@@ -3,7 +3,9 @@
 mod chart;
 mod contender;
 mod install;
+mod launch;
 mod progress;
+mod protocol;
 mod result;
 mod round;
 
@@ -19,9 +21,12 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 
-use self::contender::{Contender, Peer, Site};
+use self::contender::{Contender, Peer};
+use self::launch::Site;
 use self::progress::Progress;
+use self::protocol::Protocol;
 use self::result::Comparison;
+use crate::tls::certificates::Certificates;
 use crate::{backend, parse_duration};
 
 /// Measures meshring and other proxies side by side: one worker each, on a core of its own.
@@ -34,12 +39,12 @@ use crate::{backend, parse_duration};
 /// Exit status: 0 if all requests were answered, 1 if one failed or the comparison could not be made, 2 for wrong usage.
 #[derive(Debug, clap::Args)]
 pub(crate) struct CompareArgs {
-    /// Protocol on both sides of the proxies
+    /// What the proxies speak
     #[arg(long, value_enum, default_value_t = Protocol::H1)]
     protocol: Protocol,
-    /// Proxies to compare with
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "haproxy,nginx,envoy")]
-    peers: Vec<Peer>,
+    /// Proxies to compare with [default: haproxy,nginx,envoy, and with mtls envoy]
+    #[arg(long, value_enum, value_delimiter = ',')]
+    peers: Option<Vec<Peer>>,
     /// Leave meshring out
     #[arg(long)]
     only_peers: bool,
@@ -58,9 +63,10 @@ pub(crate) struct CompareArgs {
     /// Bytes of the response body
     #[arg(long, default_value_t = 100)]
     body_bytes: usize,
-    /// Requests per second of the measurement at a constant rate, or `none` to leave it out
-    #[arg(long, default_value = "3000")]
-    rate: LoadRate,
+    /// Requests per second of the measurement at a constant rate, or `none` to leave it out [default: 3000, with mtls
+    /// 1000, with handshakes 500]
+    #[arg(long)]
+    rate: Option<LoadRate>,
     /// Core of the proxies
     #[arg(long, default_value_t = 0)]
     proxy_core: usize,
@@ -79,12 +85,6 @@ pub(crate) struct CompareArgs {
     /// Folder for the peers [default: $XDG_CACHE_HOME/meshring-bench or ~/.cache/meshring-bench]
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Protocol {
-    /// HTTP/1.1 without TLS
-    H1,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -120,6 +120,31 @@ fn parse_measurement(text: &str) -> Result<Duration, String> {
     }
 }
 
+impl CompareArgs {
+    /// Requests per second of the measurement at a constant rate; none to leave it out.
+    fn constant_rate(&self) -> Option<f64> {
+        match self.rate {
+            None => Some(self.protocol.default_rate()),
+            Some(LoadRate::PerSecond(rate)) => Some(rate),
+            Some(LoadRate::None) => None,
+        }
+    }
+
+    /// The proxies to compare with, each once.
+    fn distinct_peers(&self) -> anyhow::Result<Vec<Peer>> {
+        let mut peers = Vec::new();
+        for peer in self.peers.as_deref().unwrap_or(self.protocol.default_peers()) {
+            if !self.protocol.is_known_to(*peer) {
+                bail!("{} is not compared with {:?}; leave it out of --peers", peer.name(), self.protocol);
+            }
+            if !peers.contains(peer) {
+                peers.push(*peer);
+            }
+        }
+        Ok(peers)
+    }
+}
+
 /// Runs the command.
 pub(crate) fn run(args: &CompareArgs, interrupted: &Arc<AtomicBool>) -> anyhow::Result<ExitCode> {
     check_cores(args)?;
@@ -140,13 +165,8 @@ pub(crate) fn run(args: &CompareArgs, interrupted: &Arc<AtomicBool>) -> anyhow::
 }
 
 fn compare(args: &CompareArgs, interrupted: &AtomicBool) -> anyhow::Result<Comparison> {
-    let mut peers = Vec::new();
-    for peer in &args.peers {
-        if !peers.contains(peer) {
-            peers.push(*peer);
-        }
-    }
-    let phases = if args.rate == LoadRate::None { 2 } else { 3 };
+    let peers = args.distinct_peers()?;
+    let phases = if args.constant_rate().is_none() { 2 } else { 3 };
     let contender_count = peers.len() + usize::from(!args.only_peers);
     let mut progress = Progress::new(contender_count * args.rounds as usize * phases);
     if cfg!(debug_assertions) {
@@ -165,12 +185,15 @@ fn compare(args: &CompareArgs, interrupted: &AtomicBool) -> anyhow::Result<Compa
     crate::process::pin_to(args.load_core)?;
     let work = tempfile::tempdir().context("cannot create a temporary folder")?;
     let (mut backend_process, backend) = backend::start(Some(args.load_core), args.body_bytes, work.path())?;
+    let certificates = Certificates::make(work.path(), args.protocol.host())?;
     let mut measurements = vec![Vec::new(); contenders.len()];
     progress.restart();
     for round in 1..=args.rounds {
         for (index, contender) in contenders.iter().enumerate() {
             let site = Site {
                 dir: work.path().join(format!("{round}-{index}")),
+                protocol: args.protocol,
+                certificates: &certificates,
                 backend,
                 proxy_core: args.proxy_core,
                 load_core: args.load_core,

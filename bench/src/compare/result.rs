@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::contender::Contender;
 use super::round::Measurement;
-use super::{CompareArgs, LoadRate};
+use super::{CompareArgs, Protocol};
 use crate::stats::{Spread, format_micros, thousands, three_digits};
 
 /// One measured quantity. Less is better, but for `RequestsPerS`.
@@ -97,7 +97,7 @@ impl Machine {
 /// How the measurements were made.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Settings {
-    protocol: &'static str,
+    pub(super) protocol: Protocol,
     rounds: u32,
     duration_s: f64,
     warm_up_s: f64,
@@ -153,18 +153,13 @@ impl Comparison {
             })
             .collect();
         let settings = Settings {
-            protocol: match args.protocol {
-                super::Protocol::H1 => "h1",
-            },
+            protocol: args.protocol,
             rounds: args.rounds,
             duration_s: args.duration.as_secs_f64(),
             warm_up_s: args.warm_up.as_secs_f64(),
             connections: args.connections,
             body_bytes: args.body_bytes,
-            constant_rate: match args.rate {
-                LoadRate::None => None,
-                LoadRate::PerSecond(rate) => Some(rate),
-            },
+            constant_rate: args.constant_rate(),
             proxy_core: args.proxy_core,
             load_core: args.load_core,
             debug_build: cfg!(debug_assertions),
@@ -184,13 +179,16 @@ impl Comparison {
 
     /// How the figures came about, in one line.
     pub(super) fn caption(&self) -> String {
-        let Settings { rounds, duration_s, connections, body_bytes, proxy_core, load_core, .. } = self.settings;
+        let Settings { protocol, rounds, duration_s, connections, body_bytes, proxy_core, load_core, .. } =
+            self.settings;
         let date = self.date.split('T').next().unwrap_or_default();
         let Machine { cpu, cores, kernel } = &self.machine;
         format!(
-            "HTTP/1.1, {connections} keep-alive connections, {body_bytes}-byte responses, one worker on core {proxy_core}, \
+            "{}, {} on core {proxy_core}, \
              generator and backend on core {load_core}; median of {rounds} interleaved rounds of {duration_s} s; {date}, \
-             {cpu}, {cores} cores, Linux {kernel}"
+             {cpu}, {cores} cores, Linux {kernel}",
+            protocol.load(connections, body_bytes),
+            protocol.workers(),
         )
     }
 
@@ -233,7 +231,8 @@ impl Comparison {
     }
 
     fn columns(&self, with_meshring: bool) -> Vec<Column> {
-        let mut columns: Vec<Column> = vec![column("CPU µs/request", |contender| {
+        let unit = self.settings.protocol.unit();
+        let mut columns: Vec<Column> = vec![column(&format!("CPU µs/{unit}"), |contender| {
             contender.figures.get(&Figure::CpuUsPerRequest).map(|Spread { median, min, max }| {
                 format!("{} ({}–{})", three_digits(*median), three_digits(*min), three_digits(*max))
             })
@@ -241,14 +240,14 @@ impl Comparison {
         if with_meshring {
             columns.push(column("ratio", |contender| ratio(contender, Figure::CpuUsPerRequest)));
         }
-        columns.push(column("requests/s", |contender| {
+        columns.push(column(&format!("{unit}s/s"), |contender| {
             contender.figures.get(&Figure::RequestsPerS).map(|spread| thousands(spread.median.round() as u64))
         }));
         let rate = self.settings.constant_rate.map(|rate| thousands(rate.round() as u64));
         let (latencies, when) = match rate {
             Some(rate) => {
                 let cpu = Figure::ConstantRateCpuUsPerRequest;
-                columns.push(column(&format!("CPU µs/request at {rate}/s"), move |contender| {
+                columns.push(column(&format!("CPU µs/{unit} at {rate}/s"), move |contender| {
                     contender.figures.get(&cpu).map(|spread| three_digits(spread.median))
                 }));
                 if with_meshring {

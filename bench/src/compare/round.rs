@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde::Serialize;
 
-use super::contender::{Contender, HOST, Running, Site};
+use super::CompareArgs;
+use super::contender::{Contender, Running};
+use super::launch::Site;
 use super::progress::Progress;
-use super::{CompareArgs, LoadRate};
 use crate::limits::GENERATOR_OVERRUN_MAX;
 use crate::load::report::LoadReport;
 use crate::process::usage::{self, Memory};
 use crate::process::{Process, Spawn};
+use crate::tls::TlsArgs;
 
 /// A request that is not answered by then failed.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -53,24 +55,24 @@ pub(super) fn measure(
     let step = |what: &str| progress.step(&format!("round {round} of {}: {name}, {what}", args.rounds));
     step("start and warm-up");
     let mut running = contender.start(site)?;
-    let memory_idle = usage::memory(running.pid()?)?;
+    let memory_idle = memory(running.pids())?;
     let warm_up = Load { args, site, rate: None, duration: args.warm_up };
     warm_up.run(&mut running, |_| Ok(()))?;
 
     step("closed loop");
     let mut memory_loaded = None;
     let middle = Instant::now() + args.duration / 2;
-    let closed = Load { args, site, rate: None, duration: args.duration }.run(&mut running, |pid| {
+    let closed = Load { args, site, rate: None, duration: args.duration }.run(&mut running, |pids| {
         if memory_loaded.is_none() && Instant::now() >= middle {
-            memory_loaded = Some(usage::memory(pid)?);
+            memory_loaded = Some(memory(pids)?);
         }
         Ok(())
     })?;
     let memory_loaded = memory_loaded.context("the closed loop ended before half of its time")?;
 
-    let open = match args.rate {
-        LoadRate::None => None,
-        LoadRate::PerSecond(rate) => {
+    let open = match args.constant_rate() {
+        None => None,
+        Some(rate) => {
             step("constant rate");
             Some(Load { args, site, rate: Some(rate), duration: args.duration }.run(&mut running, |_| Ok(()))?)
         }
@@ -87,11 +89,15 @@ struct Load<'a> {
 }
 
 impl Load<'_> {
-    /// Runs the generator in a process of its own; `during` is called with the proxy's PID now and then.
-    fn run(&self, running: &mut Running, mut during: impl FnMut(u32) -> anyhow::Result<()>) -> anyhow::Result<Phase> {
-        let pid = running.pid()?;
+    /// Runs the generator in a process of its own; `during` is called with the proxy's PIDs now and then.
+    fn run(
+        &self,
+        running: &mut Running,
+        mut during: impl FnMut(&[u32]) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Phase> {
+        let pids = running.pids().to_vec();
         let own = std::env::current_exe().context("cannot find this program's own file")?;
-        let cpu_before = usage::cpu_time(pid)?;
+        let cpu_before = cpu_time(&pids)?;
         let started = Instant::now();
         let mut generator = Process::spawn(&Spawn {
             name: "load",
@@ -104,9 +110,9 @@ impl Load<'_> {
         let time_max = self.duration + TIMEOUT + GENERATOR_OVERRUN_MAX;
         generator.wait(time_max, self.site.interrupted, || {
             running.check_alive()?;
-            during(pid)
+            during(&pids)
         })?;
-        let (cpu, elapsed) = (usage::cpu_time(pid)?.saturating_sub(cpu_before), started.elapsed());
+        let (cpu, elapsed) = (cpu_time(&pids)?.saturating_sub(cpu_before), started.elapsed());
         let printed = generator.read_to_end()?;
         let load: LoadReport = serde_json::from_str(&printed)
             .with_context(|| format!("the generator gave no report; {}", generator.quote_log()))?;
@@ -122,12 +128,14 @@ impl Load<'_> {
     }
 
     fn arguments(&self, running: &Running) -> Vec<OsString> {
+        let tls = self.args.protocol.generator_tls(self.site.certificates);
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let nanos = |duration: Duration| format!("{}ns", duration.as_nanos());
         let mut arguments = vec![
             "load".to_owned(),
-            format!("http://{}/", running.address),
+            format!("{scheme}://{}/", running.address),
             "--header".to_owned(),
-            format!("host: {HOST}"),
+            format!("host: {}", self.args.protocol.host()),
             "--connections".to_owned(),
             self.args.connections.to_string(),
             "--duration".to_owned(),
@@ -140,8 +148,26 @@ impl Load<'_> {
         if let Some(rate) = self.rate {
             arguments.extend(["--rate".to_owned(), rate.to_string()]);
         }
-        arguments.into_iter().map(OsString::from).collect()
+        if self.args.protocol.new_connections() {
+            arguments.push("--new-connections".to_owned());
+        }
+        let tls = tls.as_ref().map(TlsArgs::to_arguments).unwrap_or_default();
+        arguments.into_iter().map(OsString::from).chain(tls).collect()
     }
+}
+
+/// CPU time of all of them.
+fn cpu_time(pids: &[u32]) -> anyhow::Result<Duration> {
+    pids.iter().map(|pid| usage::cpu_time(*pid)).sum()
+}
+
+/// Memory of all of them.
+fn memory(pids: &[u32]) -> anyhow::Result<Memory> {
+    let mut total = Memory::default();
+    for pid in pids {
+        total += usage::memory(*pid)?;
+    }
+    Ok(total)
 }
 
 /// Whether interrupted children are to blame: an interrupt reaches them too, and then it is what to report.

@@ -10,13 +10,14 @@ use anyhow::Context;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 
 use super::LoadArgs;
-use super::report::{Failure, Failures, LoadReport, Mode, Statuses};
+use super::report::{Failure, Failures, LoadReport, Mode, Statuses, TlsReport};
 use super::schedule::Schedule;
 use super::target::encode_request;
 use crate::http::{Answer, ResponseDecoder};
 use crate::limits::{EVENTS_PER_WAIT_MAX, READ_BUFFER_BYTES, RECONNECT_PAUSE, SWEEP_INTERVAL};
 use crate::poller::{Event, Interest, Poller, Token};
 use crate::stats::Latencies;
+use crate::tls::{self, Socket};
 
 /// Sends the load that the arguments describe. Ends early, with the report so far, once `interrupted` is set.
 pub(super) fn run(args: &LoadArgs, interrupted: &AtomicBool) -> anyhow::Result<LoadReport> {
@@ -83,6 +84,7 @@ const UNSENT: &str = "all connections were busy";
 enum State {
     Closed,
     Connecting,
+    Handshaking,
     Idle,
     /// Part of the request did not fit into the socket buffer.
     Sending,
@@ -90,22 +92,36 @@ enum State {
 }
 
 struct Connection {
-    stream: Option<TcpStream>,
+    /// How to speak TLS on it.
+    tls: Option<tls::Client>,
+    socket: Option<Socket>,
     state: State,
+    /// What the poller watches the socket for.
+    interest: Interest,
     /// Counts the streams of this slot, to tell events of an earlier one.
     turn: u32,
     decoder: ResponseDecoder,
-    /// Request bytes sent.
+    /// Request bytes sent, or taken by TLS to be sent.
     sent: usize,
     /// Intended send time of the request that this connection carries.
     intended: Option<Instant>,
     deadline: Instant,
 }
 
+impl Connection {
+    fn watch(&mut self, poller: &Poller, slot: u32, wanted: Interest) -> io::Result<()> {
+        let Some(socket) = self.socket.as_ref().filter(|_| self.interest != wanted) else { return Ok(()) };
+        poller.modify(socket, Token { slot, turn: self.turn }, wanted)?;
+        self.interest = wanted;
+        Ok(())
+    }
+}
+
 struct Generator {
     address: SocketAddr,
     request: Vec<u8>,
     timeout: Duration,
+    new_connections: bool,
     pace: Pace,
     poller: Poller,
     connections: Vec<Connection>,
@@ -121,6 +137,8 @@ struct Generator {
     first_failure: Option<String>,
     latencies: Latencies,
     bytes_received: u64,
+    /// None without TLS.
+    tls: Option<TlsReport>,
     last_end: Option<Instant>,
     /// What the poller's timer is set to.
     armed: Option<Instant>,
@@ -131,10 +149,18 @@ impl Generator {
     fn new(args: &LoadArgs, address: SocketAddr) -> anyhow::Result<Self> {
         let now = Instant::now();
         let to_head = args.method.as_ref().is_some_and(super::target::Method::is_head);
+        let tls = args.url.tls(&args.tls)?;
+        let tls_report = tls.is_some().then(TlsReport::default);
+        let tls_of_one = || match &tls {
+            Some(tls) if args.resume => Some(tls.with_memory()),
+            tls => tls.clone(),
+        };
         let connections = (0..args.connections)
             .map(|_| Connection {
-                stream: None,
+                tls: tls_of_one(),
+                socket: None,
                 state: State::Closed,
+                interest: Interest::Nothing,
                 turn: 0,
                 decoder: ResponseDecoder::new(to_head),
                 sent: 0,
@@ -144,8 +170,15 @@ impl Generator {
             .collect();
         Ok(Self {
             address,
-            request: encode_request(&args.url, args.method.as_ref(), &args.headers, args.body_bytes),
+            request: encode_request(
+                &args.url,
+                args.method.as_ref(),
+                &args.headers,
+                args.body_bytes,
+                args.new_connections,
+            ),
             timeout: args.timeout,
+            new_connections: args.new_connections,
             pace: Pace::NotStarted,
             poller: Poller::new().context("cannot create an epoll set")?,
             connections,
@@ -159,6 +192,7 @@ impl Generator {
             first_failure: None,
             latencies: Latencies::new()?,
             bytes_received: 0,
+            tls: tls_report,
             last_end: None,
             armed: None,
             next_sweep: now + SWEEP_INTERVAL,
@@ -167,6 +201,15 @@ impl Generator {
 
     /// Opens all connections before the clock starts. Those that fail are tried again by the requests that they get.
     fn establish(&mut self, interrupted: &AtomicBool) -> anyhow::Result<()> {
+        if self.new_connections {
+            // Opening them is part of each request. The first key costs the seeding of the random numbers, tens of
+            // milliseconds, in which the requests of an open loop would wait: that is no cost of the server.
+            if let Some(tls) = self.connections.first().and_then(|connection| connection.tls.as_ref()) {
+                drop(tls.connection().context("cannot begin a TLS handshake")?);
+            }
+            self.free.extend(0..self.connections.len() as u32);
+            return Ok(());
+        }
         let now = Instant::now();
         for slot in 0..self.connections.len() as u32 {
             self.open(slot, now);
@@ -258,10 +301,14 @@ impl Generator {
         let token = Token { slot, turn: connection.turn };
         match start_connect(self.address).and_then(|stream| {
             self.poller.add(&stream, token, Interest::Write)?;
-            Ok(stream)
+            match &connection.tls {
+                None => Ok(Socket::plain(stream)),
+                Some(tls) => Ok(Socket::secure(stream, tls.connection()?)),
+            }
         }) {
-            Ok(stream) => {
-                connection.stream = Some(stream);
+            Ok(socket) => {
+                connection.socket = Some(socket);
+                connection.interest = Interest::Write;
                 connection.state = State::Connecting;
                 self.connecting += 1;
             }
@@ -278,6 +325,7 @@ impl Generator {
         match connection.state {
             State::Closed => {}
             State::Connecting => self.connected(slot),
+            State::Handshaking => self.handshake(slot),
             State::Sending if event.writable && !event.readable => self.send(slot),
             State::Idle | State::Sending | State::Awaiting => self.receive(slot),
         }
@@ -286,44 +334,91 @@ impl Generator {
     /// The connection is open, or was refused.
     fn connected(&mut self, slot: u32) {
         let connection = &mut self.connections[slot as usize];
-        let Some(stream) = &connection.stream else { return };
-        let opened = match stream.take_error() {
+        let Some(socket) = &connection.socket else { return };
+        let opened = match socket.stream().take_error() {
             Ok(None) => {
-                let token = Token { slot, turn: connection.turn };
-                self.poller.modify(stream, token, Interest::Read).and_then(|()| stream.set_nodelay(true))
+                socket.stream().set_nodelay(true).and_then(|()| connection.watch(&self.poller, slot, Interest::Read))
             }
             Ok(Some(error)) | Err(error) => Err(error),
         };
-        if let Err(error) = opened {
-            return self.fail(slot, Failure::Connect, &error);
+        match opened {
+            Err(error) => self.fail(slot, Failure::Connect, &error),
+            Ok(()) if connection.tls.is_none() => self.established(slot),
+            Ok(()) => {
+                connection.state = State::Handshaking;
+                self.handshake(slot);
+            }
         }
+    }
+
+    /// Takes the TLS handshake as far as it goes.
+    fn handshake(&mut self, slot: u32) {
+        let connection = &mut self.connections[slot as usize];
+        let Some(socket) = &mut connection.socket else { return };
+        let done = socket.handshake();
+        let blocked = matches!(done, Ok(false)) && socket.has_output();
+        let wanted = if blocked { Interest::ReadWrite } else { Interest::Read };
+        let done = done.and_then(|done| connection.watch(&self.poller, slot, wanted).map(|()| done));
+        match done {
+            Ok(false) => {}
+            Ok(true) => {
+                self.count_handshake(slot);
+                self.established(slot);
+            }
+            // Whatever ends a handshake: a server that does not want to speak TLS just closes.
+            Err(error) => self.fail(slot, Failure::Tls, &error),
+        }
+    }
+
+    fn count_handshake(&mut self, slot: u32) {
+        let (Some(report), Some(socket)) = (&mut self.tls, &self.connections[slot as usize].socket) else { return };
+        match socket.is_resumed() {
+            true => report.resumed_handshakes += 1,
+            false => {
+                report.full_handshakes += 1;
+                if report.negotiated.is_none() {
+                    report.negotiated = socket.negotiated();
+                }
+            }
+        }
+    }
+
+    /// The connection can carry requests, and one may wait for it.
+    fn established(&mut self, slot: u32) {
         self.connecting -= 1;
+        let connection = &mut self.connections[slot as usize];
         if connection.intended.is_some() {
-            self.send(slot);
-        } else {
-            connection.state = State::Idle;
-            self.free.push_back(slot);
+            return self.send(slot);
+        }
+        connection.state = State::Idle;
+        self.free.push_back(slot);
+        // The end of a handshake; should it not go out now, it does with the first request.
+        if let Some(socket) = &mut connection.socket {
+            let _ = socket.flush();
         }
     }
 
     /// Sends what is left of the request.
     fn send(&mut self, slot: u32) {
         let connection = &mut self.connections[slot as usize];
-        let Some(stream) = &mut connection.stream else { return };
-        let token = Token { slot, turn: connection.turn };
+        let Some(socket) = &mut connection.socket else { return };
         let result = loop {
-            match stream.write(&self.request[connection.sent..]) {
-                Ok(count) => connection.sent += count,
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            let step = match &self.request[connection.sent..] {
+                [] => socket.flush(),
+                left => socket.write(left).map(|count| connection.sent += count),
+            };
+            match step {
+                Ok(()) if connection.sent < self.request.len() || socket.has_output() => {}
+                Ok(()) => {
+                    connection.state = State::Awaiting;
+                    break connection.watch(&self.poller, slot, Interest::Read);
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     connection.state = State::Sending;
-                    break self.poller.modify(&*stream, token, Interest::ReadWrite);
+                    break connection.watch(&self.poller, slot, Interest::ReadWrite);
                 }
                 Err(error) => break Err(error),
-            }
-            if connection.sent == self.request.len() {
-                let was = std::mem::replace(&mut connection.state, State::Awaiting);
-                break if was == State::Sending { self.poller.modify(&*stream, token, Interest::Read) } else { Ok(()) };
             }
         };
         if let Err(error) = result {
@@ -335,13 +430,13 @@ impl Generator {
     fn receive(&mut self, slot: u32) {
         loop {
             let connection = &mut self.connections[slot as usize];
-            let Some(stream) = &mut connection.stream else { return };
-            let count = match stream.read(&mut self.buffer) {
+            let Some(socket) = &mut connection.socket else { return };
+            let count = match socket.read(&mut self.buffer) {
                 Ok(0) => return self.ended(slot),
                 Ok(count) => count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                Err(error) => return self.fail(slot, Failure::Reset, &error),
+                Err(error) => return self.fail(slot, kind_of(&error), &error),
             };
             self.bytes_received += count as u64;
             if connection.intended.is_none() {
@@ -362,7 +457,7 @@ impl Generator {
         let connection = &mut self.connections[slot as usize];
         if connection.intended.is_none() {
             // An idle connection may end at any time; it stays in `free` and is opened again when it is needed.
-            connection.stream = None;
+            connection.socket = None;
             connection.state = State::Closed;
             return;
         }
@@ -386,7 +481,9 @@ impl Generator {
         if answer.keep_alive && connection.state == State::Awaiting {
             connection.state = State::Idle;
         } else {
-            connection.stream = None;
+            if let Some(mut socket) = connection.socket.take() {
+                socket.close();
+            }
             connection.state = State::Closed;
         }
         self.free.push_back(slot);
@@ -397,11 +494,11 @@ impl Generator {
     fn fail(&mut self, slot: u32, failure: Failure, reason: &dyn std::fmt::Display) {
         let now = Instant::now();
         let connection = &mut self.connections[slot as usize];
-        if connection.state == State::Connecting {
+        if matches!(connection.state, State::Connecting | State::Handshaking) {
             self.connecting -= 1;
         }
         let was_free = connection.state == State::Idle && connection.intended.is_none();
-        connection.stream = None;
+        connection.socket = None;
         connection.state = State::Closed;
         if connection.intended.take().is_some() {
             self.in_flight -= 1;
@@ -432,10 +529,12 @@ impl Generator {
         }
         for slot in 0..self.connections.len() {
             let connection = &self.connections[slot];
-            let busy = connection.intended.is_some() || connection.state == State::Connecting;
+            let opening = matches!(connection.state, State::Connecting | State::Handshaking);
+            let busy = connection.intended.is_some() || opening;
             if busy && connection.deadline <= now {
                 let reason = match connection.state {
                     State::Connecting => "not connected in time",
+                    State::Handshaking => "no TLS handshake in time",
                     _ if connection.decoder.started() => "answer not whole in time",
                     _ => "no answer in time",
                 };
@@ -468,8 +567,19 @@ impl Generator {
             statuses: self.statuses,
             failures: self.failures,
             latency_us: self.latencies.summary(),
+            tls: self.tls.clone(),
             first_failure: self.first_failure.clone(),
         }
+    }
+}
+
+/// What kind of failure ended an open connection.
+fn kind_of(error: &io::Error) -> Failure {
+    match error.kind() {
+        _ if tls::is_tls_error(error) => Failure::Tls,
+        // The end of the connection without the end of TLS.
+        ErrorKind::UnexpectedEof => Failure::ClosedEarly,
+        _ => Failure::Reset,
     }
 }
 

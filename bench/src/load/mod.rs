@@ -16,6 +16,7 @@ use self::report::LoadReport;
 use self::schedule::Rate;
 use self::target::{HeaderField, Method, Url};
 use crate::limits::CONNECTIONS_MAX;
+use crate::tls::TlsArgs;
 use crate::{OutputFormat, parse_duration};
 
 /// Sends HTTP/1.1 requests and measures how they are answered.
@@ -27,12 +28,12 @@ use crate::{OutputFormat, parse_duration};
 /// Exit status: 0 if all requests were answered with 2xx or 3xx, 1 if one was not, 2 for wrong usage.
 #[derive(Debug, clap::Args)]
 pub(crate) struct LoadArgs {
-    /// Where to send requests, such as http://127.0.0.1:8080/path
+    /// Where to send requests, such as http://127.0.0.1:8080/path, or https:// with --ca or --insecure
     pub(crate) url: Url,
     /// Requests per second over all connections; without it each connection sends as fast as it is answered
     #[arg(long)]
     pub(crate) rate: Option<Rate>,
-    /// Keep-alive connections
+    /// Connections at a time
     #[arg(long, short, default_value_t = 64, value_parser = parse_connections)]
     pub(crate) connections: usize,
     /// How long to send, such as 500ms, 5s or 2m
@@ -50,6 +51,14 @@ pub(crate) struct LoadArgs {
     /// Bytes of the request body
     #[arg(long, default_value_t = 0)]
     pub(crate) body_bytes: usize,
+    /// Send each request on a connection of its own, with a whole TLS handshake where the URL is https://
+    #[arg(long)]
+    pub(crate) new_connections: bool,
+    /// With --new-connections: each of the connections that run at a time resumes the TLS session of the one before
+    #[arg(long, requires = "new_connections")]
+    pub(crate) resume: bool,
+    #[command(flatten)]
+    pub(crate) tls: TlsArgs,
     /// A request fails when it has no whole answer by then
     #[arg(long, default_value = "5s", value_parser = parse_duration)]
     pub(crate) timeout: Duration,
@@ -66,6 +75,7 @@ pub(crate) fn parse_connections(text: &str) -> Result<usize, String> {
 
 /// Runs the command.
 pub(crate) fn run(args: &LoadArgs, interrupted: &Arc<AtomicBool>) -> anyhow::Result<ExitCode> {
+    args.url.require_trust(&args.tls);
     let report = generator::run(args, interrupted)?;
     print_report(&report, args.output)?;
     Ok(if report.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

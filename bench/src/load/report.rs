@@ -5,12 +5,15 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::stats::{LatencySummary, format_micros, thousands};
+use crate::tls::Negotiated;
 
 /// Why a request got no whole answer. Every request ends as one of these or with a status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Failure {
     /// No connection: refused, unreachable, out of ports.
     Connect,
+    /// TLS failed: no common ground, a certificate that is not trusted, an alert, a broken record.
+    Tls,
     /// The connection broke (ECONNRESET, EPIPE and the like).
     Reset,
     /// The connection ended in order, but before the whole answer.
@@ -27,6 +30,8 @@ pub(crate) enum Failure {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Failures {
     pub(crate) connect: u64,
+    #[serde(default)]
+    pub(crate) tls: u64,
     pub(crate) resets: u64,
     pub(crate) closed_early: u64,
     pub(crate) timeouts: u64,
@@ -38,6 +43,7 @@ impl Failures {
     pub(crate) fn count(&mut self, failure: Failure) {
         *match failure {
             Failure::Connect => &mut self.connect,
+            Failure::Tls => &mut self.tls,
             Failure::Reset => &mut self.resets,
             Failure::ClosedEarly => &mut self.closed_early,
             Failure::Timeout => &mut self.timeouts,
@@ -47,8 +53,8 @@ impl Failures {
     }
 
     pub(crate) fn total(&self) -> u64 {
-        let Self { connect, resets, closed_early, timeouts, malformed, unsent } = self;
-        connect + resets + closed_early + timeouts + malformed + unsent
+        let Self { connect, tls, resets, closed_early, timeouts, malformed, unsent } = self;
+        connect + tls + resets + closed_early + timeouts + malformed + unsent
     }
 }
 
@@ -98,6 +104,17 @@ pub(crate) enum Mode {
     ClosedLoop,
 }
 
+/// What came of TLS.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TlsReport {
+    /// Handshakes with a certificate and a key exchange, those before the clock started included.
+    pub(crate) full_handshakes: u64,
+    /// Handshakes that resumed a session.
+    pub(crate) resumed_handshakes: u64,
+    /// What the first full handshake came to.
+    pub(crate) negotiated: Option<Negotiated>,
+}
+
 /// The result of one load.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct LoadReport {
@@ -114,12 +131,15 @@ pub(crate) struct LoadReport {
     pub(crate) failed: u64,
     /// Answers per second.
     pub(crate) requests_per_s: f64,
-    /// Response bytes, heads included.
+    /// Response bytes, heads included, without what TLS adds.
     pub(crate) bytes_received: u64,
     pub(crate) statuses: Statuses,
     pub(crate) failures: Failures,
     /// Latency of the answers with any status, in microseconds. Requests without an answer are not in it.
     pub(crate) latency_us: LatencySummary,
+    /// None without TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tls: Option<TlsReport>,
     /// The first failure in the system's words, if there was one.
     pub(crate) first_failure: Option<String>,
 }
@@ -144,14 +164,21 @@ impl fmt::Display for LoadReport {
             f,
             "statuses  2xx {successful}  3xx {redirection}  4xx {client_error}  5xx {server_error}  other {other}"
         )?;
-        let Failures { connect, resets, closed_early, timeouts, malformed, unsent } = self.failures;
+        let Failures { connect, tls, resets, closed_early, timeouts, malformed, unsent } = self.failures;
         writeln!(
             f,
-            "failures  connect {connect}  resets {resets}  closed early {closed_early}  timeouts {timeouts}  \
+            "failures  connect {connect}  TLS {tls}  resets {resets}  closed early {closed_early}  timeouts {timeouts}  \
              malformed {malformed}  unsent {unsent}"
         )?;
         if let Some(first) = &self.first_failure {
             writeln!(f, "          first: {first}")?;
+        }
+        if let Some(TlsReport { full_handshakes, resumed_handshakes, negotiated }) = &self.tls {
+            write!(f, "TLS       {full_handshakes} full handshakes  {resumed_handshakes} resumed")?;
+            if let Some(Negotiated { version, cipher_suite, group }) = negotiated {
+                write!(f, "  {version}  {cipher_suite}  {}", group.as_deref().unwrap_or("no key exchange"))?;
+            }
+            writeln!(f)?;
         }
         let LatencySummary { p50, p90, p99, p99_9, max, .. } = self.latency_us;
         let [p50, p90, p99, p99_9, max] = [p50, p90, p99, p99_9, max].map(format_micros);

@@ -5,10 +5,15 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
 
 use anyhow::Context;
+use clap::error::ErrorKind;
 
-/// An absolute `http` URL (RFC 9110, section 4.2.1).
+use crate::tls::{self, TlsArgs};
+
+/// An absolute `http` or `https` URL (RFC 9110, sections 4.2.1 and 4.2.2).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Url {
+    /// Whether the scheme is `https`.
+    secure: bool,
     /// Host and optional port, as written.
     authority: String,
     /// Path and query; at least "/".
@@ -18,12 +23,32 @@ pub(crate) struct Url {
 impl Url {
     /// The first address that the authority resolves to.
     pub(crate) fn resolve(&self) -> anyhow::Result<SocketAddr> {
-        let with_port = if self.has_port() { self.authority.clone() } else { format!("{}:80", self.authority) };
+        let default = if self.secure { 443 } else { 80 };
+        let with_port = if self.has_port() { self.authority.clone() } else { format!("{}:{default}", self.authority) };
         with_port
             .to_socket_addrs()
             .with_context(|| format!("cannot resolve {:?}", self.authority))?
             .next()
             .with_context(|| format!("{:?} resolves to no address", self.authority))
+    }
+
+    /// Ends the process, as clap does for wrong usage, if it is `https` and nothing says whom to trust.
+    pub(crate) fn require_trust(&self, args: &TlsArgs) {
+        if self.secure && args.ca.is_none() && !args.insecure {
+            let message = "an https:// URL needs --ca FILE, or --insecure to accept any certificate\n";
+            clap::Error::raw(ErrorKind::MissingRequiredArgument, message).exit();
+        }
+    }
+
+    /// How to speak TLS with it; none for `http`.
+    pub(crate) fn tls(&self, args: &TlsArgs) -> anyhow::Result<Option<tls::Client>> {
+        self.secure.then(|| tls::Client::new(args, self.host())).transpose()
+    }
+
+    /// The authority without its port, and without the brackets of an IPv6 address.
+    fn host(&self) -> &str {
+        let port = if self.has_port() { self.authority.rfind(':') } else { None };
+        self.authority[..port.unwrap_or(self.authority.len())].trim_matches(['[', ']'])
     }
 
     fn has_port(&self) -> bool {
@@ -34,7 +59,8 @@ impl Url {
 
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}{}", self.authority, self.path)
+        let scheme = if self.secure { "https" } else { "http" };
+        write!(f, "{scheme}://{}{}", self.authority, self.path)
     }
 }
 
@@ -45,8 +71,9 @@ impl FromStr for Url {
         let Some((scheme, rest)) = text.split_once("://") else {
             return Err("a URL starts with http://, such as http://127.0.0.1:8080/".to_owned());
         };
-        if !scheme.eq_ignore_ascii_case("http") {
-            return Err(format!("scheme {scheme:?} is not supported; write http://"));
+        let secure = scheme.eq_ignore_ascii_case("https");
+        if !secure && !scheme.eq_ignore_ascii_case("http") {
+            return Err(format!("scheme {scheme:?} is not supported; write http:// or https://"));
         }
         if let Some(bad) = rest.chars().find(|c| !c.is_ascii_graphic()) {
             return Err(format!("character {bad:?} has to be percent-encoded in a URL"));
@@ -60,7 +87,7 @@ impl FromStr for Url {
             return Err("user names in URLs are not supported; use --header 'authorization: …'".to_owned());
         }
         let slash = if path.starts_with('/') { "" } else { "/" };
-        Ok(Self { authority: authority.to_owned(), path: format!("{slash}{path}") })
+        Ok(Self { secure, authority: authority.to_owned(), path: format!("{slash}{path}") })
     }
 }
 
@@ -119,12 +146,13 @@ fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
-/// The bytes of one request. Without a method it is GET, or POST with a body.
+/// The bytes of one request. Without a method it is GET, or POST with a body. With `close` the connection ends with it.
 pub(crate) fn encode_request(
     url: &Url,
     method: Option<&Method>,
     headers: &[HeaderField],
     body_bytes: usize,
+    close: bool,
 ) -> Vec<u8> {
     let default = if body_bytes > 0 { "POST" } else { "GET" };
     let method = method.map_or(default, |method| method.0.as_str());
@@ -134,6 +162,9 @@ pub(crate) fn encode_request(
     }
     for HeaderField { name, value } in headers {
         request += &format!("{name}: {value}\r\n");
+    }
+    if close {
+        request += "connection: close\r\n";
     }
     if body_bytes > 0 {
         request += &format!("content-length: {body_bytes}\r\n");
@@ -155,6 +186,8 @@ mod tests {
             ("HTTP://127.0.0.1/a/b?c=d#e", "/a/b?c=d", "127.0.0.1:80"),
             ("http://[::1]:81?q", "/?q", "[::1]:81"),
             ("http://[::1]/", "/", "[::1]:80"),
+            ("https://127.0.0.1/", "/", "127.0.0.1:443"),
+            ("HTTPS://127.0.0.1:8443", "/", "127.0.0.1:8443"),
         ] {
             let url: Url = text.parse().unwrap();
             assert_eq!((url.path.as_str(), url.resolve().unwrap()), (path, address.parse().unwrap()), "{text}");
@@ -162,10 +195,22 @@ mod tests {
     }
 
     #[test]
+    fn the_host_has_neither_port_nor_brackets() {
+        for (text, host) in [
+            ("https://a.test/x", "a.test"),
+            ("https://a.test:1/", "a.test"),
+            ("https://[::1]/", "::1"),
+            ("https://[::1]:1/", "::1"),
+        ] {
+            assert_eq!(text.parse::<Url>().unwrap().host(), host, "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_not_a_plain_http_url_is_refused_with_a_reason() {
         for (text, reason) in [
             ("127.0.0.1:80", "starts with http://"),
-            ("https://a/", "not supported"),
+            ("ftp://a/", "not supported"),
             ("http://", "no host"),
             ("http://a/b c", "percent-encoded"),
             ("http://u@a/", "user names"),
@@ -178,11 +223,11 @@ mod tests {
     #[test]
     fn a_request_has_the_given_host_fields_and_body() {
         let url: Url = "http://127.0.0.1:1/x".parse().unwrap();
-        assert_eq!(encode_request(&url, None, &[], 0), b"GET /x HTTP/1.1\r\nhost: 127.0.0.1:1\r\n\r\n");
+        assert_eq!(encode_request(&url, None, &[], 0, false), b"GET /x HTTP/1.1\r\nhost: 127.0.0.1:1\r\n\r\n");
         let headers: Vec<HeaderField> = ["Host: echo", "a:b"].iter().map(|field| field.parse().unwrap()).collect();
         assert_eq!(
-            encode_request(&url, None, &headers, 3),
-            b"POST /x HTTP/1.1\r\nHost: echo\r\na: b\r\ncontent-length: 3\r\n\r\nxxx"
+            encode_request(&url, None, &headers, 3, true),
+            b"POST /x HTTP/1.1\r\nHost: echo\r\na: b\r\nconnection: close\r\ncontent-length: 3\r\n\r\nxxx"
         );
     }
 

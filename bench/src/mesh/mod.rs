@@ -64,8 +64,8 @@ pub(crate) fn control_arguments(config: &Path, run_dir: &Path) -> Vec<OsString> 
     vec!["control".into(), "--config".into(), config.into(), "--run-dir".into(), run_dir.into()]
 }
 
-/// The command line of a proxy with one worker and one listener for applications.
-pub(crate) fn proxy_arguments(run_dir: &Path, state_dir: &Path, workload: &str, outbound: SocketAddr) -> Vec<OsString> {
+/// The command line of a proxy with one worker, without its listeners.
+pub(crate) fn proxy_arguments(run_dir: &Path, state_dir: &Path, workload: &str) -> Vec<OsString> {
     vec![
         "--run-dir".into(),
         run_dir.into(),
@@ -73,8 +73,6 @@ pub(crate) fn proxy_arguments(run_dir: &Path, state_dir: &Path, workload: &str, 
         state_dir.into(),
         "--workload".into(),
         workload.into(),
-        "--outbound".into(),
-        outbound.to_string().into(),
         "--workers".into(),
         "1".into(),
     ]
@@ -219,7 +217,8 @@ impl<'a> Mesh<'a> {
     ) -> anyhow::Result<(SocketAddr, Duration)> {
         let address = free_address()?;
         let workload = format!("default/bench-{index}");
-        let mut arguments = proxy_arguments(&self.run_dir(), &self.state_dir(index), &workload, address);
+        let mut arguments = proxy_arguments(&self.run_dir(), &self.state_dir(index), &workload);
+        arguments.extend(["--outbound".into(), address.to_string().into()]);
         arguments.extend(start.arguments.iter().cloned());
         let proxy = self.binaries.proxy.clone();
         let program = match start.wrapper.split_first() {

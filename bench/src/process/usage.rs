@@ -102,14 +102,20 @@ pub(crate) struct Memory {
     pub(crate) anonymous: u64,
 }
 
+impl std::ops::AddAssign for Memory {
+    fn add_assign(&mut self, more: Self) {
+        self.rss += more.rss;
+        self.pss += more.pss;
+        self.anonymous += more.anonymous;
+    }
+}
+
 /// Memory of a process and its descendants.
 pub(crate) fn memory(pid: u32) -> anyhow::Result<Memory> {
     let mut total = memory_of(pid)?;
     // A child may end between the listing and the reading.
     for more in descendants(pid).into_iter().filter_map(|child| memory_of(child.pid).ok()) {
-        total.rss += more.rss;
-        total.pss += more.pss;
-        total.anonymous += more.anonymous;
+        total += more;
     }
     Ok(total)
 }

@@ -18,6 +18,7 @@ fn phase(cpu_us_per_request: f64, failed: u64) -> Phase {
         statuses: Statuses::default(),
         failures: Failures::default(),
         latency_us: LatencySummary { p50: 10.0 * cpu_us_per_request, ..LatencySummary::default() },
+        tls: None,
         first_failure: None,
     };
     Phase { cpu_us_per_request, core_share: 1.0, load }
@@ -54,7 +55,7 @@ pub(in crate::compare) fn example() -> Comparison {
         date: "2026-01-02T03:04:05Z".to_owned(),
         machine: Machine { cpu: "CPU <1>".to_owned(), cores: 2, kernel: "6.18".to_owned() },
         settings: Settings {
-            protocol: "h1",
+            protocol: Protocol::H1,
             rounds: 3,
             duration_s: 5.0,
             warm_up_s: 1.0,
