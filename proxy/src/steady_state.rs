@@ -12,6 +12,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread,
+    time::Instant,
 };
 
 use meshring_core::{
@@ -32,7 +33,7 @@ use meshring_core::{
 
 use crate::{
     accept::{self, Direction},
-    testing::{Authority, Leaf},
+    testing::{Authority, Leaf, kernel_tls},
     tls::materials::Materials,
     worker::{
         self, Start,
@@ -190,7 +191,7 @@ fn listener() -> (TcpListener, SocketAddr) {
 }
 
 /// `is_secured`: through two sidecars with mutual TLS between them, which are two listeners of the same worker.
-fn allocations_of_a_thousand(exchange: fn(&mut TcpStream), is_secured: bool, driver: Driver) -> u64 {
+fn allocations_of_a_thousand(exchange: fn(&mut TcpStream), is_secured: bool, driver: Driver) -> (u64, u64) {
     let page = PageWriter::create(Generation(1)).unwrap();
     let generations = Arc::<Generations>::default();
     let (socket, address) = listener();
@@ -223,7 +224,7 @@ fn allocations_of_a_thousand(exchange: fn(&mut TcpStream), is_secured: bool, dri
         tuning: crate::config::Tuning::default(),
         limits: crate::worker::limits::Limits::default(),
         materials,
-        ktls: None,
+        ktls: kernel_tls(),
         memory_pressure: Arc::default(),
     };
     let worker = thread::spawn(move || {
@@ -232,32 +233,39 @@ fn allocations_of_a_thousand(exchange: fn(&mut TcpStream), is_secured: bool, dri
     });
     let mut client = TcpStream::connect(address).unwrap();
     (0..200).for_each(|_| exchange(&mut client));
+    let begun = Instant::now();
     let before = ALLOCATIONS.load(Ordering::Relaxed);
     (0..1_000).for_each(|_| exchange(&mut client));
     let after = ALLOCATIONS.load(Ordering::Relaxed);
+    let allowed = ALLOWED + ALLOWED_PER_S * begun.elapsed().as_secs();
     drop(client);
     mailboxes.send(0, Message::Drain);
     worker.join().unwrap().unwrap();
     let hops = if is_secured { 2 } else { 1 };
     assert_eq!(stats.total(Counter::Responses2xx), hops * 1_200);
     assert_eq!(stats.total(Counter::TlsHandshakes) > 0, is_secured);
+    assert_eq!(stats.total(Counter::TlsKernel) > 0, is_secured && kernel_tls().is_some());
     assert_eq!(stats.total(Counter::ConnectionsActive), 0);
-    after - before
+    (after - before, allowed)
 }
 
 /// The ticks of the clock go on meanwhile and may allocate now and then; a request that did would show a thousand times.
 const ALLOWED: u64 = 50;
+/// Likewise, where a thousand requests take long: in an emulated machine.
+const ALLOWED_PER_S: u64 = 2;
 
 #[test]
 fn a_request_in_steady_state_allocates_nothing() {
     // One after the other: the counter is the process's.
     for choice in [Choice::Auto, Choice::Epoll] {
         for (exchange, what) in [(exchange as fn(&mut TcpStream), "requests"), (exchange_bodies, "bodies each way")] {
-            for is_secured in [false, true] {
+            // In a virtual machine with kernel TLS that is what it is about.
+            let ways: &[bool] = if kernel_tls().is_some() { &[true] } else { &[false, true] };
+            for &is_secured in ways {
                 let driver = probe(choice).unwrap();
-                let count = allocations_of_a_thousand(exchange, is_secured, driver.clone());
+                let (count, allowed) = allocations_of_a_thousand(exchange, is_secured, driver.clone());
                 let how = if is_secured { "mutual TLS" } else { "plain text" };
-                assert!(count <= ALLOWED, "{count} allocations in 1,000 {what} over {how} on {driver}");
+                assert!(count <= allowed, "{count} allocations in 1,000 {what} over {how} on {driver}");
             }
         }
     }

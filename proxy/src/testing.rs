@@ -270,9 +270,14 @@ impl Authority {
 }
 
 /// In a virtual machine whose kernel has TLS the same tests run over it: MESHRING_EXPECT_KTLS=1.
-fn kernel_tls() -> Option<Arc<Probe>> {
+pub(crate) fn kernel_tls() -> Option<Arc<Probe>> {
     std::env::var_os("MESHRING_EXPECT_KTLS")?;
     let probe = probe_ktls();
     assert!(probe.is_present(), "{probe}");
     Some(Arc::new(probe))
+}
+
+/// Whether a peer may change its keys: not where the kernel has them and cannot (before Linux 6.14).
+pub(crate) fn can_update_keys() -> bool {
+    kernel_tls().is_none_or(|probe| probe.can_rekey())
 }

@@ -23,7 +23,7 @@ use rustls::{
 
 use super::{handshake, materials::Materials};
 use crate::{
-    testing::{Authority, Leaf, on_each_driver, pair},
+    testing::{Authority, Leaf, can_update_keys, on_each_driver, pair},
     worker::{
         Worker,
         buffers::Input,
@@ -126,7 +126,7 @@ where
         let mut received = vec![0; size];
         stream.read_exact(&mut received).unwrap();
         assert!(sent == received, "{size} bytes came back changed");
-        if is_tls13 {
+        if is_tls13 && can_update_keys() {
             stream.conn.refresh_traffic_keys().unwrap();
         }
     }
@@ -252,6 +252,38 @@ fn a_cut_is_told_from_an_end() {
         assert_eq!(input.fill_cancelable(&mut conn.read, 1, BUFFER_BYTES, handle).await.unwrap(), 0);
         assert!(conn.read.is_truncated());
         joined(thread).await;
+    });
+}
+
+#[test]
+fn new_keys_that_cannot_be_taken_end_the_connection_and_the_peer_is_told() {
+    on_each_driver(async |worker: Rc<Worker>| {
+        let authority = Authority::new();
+        let materials = materials(&authority, REVIEWS);
+        let (mut conn, peer) = pair(&worker);
+        let mut config = client_config(&authority, Some((&authority, &Leaf::of(PRODUCTPAGE))), true);
+        config.dangerous().set_certificate_verifier(any_server());
+        let thread = thread::spawn(move || {
+            let client = ClientConnection::new(Arc::new(config), asked()).unwrap();
+            let mut stream = StreamOwned::new(client, blocking(peer));
+            stream.write_all(b"first").unwrap();
+            stream.conn.refresh_traffic_keys().unwrap();
+            stream.write_all(b"second").unwrap();
+            stream.read(&mut [0; 16]).unwrap()
+        });
+        accepted(&worker, &mut conn, &materials).await.unwrap();
+        assert_eq!(read_exactly(&mut conn, &worker, 5).await, b"first");
+        if can_update_keys() {
+            assert_eq!(read_exactly(&mut conn, &worker, 6).await, b"second");
+        } else {
+            let mut input = Input::new(worker.buffers.lazy());
+            let handle = Canceller::new().handle();
+            let error = input.fill_cancelable(&mut conn.read, 6, BUFFER_BYTES, handle).await.unwrap_err();
+            assert!(error.to_string().contains("new TLS keys"), "{error}");
+        }
+        drop(conn);
+        // Either way it hears close_notify: an end, and no cut.
+        assert_eq!(joined(thread).await, 0);
     });
 }
 
