@@ -32,7 +32,7 @@ pub enum BadCertificate {
     #[error("the certificate is that of an authority, not of a workload")]
     Authority,
     /// Not of the form that SPIFFE asks for.
-    #[error("the certificate's URI is no SPIFFE id: it {0}")]
+    #[error("the certificate's URI is no SPIFFE id of a workload: {0}")]
     Id(#[from] BadSpiffeId),
 }
 

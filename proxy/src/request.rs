@@ -249,6 +249,10 @@ async fn exchange(
             is_host_rewritten,
         }
     };
+    if is_misdirected(&pinned, listener, conn, &request) {
+        let last = RequestHead { keep_alive: false, ..*head };
+        return deny(worker, conn, input, &last, &record, Denial::Misdirected).await;
+    }
     let passed = if is_guarded(&pinned, listener) {
         let source = Source { address: client.address, peer: conn.secured_peer().map(|peer| &**peer) };
         match authorize(worker, &pinned, listener, &request, source).await {
@@ -326,6 +330,21 @@ fn requires_tls(pinned: &Pinned, listener: &Listener) -> Option<bool> {
     }
 }
 
+/// Whether a gateway's client asks for a host for which other rules of TLS hold than for the server name of its handshake: it
+/// might have been asked for a certificate then (RFC 9110 section 7.4).
+fn is_misdirected(pinned: &Pinned, listener: &Listener, conn: &Conn, request: &Request<'_>) -> bool {
+    let (Direction::Outbound, Some(peer)) = (listener.direction, conn.secured_peer()) else { return false };
+    let Some(policy) = pinned.table().inbound_policy(pinned.viewpoint()) else { return false };
+    let port = listener.address.port();
+    let Ok(host) = std::str::from_utf8(request.text(request.head.authority)) else { return true };
+    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    match (policy.gateway(port, peer.sni.as_deref()), policy.gateway(port, Some(&host))) {
+        (Some(by_name), Some(by_host)) => !std::ptr::eq(by_name, by_host),
+        // A gateway serves the hosts of its servers, and nothing else of the mesh.
+        _ => true,
+    }
+}
+
 /// A request as rules see it and as it goes upstream: with the one spelling of its path.
 fn normalized<'a>(
     settings: Settings,
@@ -372,9 +391,10 @@ fn serialized(
     let Request { bytes, head, fields, .. } = *request;
     lines.clear();
     let mut drop = forwarding::request_lines(lines, bytes, head, fields, hop, edits);
-    if let Some(element) = element {
-        drop = drop.union(forwarding::client_certificate_line(lines, bytes, fields, element, edits));
-    }
+    drop = drop.union(match element {
+        Some(element) => forwarding::client_certificate_line(lines, bytes, fields, element, edits),
+        None => forwarding::CLIENT_CERTIFICATE,
+    });
     let mut out = worker.buffers.take();
     let how = RequestOut {
         path: rewritten.path.map(|path| [path, b""]),

@@ -102,6 +102,10 @@ pub fn request_lines<E: HeaderEdits>(
     if hop.is_trusted { lines.drop } else { lines.drop.union(FOR_TRUSTED) }
 }
 
+/// What a request may carry only when [`client_certificate_line`] writes it: who vouches for a client is the proxy that has seen its
+/// certificate, not the application (Envoy's `SANITIZE`).
+pub const CLIENT_CERTIFICATE: KindSet = KindSet::of(&[K::XForwardedClientCert]);
+
 /// Appends the X-Forwarded-Client-Cert line of a request that came from a client with this certificate, in the form of
 /// Envoy (`By=..;Hash=..;Subject="";URI=..`): the received elements, then ours (Istio's `APPEND_FORWARD`). Returns the kinds of received fields to
 /// leave out, beside those of [`request_lines`].

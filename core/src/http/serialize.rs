@@ -138,8 +138,10 @@ pub fn request_head<E: HeaderEdits>(
     how: &RequestOut<'_, E>,
 ) {
     out.reserve(head.len + OWN_LINES_BYTES + how.extra.len());
-    let is_line_kept =
-        how.path.is_none() && how.query.is_none() && head.form != TargetForm::Absolute && head.version == Version::Http11;
+    let is_line_kept = how.path.is_none()
+        && how.query.is_none()
+        && head.form != TargetForm::Absolute
+        && head.version == Version::Http11;
     let writes_host = how.authority.is_some() || matches!(head.form, TargetForm::Absolute | TargetForm::Authority);
     let mut skip = fields.hop_mask() | fields.mask_of(how.drop) | edited(buf, fields, how.edits);
     let mut from = fields.lines_start();
@@ -174,13 +176,7 @@ pub fn request_head<E: HeaderEdits>(
 }
 
 /// The request line where it is not the received one: absolute form becomes origin form, HTTP/1.0 becomes ours.
-fn request_line(
-    out: &mut Vec<u8>,
-    buf: &[u8],
-    head: &RequestHead,
-    path: Option<[&[u8]; 2]>,
-    query: Option<&[u8]>,
-) {
+fn request_line(out: &mut Vec<u8>, buf: &[u8], head: &RequestHead, path: Option<[&[u8]; 2]>, query: Option<&[u8]>) {
     out.extend_from_slice(head.method_name.of(buf));
     out.push(b' ');
     match (head.form, path) {

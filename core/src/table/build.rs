@@ -217,7 +217,16 @@ impl TableBuilder {
             self.weight_sum_max = self.weight_sum_max.max(sum);
         }
         let id = ClusterId(self.table.clusters.len() as u32);
-        self.table.clusters.push(Cluster { name: name.to_owned(), policy, kind, first, count, selected, weighted, tls: TLS_NONE });
+        self.table.clusters.push(Cluster {
+            name: name.to_owned(),
+            policy,
+            kind,
+            first,
+            count,
+            selected,
+            weighted,
+            tls: TLS_NONE,
+        });
         id
     }
 

@@ -472,7 +472,9 @@ impl ArchivedInboundPolicy {
             };
             let fit = |host: &str| match host {
                 "*" => Some(0),
-                suffix if suffix.starts_with('.') => (name.len() > suffix.len() && name.ends_with(suffix)).then_some(suffix.len()),
+                suffix if suffix.starts_with('.') => {
+                    (name.len() > suffix.len() && name.ends_with(suffix)).then_some(suffix.len())
+                }
                 exact => (exact == name).then_some(usize::MAX),
             };
             gateway.hosts.iter().filter_map(|host| fit(host)).max()

@@ -145,7 +145,12 @@ pub struct Settings {
 impl Default for Settings {
     /// Without a `MeshConfig`: the safest normalisation, nobody is trusted, requests get an id.
     fn default() -> Self {
-        Self { path_normalization: PathNormalization::DecodeAndMergeSlashes, trusted_hops: 0, request_id: true, mesh_tls12: true }
+        Self {
+            path_normalization: PathNormalization::DecodeAndMergeSlashes,
+            trusted_hops: 0,
+            request_id: true,
+            mesh_tls12: true,
+        }
     }
 }
 

@@ -111,7 +111,9 @@ fn security(table: &ArchivedTable) -> Result<(), Invalid> {
     each("jwt_rules", &table.jwt_rules, |rule| {
         below("origin", rule.origin.0.to_native(), table.origins.len())?;
         let names = rule.output_claims.iter().map(|pair| &pair.0).chain([&rule.output_payload_to_header]);
-        names.filter(|name| !name.is_empty()).try_for_each(|name| part("header name", Some(name), text::written_field_name))
+        names
+            .filter(|name| !name.is_empty())
+            .try_for_each(|name| part("header name", Some(name), text::written_field_name))
     })?;
     each("ext_authz", &table.ext_authz, |authorizer| {
         below("cluster", authorizer.cluster.0.to_native(), table.clusters.len())?;

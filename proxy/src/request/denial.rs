@@ -45,6 +45,8 @@ pub(super) enum Denial {
     TlsRequired {
         is_gateway: bool,
     },
+    /// For another server name than that of the handshake, or for a host of no gateway.
+    Misdirected,
     /// A token that is not good.
     BadToken(jwt::Refused),
     /// An AuthorizationPolicy says no; the reason is for the log.
@@ -86,6 +88,7 @@ impl Denial {
             // As servers answer plain HTTP on a port for TLS; between workloads it is about who may come.
             Self::TlsRequired { is_gateway: true } => 400,
             Self::TlsRequired { is_gateway: false } => 403,
+            Self::Misdirected => 421,
             Self::BadToken(refused) => refused.bad.status(),
             Self::Forbidden { .. } => 403,
             Self::External { status, .. } | Self::ExternalFailed { status, .. } => *status,
@@ -100,6 +103,9 @@ impl Denial {
             Self::NoRoute { .. } => return worker.stats.add(Counter::NoRoute, 1),
             Self::BadBody(BadBody::TooSlow) => (Counter::BodyTimeouts, BadBody::TooSlow.code(), &BadBody::TooSlow),
             Self::BadBody(bad) => (Counter::RequestsRefused, bad.code(), bad),
+            Self::Misdirected => {
+                (Counter::RequestsRefused, "misdirected", &"a host that the TLS handshake was not for")
+            }
             Self::BadToken(refused) => (Counter::JwtRefused, refused.bad.code(), &refused.bad.message()),
             Self::Forbidden { why } => (Counter::AccessDenied, "access_denied", why),
             Self::External { .. } => return worker.stats.add(Counter::AccessDenied, 1),
@@ -133,6 +139,7 @@ impl Denial {
                 ("tls_required", "this workload takes mutual TLS only (PeerAuthentication mode STRICT)".into())
             }
             Self::BadBody(bad) => (bad.code(), bad.to_string()),
+            Self::Misdirected => ("misdirected", "the TLS handshake was not for this host".into()),
             Self::BadToken(refused) => (refused.bad.code(), refused.bad.message().into()),
             Self::Forbidden { .. } => ("access_denied", "RBAC: access denied".into()),
             Self::External { .. } | Self::ExternalFailed { .. } => ("access_denied", "external authorization".into()),

@@ -366,7 +366,7 @@ impl Conn {
     /// (RFC 9112 section 9.5).
     pub(crate) fn is_quiet(&self) -> bool {
         // Nearly always nothing has come: one peek tells.
-        super::readiness::is_quiet(self.fd) && self.read.tls.as_ref().is_none_or(|tls| !tls.has_input())
+        super::readiness::is_quiet(self.fd) && self.read.tls.as_ref().is_none_or(|tls| tls.is_empty())
             || self.read.tls.as_ref().is_some_and(|tls| tls.is_quiet())
     }
 

@@ -8,7 +8,7 @@ use super::{
     ArchivedPolicyAction, ArchivedTemplatePart,
     index::{ArchivedAccessIndex, ArchivedRuleRef, joined_service_account},
 };
-use crate::table::ArchivedTable;
+use crate::{limits::ACCESS_OBSERVED_MAX, table::ArchivedTable};
 
 /// What rules can look at. All texts as the proxy has them after its checks: the path normalised, without query and
 /// parameters.
@@ -100,9 +100,6 @@ pub enum Failure {
     When(usize),
 }
 
-/// Policies that are not enforced and for each of which one match is told, per workload; of those beyond it each match
-/// is.
-const OBSERVED_MAX: usize = 1024;
 const NONE: u64 = u64::MAX;
 
 /// The first match of each action, as order and rule in one number.
@@ -110,7 +107,7 @@ struct Matches {
     custom: u64,
     deny: u64,
     allow: u64,
-    observed: [u64; OBSERVED_MAX / 64],
+    observed: [u64; ACCESS_OBSERVED_MAX / 64],
 }
 
 impl ArchivedTable {
@@ -126,7 +123,7 @@ impl ArchivedTable {
         let Some(index) = inbound_policy.and_then(|position| self.access_index(position)) else {
             return Decision::Allowed;
         };
-        let mut found = Matches { custom: NONE, deny: NONE, allow: NONE, observed: [0; OBSERVED_MAX / 64] };
+        let mut found = Matches { custom: NONE, deny: NONE, allow: NONE, observed: [0; ACCESS_OBSERVED_MAX / 64] };
         index.candidates(view, &mut |candidate| self.consider(index, candidate, stage, view, observer, &mut found));
         let place = |packed: u64| (index.policies[(packed >> 32) as usize].to_native(), packed as u32);
         if found.custom != NONE {
@@ -242,16 +239,18 @@ fn octets(ip: IpAddr) -> Seen<'static> {
     })
 }
 
-/// The parts of `TRUST-DOMAIN/ns/NAMESPACE/sa/NAME`: trust domain, namespace, name. Another form has no parts but the
-/// first.
-fn parts(principal: &[u8]) -> (&[u8], Option<(&[u8], &[u8])>) {
-    let mut segments = principal.split(|byte| *byte == b'/');
-    let domain = segments.next().unwrap_or_default();
-    let of_workload = match [segments.next(), segments.next(), segments.next(), segments.next(), segments.next()] {
+/// Of `TRUST-DOMAIN/ns/NAMESPACE/sa/NAME` and of every other form.
+fn trust_domain(principal: &[u8]) -> &[u8] {
+    principal.split(|byte| *byte == b'/').next().unwrap_or_default()
+}
+
+/// Namespace and name of `TRUST-DOMAIN/ns/NAMESPACE/sa/NAME`; another form has none.
+fn parts_of_workload(principal: &[u8]) -> Option<(&[u8], &[u8])> {
+    let mut segments = principal.split(|byte| *byte == b'/').skip(1);
+    match [segments.next(), segments.next(), segments.next(), segments.next(), segments.next()] {
         [Some(b"ns"), Some(namespace), Some(b"sa"), Some(name), None] => Some((namespace, name)),
         _ => None,
-    };
-    (domain, of_workload)
+    }
 }
 
 /// Shows each value of an attribute until one is accepted.
@@ -264,7 +263,7 @@ pub(super) fn visit(
     match attribute {
         ArchivedAttribute::Principal => text(view.principal()),
         ArchivedAttribute::RequestPrincipal => text(view.request_principal()),
-        ArchivedAttribute::TrustDomain => text(view.principal().map(|principal| parts(principal).0)),
+        ArchivedAttribute::TrustDomain => text(view.principal().map(trust_domain)),
         ArchivedAttribute::Namespace => text(view.principal().and_then(parts_of_workload).map(|parts| parts.0)),
         ArchivedAttribute::ServiceAccount => view
             .principal()
@@ -285,10 +284,6 @@ pub(super) fn visit(
             view.claim(path.iter().map(|name| name.as_str()), &mut |value| accept(Seen::Text(value)))
         }
     }
-}
-
-fn parts_of_workload(principal: &[u8]) -> Option<(&[u8], &[u8])> {
-    parts(principal).1
 }
 
 impl ArchivedAccessValue {

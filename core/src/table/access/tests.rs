@@ -293,7 +293,8 @@ fn an_index_that_hides_a_rule_is_refused() {
             policy(PolicyAction::Allow, vec![]),
         ])
     };
-    let breaks: [(&str, fn(&mut Table)); 9] = [
+    type Break = fn(&mut Table);
+    let breaks: [(&str, Break); 9] = [
         ("a rule is left out", |t| t.access_indexes[0].residue.clear()),
         ("an ALLOW policy is hidden", |t| t.access_indexes[0].allows = false),
         ("an index that is not its own", |t| t.access_index_of.clear()),

@@ -397,6 +397,16 @@ impl Tls {
         self.reader.borrow().has_input()
     }
 
+    /// Whether nothing has come that was not taken, not even a part of a record.
+    pub(crate) fn is_empty(&self) -> bool {
+        let mut reader = self.reader.borrow_mut();
+        if reader.plain.is_empty() && reader.next == reader.bytes.len() && reader.held.is_none() {
+            reader.clear();
+            return !reader.closed && reader.handshake.is_empty();
+        }
+        false
+    }
+
     /// Gives back the buffer, or keeps what must be kept in as many bytes as it needs.
     pub(crate) fn rest(&self) {
         self.reader.borrow_mut().rest(&self.pool);
@@ -450,10 +460,8 @@ impl Tls {
                 Ok(None) => match self.fill_now() {
                     Ok(0) => return false,
                     Ok(_) => {}
-                    Err(error) => {
-                        self.rest();
-                        return error.kind() == io::ErrorKind::WouldBlock;
-                    }
+                    // The beginning of a record that nobody has asked for may become anything.
+                    Err(error) => return error.kind() == io::ErrorKind::WouldBlock && self.is_empty(),
                 },
                 Err(_) => return false,
             }
