@@ -38,6 +38,28 @@ pub enum BadHello {
     ServerName,
 }
 
+/// Whether [`parse`] would find more than it has found in fewer bytes: false only where all that is there are whole records and
+/// the beginning of one more.
+#[must_use]
+pub fn is_worth_reading(bytes: &[u8]) -> bool {
+    let mut rest = bytes;
+    loop {
+        let Some(header) = rest.first_chunk::<RECORD_HEADER_BYTES>() else {
+            // The first byte says already that it is something else.
+            return rest.is_empty() || rest[0] != HANDSHAKE_RECORD || rest.get(1).is_some_and(|&major| major != 3);
+        };
+        let len = usize::from(u16::from_be_bytes([header[3], header[4]]));
+        if header[0] != HANDSHAKE_RECORD || header[1] != 3 || len == 0 || len > FRAGMENT_BYTES_MAX {
+            return true;
+        }
+        match rest.get(RECORD_HEADER_BYTES + len..) {
+            Some(next) => rest = next,
+            // The message's own header is checked with the record.
+            None => return false,
+        }
+    }
+}
+
 /// Reads what has come so far. `None`: more is needed.
 pub fn parse(bytes: &[u8]) -> Result<Option<ClientHello>, BadHello> {
     let mut message = Vec::new();
@@ -216,6 +238,11 @@ mod tests {
             let extensions = [extension(10, &[0, 2, 0, 29]), sni(&[(0, b"Reviews.example.COM")])].concat();
             let wire = records(&message(&extensions), piece);
             prop_assert_eq!(parse(&wire), named("reviews.example.com"));
+            prop_assert!(is_worth_reading(&wire));
+            for cut in 1..wire.len() {
+                // Whatever is not worth reading has nothing new in it.
+                prop_assert!(is_worth_reading(&wire[..cut]) || parse(&wire[..cut]) == Ok(None));
+            }
             if cut < wire.len() {
                 let so_far = parse(&wire[..cut]);
                 prop_assert!(matches!(so_far, Ok(None)), "{so_far:?}");
@@ -238,6 +265,10 @@ mod tests {
     #[test]
     fn what_is_no_hello_is_told_apart() {
         let whole = |extensions: &[u8]| parse(&records(&message(extensions), 1000));
+        for wrong in [&b"G"[..], b"\x16\x02", b"\x16\x03\x01\0\0", b"\x16\x03\x01\xff\xff"] {
+            assert!(is_worth_reading(wrong), "{wrong:?}");
+        }
+        assert!(!is_worth_reading(b"\x16\x03\x01\0\x10\x01"));
         assert_eq!(parse(b""), Ok(None));
         assert_eq!(parse(b"GET / HTTP/1.1\r\n"), Err(BadHello::NotTls));
         assert_eq!(parse(b"\x16\x02\x00"), Err(BadHello::NotTls));

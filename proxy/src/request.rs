@@ -231,10 +231,6 @@ async fn exchange(
         Ok(request) => request,
         Err(refusal) => return refuse_path(worker, conn, input, head, &record, refusal).await,
     };
-    if head.max_forwards == Some(0) {
-        let response = last_hop::answer(&request, &mut texts.lines);
-        return answer(worker, conn, input, head, &record, &response, &NoEdits).await;
-    }
     let is_trusted = client.is_trusted(worker, settings);
     // Files and lines of the configuration are for those on this side, not for whoever stands behind a trusted hop.
     let is_debugged = is_trusted && client.is_local_application;
@@ -262,6 +258,10 @@ async fn exchange(
     } else {
         Passed::default()
     };
+    if head.max_forwards == Some(0) {
+        let response = last_hop::answer(&request, &mut texts.lines);
+        return answer(worker, conn, input, head, &record, &response, &NoEdits).await;
+    }
     let Direction::Outbound = listener.direction else {
         let target = Target::Application { endpoint: listener.application(worker), shared: listener.cluster(worker) };
         let extra = passed.to_client.clone();
@@ -334,12 +334,13 @@ fn requires_tls(pinned: &Pinned, listener: &Listener) -> Option<bool> {
 /// might have been asked for a certificate then (RFC 9110 section 7.4).
 fn is_misdirected(pinned: &Pinned, listener: &Listener, conn: &Conn, request: &Request<'_>) -> bool {
     let (Direction::Outbound, Some(peer)) = (listener.direction, conn.secured_peer()) else { return false };
-    let Some(policy) = pinned.table().inbound_policy(pinned.viewpoint()) else { return false };
-    let port = listener.address.port();
+    let policy = pinned.table().inbound_policy(pinned.viewpoint());
+    let gateway = |name: Option<&str>| policy.and_then(|policy| policy.gateway(listener.address.port(), name));
     let Ok(host) = std::str::from_utf8(request.text(request.head.authority)) else { return true };
     let host = host.trim_end_matches('.').to_ascii_lowercase();
-    match (policy.gateway(port, peer.sni.as_deref()), policy.gateway(port, Some(&host))) {
-        (Some(by_name), Some(by_host)) => !std::ptr::eq(by_name, by_host),
+    match (gateway(peer.sni.as_deref()), gateway(Some(&host))) {
+        // Also where the settings have changed since.
+        (Some(by_name), Some(by_host)) => !std::ptr::eq(by_name, by_host) || Some(by_name.terms()) != peer.terms,
         // A gateway serves the hosts of its servers, and nothing else of the mesh.
         _ => true,
     }

@@ -9,7 +9,7 @@ use super::{
         ArchivedStringMatch, ArchivedTable, ArchivedVirtualHost, PORT_ANY, PathNormalization, SCOPE_ALL, Settings,
     },
     regexes::Regexes,
-    security::{ArchivedInboundPolicy, ArchivedServerTls, ClusterTls, MtlsMode, POLICY_NONE},
+    security::{ArchivedInboundPolicy, ArchivedServerTls, ClusterTls, MtlsMode, POLICY_NONE, ServerTlsMode},
 };
 use crate::{
     id::{ClusterId, EndpointId, NamespaceId, OriginId, RegexId, RouteId, VirtualHostId},
@@ -445,6 +445,20 @@ fn query_parameter<'q>(query: Option<&'q [u8]>, name: &[u8]) -> Option<&'q [u8]>
         };
         (key == name).then_some(value)
     })
+}
+
+impl ArchivedServerTls {
+    /// Identifies what a handshake under these settings proves: equal for equal settings, over generations.
+    #[must_use]
+    pub fn terms(&self) -> u64 {
+        let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+        hasher.update(&[ServerTlsMode::from(self.mode) as u8, u8::from(self.tls12)]);
+        for text in std::iter::once(&self.material).chain(self.subject_alt_names.iter()) {
+            hasher.update(&(text.len() as u64).to_le_bytes());
+            hasher.update(text.as_bytes());
+        }
+        hasher.digest()
+    }
 }
 
 impl ArchivedInboundPolicy {

@@ -214,9 +214,9 @@ fn requests<'a>(
 fn opened<'a>(
     worker: &'a Rc<Worker>,
     conn: &'a mut Conn,
-    demand: security::Demand,
+    listener: &'a Listener,
 ) -> Pin<Box<dyn Future<Output = Option<Begin>> + 'a>> {
-    Box::pin(security::open(worker, conn, demand))
+    Box::pin(security::open(worker, conn, listener))
 }
 
 /// As [`requests`]: the last words to a client whose head has not come in time.
@@ -227,13 +227,13 @@ fn time_out<'a>(worker: &'a Rc<Worker>, conn: &'a mut Conn) -> Pin<Box<dyn Futur
 /// The life of a connection. While it is idle, or in the middle of a head that does not come, this small future is all
 /// that it costs; the large one of a request exists only between the first byte of a request and the next such time.
 pub(crate) async fn serve(worker: &Rc<Worker>, mut conn: Conn, listener: &Listener) {
-    let mut begin = match security::Demand::of(worker, listener) {
-        security::Demand::PlainOnly => Begin::Silence,
-        demand => match opened(worker, &mut conn, demand).await {
+    let mut begin = Begin::Silence;
+    if security::may_be_tls(worker, listener) {
+        begin = match opened(worker, &mut conn, listener).await {
             Some(begin) => begin,
             None => return,
-        },
-    };
+        };
+    }
     loop {
         begin = match requests(worker, &mut conn, listener, begin).await {
             End::Closed => return,

@@ -1,9 +1,12 @@
 //! Whether a new connection is TLS, and its handshake.
 
-use std::rc::Rc;
+use std::{rc::Rc, sync::Arc};
 
 use meshring_core::{
-    client_hello::HANDSHAKE_RECORD, limits::DOWNSTREAM_IDLE_MS_MAX, stats::Counter, table::security::MtlsMode,
+    client_hello::HANDSHAKE_RECORD,
+    limits::{DOWNSTREAM_IDLE_MS_MAX, LINGER_BYTES_MAX},
+    stats::Counter,
+    table::security::MtlsMode,
 };
 
 use super::{Direction, Listener};
@@ -11,7 +14,7 @@ use crate::{
     parse::Begin,
     tls::{
         handshake::{self, HandshakeError},
-        materials::NoTls,
+        materials::{NoTls, Server},
     },
     worker::{Worker, conn::Conn, deadlines::now_ms, generation::Pinned},
 };
@@ -25,46 +28,45 @@ const UNRECOGNIZED_NAME: u8 = 112;
 /// `decode_error`.
 const DECODE_ERROR: u8 = 50;
 
-/// What a new connection may be. What a plain one may do is for each request to say, by the generation that it runs on.
-#[derive(Debug)]
-pub(crate) enum Demand {
-    /// Nobody expects TLS here: the application's side.
-    PlainOnly,
-    /// From another workload: told apart by its first byte.
+/// What a TLS connection is to a listener. What a plain one may do is for each request to say, by the generation that it runs on.
+#[derive(Debug, Clone, Copy)]
+enum Demand {
+    /// Not expected.
+    No,
+    /// From another workload.
     Mesh {
-        /// By PeerAuthentication.
-        mode: MtlsMode,
         /// Whether TLS 1.2 will do.
         tls12: bool,
     },
     /// From outside, to a port on which this workload is a gateway.
-    Gateway { port: u16, generation: Rc<Pinned> },
+    Gateway { port: u16 },
 }
 
 impl Demand {
-    /// Of a listener, by the active generation.
-    pub(crate) fn of(worker: &Worker, listener: &Listener) -> Self {
-        let generation = worker.current.pin();
+    /// Of a listener, by a generation.
+    fn of(generation: &Pinned, listener: &Listener) -> Self {
         let policy = generation.table().inbound_policy(generation.viewpoint());
         match listener.direction {
-            Direction::Inbound { application } => {
-                let mode = policy.map_or(MtlsMode::Permissive, |policy| policy.mtls_on(application.port()));
-                let tls12 = generation.table().settings().mesh_tls12;
-                Self::Mesh { mode, tls12 }
-            }
+            Direction::Inbound { application } => match policy.map(|policy| policy.mtls_on(application.port())) {
+                Some(MtlsMode::Disable) => Self::No,
+                _ => Self::Mesh { tls12: generation.table().settings().mesh_tls12 },
+            },
             Direction::Outbound => {
                 let port = listener.address.port();
-                match policy.is_some_and(|policy| policy.has_gateway(port)) {
-                    true => Self::Gateway { port, generation },
-                    false => Self::PlainOnly,
-                }
+                if policy.is_some_and(|policy| policy.has_gateway(port)) { Self::Gateway { port } } else { Self::No }
             }
         }
     }
 }
 
+/// Whether a new connection's first byte is to be looked at. The application's own side stays as cheap as it is.
+pub(super) fn may_be_tls(worker: &Worker, listener: &Listener) -> bool {
+    listener.direction != Direction::Outbound
+        || matches!(Demand::of(&worker.current.pin(), listener), Demand::Gateway { .. })
+}
+
 /// Waits for the first bytes of a connection; serves its handshake where they are one. `None`: it has ended.
-pub(crate) async fn open(worker: &Rc<Worker>, conn: &mut Conn, demand: Demand) -> Option<Begin> {
+pub(super) async fn open(worker: &Rc<Worker>, conn: &mut Conn, listener: &Listener) -> Option<Begin> {
     if !conn.readable_until(now_ms() + DOWNSTREAM_IDLE_MS_MAX, true).await {
         return None;
     }
@@ -75,7 +77,7 @@ pub(crate) async fn open(worker: &Rc<Worker>, conn: &mut Conn, demand: Demand) -
         _ => return Some(Begin::Readable),
     }
     worker.stats.add(Counter::TlsHandshakes, 1);
-    match secure(worker, conn, demand).await {
+    match secure(worker, conn, listener).await {
         Ok(()) => {
             if conn.secured_peer().is_some_and(|peer| peer.is_resumed) {
                 worker.stats.add(Counter::TlsResumed, 1);
@@ -85,7 +87,7 @@ pub(crate) async fn open(worker: &Rc<Worker>, conn: &mut Conn, demand: Demand) -
         Err(refused) => {
             worker.stats.add(Counter::TlsRefused, 1);
             worker.log_refusal(refused.code(), conn.peer(), &refused);
-            conn.drain(meshring_core::limits::LINGER_BYTES_MAX, LINGER_MS).await;
+            conn.drain(LINGER_BYTES_MAX, LINGER_MS).await;
             None
         }
     }
@@ -132,8 +134,8 @@ impl Refused {
     }
 }
 
-async fn secure(worker: &Worker, conn: &mut Conn, demand: Demand) -> Result<(), Refused> {
-    let result = shake(worker, conn, demand).await;
+async fn secure(worker: &Worker, conn: &mut Conn, listener: &Listener) -> Result<(), Refused> {
+    let result = shake(worker, conn, listener).await;
     if let Err(refused) = &result
         && let Some(description) = refused.alert()
     {
@@ -143,25 +145,28 @@ async fn secure(worker: &Worker, conn: &mut Conn, demand: Demand) -> Result<(), 
     result
 }
 
-async fn shake(worker: &Worker, conn: &mut Conn, demand: Demand) -> Result<(), Refused> {
-    let server = match demand {
-        Demand::PlainOnly | Demand::Mesh { mode: MtlsMode::Disable, .. } => return Err(Refused::NotExpected),
-        Demand::Mesh { tls12, .. } => {
-            let server = worker.materials.mesh_server(tls12)?;
-            let opening = handshake::opening(worker, conn).await?;
-            return Ok(handshake::accept(worker, conn, &server, opening).await?);
-        }
-        Demand::Gateway { port, generation } => {
-            let opening = handshake::opening(worker, conn).await?;
-            let name = opening.hello.server_name.as_deref();
+async fn shake(worker: &Worker, conn: &mut Conn, listener: &Listener) -> Result<(), Refused> {
+    if matches!(Demand::of(&worker.current.pin(), listener), Demand::No) {
+        return Err(Refused::NotExpected);
+    }
+    let opening = handshake::opening(worker, conn).await?;
+    // Only now: a client that takes its time must not be served by what held when it came, nor keep that in memory.
+    let (server, terms) = served_by(worker, listener, opening.hello.server_name.as_deref())?;
+    Ok(handshake::accept(worker, conn, &server, opening, terms).await?)
+}
+
+/// Our side of the handshake, and for a gateway the terms that each request is compared with.
+fn served_by(worker: &Worker, listener: &Listener, name: Option<&str>) -> Result<(Arc<Server>, Option<u64>), Refused> {
+    let generation = worker.current.pin();
+    match Demand::of(&generation, listener) {
+        Demand::No => Err(Refused::NotExpected),
+        Demand::Mesh { tls12 } => Ok((worker.materials.mesh_server(tls12)?, None)),
+        Demand::Gateway { port } => {
             let policy = generation.table().inbound_policy(generation.viewpoint());
             let Some(tls) = policy.and_then(|policy| policy.gateway(port, name)) else {
                 return Err(name.map_or(Refused::NoName, |name| Refused::UnknownName(name.to_owned())));
             };
-            let server = worker.materials.gateway(tls)?;
-            (server, opening)
+            Ok((worker.materials.gateway(tls)?, Some(tls.terms())))
         }
-    };
-    let (server, opening) = server;
-    Ok(handshake::accept(worker, conn, &server, opening).await?)
+    }
 }

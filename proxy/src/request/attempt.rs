@@ -224,6 +224,14 @@ pub(super) async fn whole(
     let upstream = &mut lease.conn;
     let bytes_max = exchange.bounds.head_bytes + 1;
     let read = upstream.ask(out, is_kept, response_input, HEAD_READ_BYTES_MAX, bytes_max).await;
+    if let Err(error) = &read
+        && upstream.secured_peer().is_some()
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        // A TLS 1.3 server says only now that it does not like our certificate.
+        let worker = exchange.worker;
+        worker.log_refusal("tls.upstream_ended", upstream.peer(), &format_args!("upstream: {error}"));
+    }
     if !matches!(read, Ok(count) if count > 0) {
         let failure = if upstream.timer.take_expired() { Failure::Timeout } else { Failure::NoResponse };
         return Err(failure);
@@ -252,6 +260,7 @@ pub(super) async fn streamed(
     let patience = Patience {
         total_at_ms: exchange.total_at_ms,
         upload: Some(Upload { rate, ends_at_ms: &ends_at_ms, begun: exchange.continued }),
+        is_alone: false,
     };
     // The connections' own timers are for reading; writing goes on at the same time.
     let (client, upstream) = (&conn.timer, &lease.conn.timer);
@@ -318,7 +327,7 @@ pub(super) async fn finish(
     if relayed.upstream_reusable && !uploading.get() && !worker.draining() {
         lease.give_back(now_ms(), relayed.keep_alive_timeout_s);
     }
-    if relayed.downstream_keep && !uploading.get() {
+    if relayed.downstream_keep && !uploading.get() && !conn.is_worn() {
         return After::KeepAlive;
     }
     // A client that has asked for an end sends no more. Any other may have: closing over it would reset the connection.

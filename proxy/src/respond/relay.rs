@@ -275,6 +275,9 @@ pub(crate) struct Patience<'a> {
     pub(crate) total_at_ms: Option<u64>,
     /// What is relayed is a request body.
     pub(crate) upload: Option<Upload<'a>>,
+    /// Nothing goes the other way on either socket meanwhile, so that they may be made non-blocking: operations of the ring fail
+    /// on such a socket instead of waiting.
+    pub(crate) is_alone: bool,
 }
 
 /// How long a relay waits for a request body.
@@ -290,7 +293,7 @@ pub(crate) struct Upload<'a> {
 impl Patience<'_> {
     /// For the response.
     pub(crate) fn total(total_at_ms: Option<u64>) -> Self {
-        Self { total_at_ms, upload: None }
+        Self { total_at_ms, upload: None, is_alone: false }
     }
 
     fn next(&self) -> u64 {
@@ -382,13 +385,14 @@ pub(crate) async fn relay_body(
             return Ok(());
         }
         if needs_input
+            && patience.is_alone
             && input.is_empty()
             && body.left_to_splice().is_some()
             && let Some(splice) = Splice::between(from.half, to.half)
         {
             out.release();
             input.release();
-            if splice_body(body, splice, &from, &to, &mut patience).await? {
+            if splice_body(body, splice, &from, &to, &patience).await? {
                 return Ok(());
             }
             continue;
@@ -433,7 +437,7 @@ async fn splice_body(
     mut splice: Splice,
     from: &Side<'_, ReadHalf>,
     to: &Side<'_, WriteHalf>,
-    patience: &mut Patience<'_>,
+    patience: &Patience<'_>,
 ) -> Result<bool, BodyError> {
     let mut moves: u32 = 0;
     while let Some(left) = body.decoder.remaining().filter(|&left| left > 0) {
@@ -443,34 +447,21 @@ async fn splice_body(
                 Moved::Nothing => {}
                 moved => break moved,
             }
-            let was_clients_turn = patience.upload.is_none_or(|upload| upload.begun.get());
             from.timer.set(patience.next_read(begun_ms), Expiry::ShutdownRead);
             let ready = readable(from.half).await;
             from.timer.clear();
             ready.map_err(BodyError::Read)?;
-            if let Some(upload) = &mut patience.upload {
-                let waited_ms = if was_clients_turn { now_ms().saturating_sub(begun_ms) } else { 0 };
-                upload.rate.received(0, waited_ms);
-                upload.begun.set(true);
-            }
         };
-        let Moved::Bytes(mut count) = taken else { return Ok(false) };
+        let Moved::Bytes(count) = taken else { return Ok(false) };
         body.skip(count);
         // Of kernel TLS each part is one record: a few of them are given on together.
         for _ in 1..SPLICE_PARTS_MAX {
             let left = body.decoder.remaining().unwrap_or(0);
             match splice.take(from.half, left) {
-                Ok(Moved::Bytes(more)) if more > 0 => {
-                    body.skip(more);
-                    count += more;
-                }
+                Ok(Moved::Bytes(more)) => body.skip(more),
                 // Whatever it is, the next round meets it again.
                 _ => break,
             }
-        }
-        if let Some(upload) = &mut patience.upload {
-            upload.rate.received(count, 0);
-            upload.begun.set(true);
         }
         while !splice.give(to.half).map_err(BodyError::Write)? {
             to.timer.set(patience.next(), Expiry::ShutdownBoth);
@@ -656,7 +647,9 @@ async fn relay_final(
     serialize::response_head(out, input.unread(), head, fields, &how);
     input.consume(head.len);
     let mut body = Body::new(head.framing, framing);
-    match relay_body(&mut body, input, from, to, out, Patience::total(exchange.total_at_ms)).await {
+    let is_alone = !exchange.uploading.get();
+    let patience = Patience { is_alone, ..Patience::total(exchange.total_at_ms) };
+    match relay_body(&mut body, input, from, to, out, patience).await {
         Ok(()) => {
             exchange.record.complete();
             // Bytes behind the end of a response belong to nobody (RFC 9112 section 9.5): that connection is done.

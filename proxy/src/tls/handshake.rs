@@ -1,7 +1,7 @@
 //! Handshakes over a connection, with rustls' unbuffered state machine: it reads and writes no socket, so a deadline, a
 //! bound and the worker's buffers are ours. When it is done the keys go to [`worker::secure`](crate::worker::secure).
 
-use std::{io, sync::Arc};
+use std::{fmt, io, sync::Arc};
 
 use aws_lc_rs::digest;
 use meshring_core::{
@@ -12,7 +12,7 @@ use meshring_core::{
     stats::Counter,
 };
 use rustls::{
-    AlertDescription, CertificateError, Error as TlsError, HandshakeKind,
+    AlertDescription, CertificateError, Error as TlsError, HandshakeKind, OtherError,
     client::UnbufferedClientConnection,
     pki_types::{CertificateDer, ServerName, UnixTime},
     server::UnbufferedServerConnection,
@@ -25,6 +25,7 @@ use super::{
 };
 use crate::worker::{
     Worker,
+    buffers::Counted,
     conn::Conn,
     deadlines::{Expiry, now_ms},
     secure::{
@@ -49,18 +50,33 @@ pub(crate) enum HandshakeError {
     /// A flight beyond [`TLS_HANDSHAKE_BYTES_MAX`], or a record beyond what the protocol allows.
     #[error("a flight of the TLS handshake is longer than {TLS_HANDSHAKE_BYTES_MAX} bytes")]
     TooLong,
+    /// There is no room for the handshake.
+    #[error("the worker's memory for messages is used up")]
+    Overload,
     /// What was said is no TLS, or not acceptable. The alert that goes with it was sent.
-    #[error("TLS: {0}")]
+    #[error("TLS: {}", Reason(.0))]
     Tls(#[from] TlsError),
     /// The first bytes are not those of a client.
     #[error("TLS: {0}")]
     Hello(#[from] BadHello),
     /// The certificate of a resumed session is not acceptable any more.
-    #[error("TLS session resumed with a certificate that is not acceptable now: {0}")]
+    #[error("TLS session resumed with a certificate that is not acceptable now: {}", Reason(.0))]
     Resumed(TlsError),
     /// A cipher suite that we do not know.
     #[error(transparent)]
     Suite(#[from] UnknownSecrets),
+}
+
+/// Our own reasons without the library's words around them.
+struct Reason<'a>(&'a TlsError);
+
+impl fmt::Display for Reason<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            TlsError::InvalidCertificate(CertificateError::Other(OtherError(why))) => fmt::Display::fmt(why, f),
+            error => fmt::Display::fmt(error, f),
+        }
+    }
 }
 
 impl HandshakeError {
@@ -70,6 +86,7 @@ impl HandshakeError {
             Self::TimedOut => "tls.timeout",
             Self::Closed | Self::Io(_) => "tls.closed",
             Self::TooLong => "tls.too_long",
+            Self::Overload => "overload",
             Self::Hello(_) => "tls.bad_hello",
             Self::Suite(_) => "tls.no_common_suite",
             Self::Resumed(error) | Self::Tls(error) => match error {
@@ -113,6 +130,8 @@ fn alert_code(alert: AlertDescription) -> &'static str {
 const FLIGHT_BYTES: usize = 4 * 1024;
 /// `certificate_unknown` (RFC 8446 section 6.2).
 const CERTIFICATE_UNKNOWN: u8 = 46;
+/// `certificate_expired`.
+const CERTIFICATE_EXPIRED: u8 = 45;
 
 enum Machine {
     Client(UnbufferedClientConnection),
@@ -203,19 +222,28 @@ fn encoded<D>(mut encode: EncodeTlsData<'_, D>, out: &mut Vec<u8>) -> Result<(),
 /// The first message of a client, as far as it is needed to choose how to go on: nothing of it is consumed.
 #[derive(Debug)]
 pub(crate) struct Opening {
-    bytes: Vec<u8>,
+    bytes: Counted,
+    /// When the handshake must be over.
+    until_ms: u64,
     pub(crate) hello: ClientHello,
 }
 
 /// Reads a client's first message. What is wrong with it is for [`accept`] to say to the client.
 pub(crate) async fn opening(worker: &Worker, conn: &mut Conn) -> Result<Opening, HandshakeError> {
-    conn.timer.set(now_ms() + TLS_HANDSHAKE_MS_MAX, Expiry::ShutdownBoth);
-    let mut bytes = Vec::new();
+    if worker.overloaded() {
+        return Err(HandshakeError::Overload);
+    }
+    let until_ms = now_ms() + TLS_HANDSHAKE_MS_MAX;
+    conn.timer.set(until_ms, Expiry::ShutdownBoth);
+    let mut bytes = worker.buffers.counted();
     let result = loop {
-        match client_hello::parse(&bytes) {
-            Ok(Some(hello)) => break Ok(Opening { bytes, hello }),
-            Ok(None) => {}
-            Err(bad) => break Err(bad.into()),
+        // Only where a record more is whole, or something is wrong: a trickle must not be read from its beginning each time.
+        if client_hello::is_worth_reading(&bytes) {
+            match client_hello::parse(&bytes) {
+                Ok(Some(hello)) => break Ok(Opening { bytes, until_ms, hello }),
+                Ok(None) => {}
+                Err(bad) => break Err(bad.into()),
+            }
         }
         if let Err(error) = receive(worker, conn, &mut bytes).await {
             break Err(error);
@@ -226,7 +254,7 @@ pub(crate) async fn opening(worker: &Worker, conn: &mut Conn) -> Result<Opening,
 }
 
 /// More of what the peer says. Waits without a buffer: a peer that is silent costs no more than an idle one.
-async fn receive(worker: &Worker, conn: &mut Conn, bytes: &mut Vec<u8>) -> Result<(), HandshakeError> {
+async fn receive(worker: &Worker, conn: &mut Conn, bytes: &mut Counted) -> Result<(), HandshakeError> {
     if bytes.len() > TLS_HANDSHAKE_BYTES_MAX {
         return Err(HandshakeError::TooLong);
     }
@@ -236,7 +264,7 @@ async fn receive(worker: &Worker, conn: &mut Conn, bytes: &mut Vec<u8>) -> Resul
             Ok(0) if conn.timer.take_expired() => return Err(HandshakeError::TimedOut),
             Ok(0) => return Err(HandshakeError::Closed),
             Ok(_) => {
-                bytes.extend_from_slice(&buffer);
+                bytes.extend(&buffer);
                 return Ok(());
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -253,11 +281,12 @@ pub(crate) async fn accept(
     conn: &mut Conn,
     server: &Server,
     opening: Opening,
+    terms: Option<u64>,
 ) -> Result<(), HandshakeError> {
     let machine = Machine::Server(UnbufferedServerConnection::new(Arc::clone(&server.config))?);
     let sni = opening.hello.server_name.map(String::into_boxed_str);
-    let how = How { verifier: server.verifier.as_deref(), own: server.identity.clone(), sni, host: None };
-    run(worker, conn, machine, how, opening.bytes, TLS_HANDSHAKE_MS_MAX).await
+    let how = How { verifier: server.verifier.as_deref(), own: server.identity.clone(), sni, host: None, terms };
+    run(worker, conn, machine, how, opening.bytes, opening.until_ms).await
 }
 
 /// Begins a handshake with a server, within so many milliseconds.
@@ -269,8 +298,15 @@ pub(crate) async fn connect(
     ms_max: u64,
 ) -> Result<(), HandshakeError> {
     let machine = UnbufferedClientConnection::new(Arc::clone(&client.config), name.clone())?;
-    let how = How { verifier: Some(&client.verifier), own: client.identity.clone(), sni: None, host: Some(name) };
-    run(worker, conn, Machine::Client(machine), how, Vec::new(), ms_max.min(TLS_HANDSHAKE_MS_MAX)).await
+    let how = How {
+        verifier: Some(&client.verifier),
+        own: client.identity.clone(),
+        sni: None,
+        host: Some(name),
+        terms: None,
+    };
+    let until_ms = now_ms() + ms_max.min(TLS_HANDSHAKE_MS_MAX);
+    run(worker, conn, Machine::Client(machine), how, worker.buffers.counted(), until_ms).await
 }
 
 /// What is known beside the state machine.
@@ -279,6 +315,7 @@ struct How<'a> {
     own: Option<Arc<SpiffeId>>,
     sni: Option<Box<str>>,
     host: Option<&'a ServerName<'static>>,
+    terms: Option<u64>,
 }
 
 async fn run(
@@ -286,14 +323,17 @@ async fn run(
     conn: &mut Conn,
     mut machine: Machine,
     how: How<'_>,
-    mut received: Vec<u8>,
-    ms_max: u64,
+    mut received: Counted,
+    until_ms: u64,
 ) -> Result<(), HandshakeError> {
-    conn.timer.set(now_ms() + ms_max, Expiry::ShutdownBoth);
-    let result = shake(worker, conn, &mut machine, &mut received).await;
+    conn.timer.set(until_ms, Expiry::ShutdownBoth);
+    let mut fed = 0;
+    let result = shake(worker, conn, &mut machine, &mut received, &mut fed).await;
     conn.timer.clear();
     if let Err(error) = result {
-        last_words(conn, &mut machine);
+        if matches!(error, HandshakeError::Tls(_)) {
+            last_words(conn, &mut machine, &mut received.bytes_mut()[..fed]);
+        }
         return Err(error);
     }
     finish(worker, conn, machine, how, &received)
@@ -305,14 +345,14 @@ async fn shake(
     worker: &Worker,
     conn: &mut Conn,
     machine: &mut Machine,
-    received: &mut Vec<u8>,
+    received: &mut Counted,
+    fed: &mut usize,
 ) -> Result<(), HandshakeError> {
     let mut out = Vec::new();
-    let mut fed = 0;
     loop {
-        let (discard, step) = machine.step(&mut received[..fed], &mut out);
-        received.drain(..discard);
-        fed -= discard;
+        let (discard, step) = machine.step(&mut received.bytes_mut()[..*fed], &mut out);
+        received.consume(discard);
+        *fed -= discard;
         let step = match step {
             Ok(step) => step,
             Err(error) => return Err(error.into()),
@@ -325,12 +365,12 @@ async fn shake(
             Step::Read | Step::Ready => {
                 flush(conn, &mut out).await?;
                 loop {
-                    let next = &received[fed..];
+                    let next = &received[*fed..];
                     // RFC 8446 section 5.1: the peer is told with `record_overflow` by whoever reads the record; here it is
                     // a peer without a handshake, which hears nothing but the end.
                     match record_len(next).map_err(|_: BadRecord| HandshakeError::TooLong)? {
                         Some(len) if next.len() >= len => {
-                            fed += len;
+                            *fed += len;
                             break;
                         }
                         _ => receive(worker, conn, received).await?,
@@ -356,10 +396,12 @@ async fn flush(conn: &mut Conn, out: &mut Vec<u8>) -> Result<(), HandshakeError>
 }
 
 /// The alert that rustls has for the peer, if any.
-fn last_words(conn: &Conn, machine: &mut Machine) {
+///
+/// It comes before anything else that the state machine does. `fed`: what it has been given and not consumed; without it a
+/// message that was not whole would have it look for bytes that are not there.
+fn last_words(conn: &Conn, machine: &mut Machine, fed: &mut [u8]) {
     let mut alert = Vec::new();
-    // What is to be sent comes before anything else. Once: a second step would look at input that is not there any more.
-    let _ = machine.step(&mut [], &mut alert);
+    let _ = machine.step(fed, &mut alert);
     if !alert.is_empty() {
         conn.send_now(&alert);
     }
@@ -372,7 +414,8 @@ fn finish(
     how: How<'_>,
     leftover: &[u8],
 ) -> Result<(), HandshakeError> {
-    let mut peer = Peer { own: how.own, sni: how.sni, is_resumed: machine.is_resumed(), ..Peer::default() };
+    let mut peer =
+        Peer { own: how.own, sni: how.sni, terms: how.terms, is_resumed: machine.is_resumed(), ..Peer::default() };
     let mut refused = None;
     if let Some((leaf, intermediates)) = machine.certificates().split_first() {
         peer.certificate_sha256 = digest::digest(&digest::SHA256, leaf).as_ref().try_into().ok();
@@ -397,7 +440,12 @@ fn finish(
     };
     let tls = Tls::new(conn.fd(), &worker.buffers, &secrets, schedule, peer, leftover)?;
     if let Some(error) = refused {
-        tls.fail(CERTIFICATE_UNKNOWN);
+        tls.fail(match &error {
+            TlsError::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
+                CERTIFICATE_EXPIRED
+            }
+            _ => CERTIFICATE_UNKNOWN,
+        });
         return Err(HandshakeError::Resumed(error));
     }
     if let Some(probe) = worker.ktls.as_deref()

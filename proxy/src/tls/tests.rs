@@ -154,7 +154,7 @@ async fn joined<T>(thread: JoinHandle<T>) -> T {
 async fn accepted(worker: &Worker, conn: &mut Conn, materials: &Materials) -> Result<(), handshake::HandshakeError> {
     let server = materials.mesh_server(true).unwrap();
     let opening = handshake::opening(worker, conn).await?;
-    handshake::accept(worker, conn, &server, opening).await
+    handshake::accept(worker, conn, &server, opening, None).await
 }
 
 fn mutual(names: &[&str]) -> ClusterTls {
@@ -350,6 +350,34 @@ fn clients_that_prove_nothing_are_refused_and_told_why() {
             let told = joined(thread).await;
             assert!(told.contains(alert), "{what}: {told}");
         }
+    });
+}
+
+#[test]
+fn a_chain_that_is_too_long_ends_the_handshake_and_nothing_else() {
+    on_each_driver(async |worker: Rc<Worker>| {
+        let authority = Authority::new();
+        let materials = materials(&authority, REVIEWS);
+        let (mut conn, peer) = pair(&worker);
+        let (certificate, der) = authority.sign(&Leaf::of(PRODUCTPAGE));
+        let mut chain: Vec<CertificateDer<'static>> = vec![certificate.into()];
+        chain.extend((0..5).map(|_| CertificateDer::from(vec![0x30; 16 * 1024])));
+        let mut config = ClientConfig::builder_with_protocol_versions(&[&TLS13])
+            .with_root_certificates(roots(&authority))
+            .with_client_auth_cert(chain, key(der))
+            .unwrap();
+        config.dangerous().set_certificate_verifier(any_server());
+        let thread = thread::spawn(move || {
+            let client = ClientConnection::new(Arc::new(config), asked()).unwrap();
+            let mut stream = StreamOwned::new(client, blocking(peer));
+            stream.write_all(b"hello").and_then(|()| stream.read(&mut [0; 16]).map(drop)).is_err()
+        });
+        let error = accepted(&worker, &mut conn, &materials).await.unwrap_err();
+        assert!(matches!(error.code(), "tls.too_long" | "tls.malformed"), "{}: {error}", error.code());
+        conn.drain(1 << 20, 1_000).await;
+        drop(conn);
+        assert!(joined(thread).await);
+        assert_eq!(worker.buffers.used_bytes(), 0);
     });
 }
 

@@ -165,7 +165,7 @@ impl Lease {
     pub(crate) fn give_back(self, now_ms: u64, keep_alive_timeout_s: Option<u32>) {
         let Self { conn, active, .. } = self;
         conn.timer.clear();
-        if conn.timer.take_expired() {
+        if conn.timer.take_expired() || conn.is_worn() {
             return;
         }
         let announced_ms = keep_alive_timeout_s.map_or(u64::MAX, |s| u64::from(s) * 1_000);

@@ -52,6 +52,11 @@ impl Buffers {
         Held { bytes: bytes.into(), pool: Rc::clone(self) }
     }
 
+    /// Bytes that grow, in an allocation of their own; for what peers say before they are known.
+    pub(crate) fn counted(self: &Rc<Self>) -> Counted {
+        Counted { bytes: Vec::new(), counted: 0, pool: Rc::clone(self) }
+    }
+
     /// Bytes of those that wait for more of their kind: a part of [`used_bytes`](Self::used_bytes).
     pub(crate) fn held_bytes(&self) -> usize {
         self.held_bytes.get()
@@ -172,6 +177,54 @@ impl Drop for Held {
         used.set(used.get() - self.bytes.len());
         let held = &self.pool.held_bytes;
         held.set(held.get() - self.bytes.len());
+    }
+}
+
+/// Bytes in an allocation of their own. They count as used.
+pub(crate) struct Counted {
+    bytes: Vec<u8>,
+    counted: usize,
+    pool: Rc<Buffers>,
+}
+
+impl fmt::Debug for Counted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Counted").field("len", &self.bytes.len()).finish_non_exhaustive()
+    }
+}
+
+impl Deref for Counted {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Counted {
+    /// To be changed in place.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
+    /// Adds bytes at the end.
+    pub(crate) fn extend(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+        let used = &self.pool.used_bytes;
+        used.set(used.get() + self.bytes.capacity() - self.counted);
+        self.counted = self.bytes.capacity();
+    }
+
+    /// Drops bytes at the front.
+    pub(crate) fn consume(&mut self, count: usize) {
+        self.bytes.drain(..count);
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let used = &self.pool.used_bytes;
+        used.set(used.get() - self.counted);
     }
 }
 

@@ -109,6 +109,11 @@ impl Conn {
         self.write.tls = Some(tls);
     }
 
+    /// Whether the connection is to end with the message that it carries: its keys are near their end.
+    pub(crate) fn is_worn(&self) -> bool {
+        self.write.tls.as_ref().is_some_and(|tls| tls.is_worn())
+    }
+
     /// Who is on the other side, as far as a handshake has proved it.
     pub(crate) fn secured_peer(&self) -> Option<&Rc<Peer>> {
         self.read.tls.as_ref().map(|tls| tls.peer())
@@ -232,7 +237,7 @@ impl Conn {
         at_most: usize,
         bytes_max: usize,
     ) -> io::Result<usize> {
-        tls.before_write()?;
+        ready_to_write(tls, &self.write, out.len()).await?;
         let space = input.lend(at_most, bytes_max).ok_or(io::ErrorKind::OutOfMemory)?;
         let (mut result, space) = self.ask_plain(out, is_kept, space).await;
         input.restore(space);
@@ -402,7 +407,7 @@ impl Drop for Conn {
 pub(crate) async fn write_all(to: &mut WriteHalf, buffer: &mut Buffer) -> io::Result<()> {
     let Some(tls) = to.tls.clone() else { return write_plain(&mut to.socket, buffer).await };
     if tls.is_kernel() {
-        tls.before_write()?;
+        ready_to_write(&tls, to, buffer.len()).await?;
         return write_plain(&mut to.socket, buffer).await;
     }
     let mut sent = 0;
@@ -414,6 +419,16 @@ pub(crate) async fn write_all(to: &mut WriteHalf, buffer: &mut Buffer) -> io::Re
         result?;
     }
     Ok(())
+}
+
+/// Waits until what must go out before is with the kernel.
+async fn ready_to_write(tls: &Tls, to: &WriteHalf, bytes: usize) -> io::Result<()> {
+    loop {
+        match tls.before_write(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => super::readiness::writable(to).await?,
+            result => return result,
+        }
+    }
 }
 
 async fn write_plain(to: &mut OwnedWriteHalf<TcpStream>, buffer: &mut Buffer) -> io::Result<()> {

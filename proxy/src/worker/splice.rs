@@ -79,7 +79,10 @@ impl Splice {
     /// Writes what is on its way, as far as the receiver takes it without waiting. True: all of it.
     pub(crate) fn give(&mut self, half: &WriteHalf) -> io::Result<bool> {
         if let Some(tls) = &half.tls {
-            tls.before_write()?;
+            match tls.before_write(self.pipe.held()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                result => result?,
+            }
         }
         while self.pipe.held() > 0 {
             match self.pipe.splice_out(self.to, usize::MAX) {

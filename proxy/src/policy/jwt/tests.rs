@@ -159,6 +159,25 @@ fn the_vectors_of_the_rfcs_verify() {
     let claims = check(&es256, 1_300_819_380).unwrap();
     assert_eq!((claims.issuer(), claims.principal()), (Some("joe"), None));
     assert_eq!(check(&es256, 1_300_819_380 + 61), Err(BadToken::Expired));
+    let rs256 = format!(
+        "eyJhbGciOiJSUzI1NiJ9.{payload}.\
+        cC4hiUPoj9Eetdgtv3hF80EGrhuB__dzERat0XF9g2VtQgr9PJbu3XOiZj5RZmh7AAuHIm4Bh-0Qc_lF5YKt_O8W2Fp5jujGbds9uJdbF9CU\
+        Ar7t1dnZcAcQjbKBYNX4BAynRFdiuB--f_nZLgrnbyTyWzO75vRK5h6xBArLIARNPvkSjtQBMHlb1L07Qe7K0GarZRmB_eSN9383LcOLn6_d\
+        O--xi12jzDwusC-eOkHWEsqtFZESc6BfI7noOPqvhJ1phCnvWh6IeYI2w9QOYEUipUTI8np6LbgGY9Fs98rqVt5AXLIhWkWywlVmtVrBp0ig\
+        cN_IoypGlUPQGe77Rw"
+    );
+    let rsa = concat!(
+        r#"{"keys":[{"kty":"RSA","e":"AQAB","n":""#,
+        "ofgWCuLjybRlzo0tZWJjNiuSfb4p4fAkd_wWJcyQoTbji9k0l8W26mPddxHmfHQp-Vaw-4qPCJrcS2mJPMEzP1Pt0Bm4d4QlL-yRT-SFd2lZ",
+        "S-pCgNMsD1W_YpRPEwOWvG6b32690r2jZ47soMZo9wGzjb_7OMg0LOL-bSf63kpaSHSXndS5z5rexMdbBYUsLA9e-KXBdQOS-UTo7WTBEMa2",
+        "R2CapHg665xsmtdVMTBQY4uDZlxvb3qCo5ZwKh9kG4LT6_I5IhlJH7aGhyxXFvUK-DWNmoudF8NAco9_h9iaGNj8q2ethFkMLs91kzk2PAcD",
+        r#"TW9gb54h4FRWyuXpoQ"}]}"#
+    );
+    let set_of_rsa = KeySet::parse(rsa.as_bytes());
+    let verified = token::verify(rs256.as_bytes(), &set_of_rsa, &Takes("joe", &[]), 1_300_819_380).unwrap();
+    assert_eq!(verified.issuer(), Some("joe"));
+    // The same words under the other algorithm's key.
+    assert!(check(&rs256, 1_300_819_380).is_err());
     // Not a JWT, but signed by Ed25519: the words of RFC 8037 are no object, so they are refused before anything else.
     let ed25519 = "eyJhbGciOiJFZERTQSJ9.RXhhbXBsZSBvZiBFZDI1NTE5IHNpZ25pbmc.hgyY0il_MGCjP0JzlnLWG1PPOt7-09PGcvMg3AIbQR6dWbhijcNR4ki4iylGjg5BhVsPt9g7sVvpAr_MuM0KAg";
     assert_eq!(check(ed25519, 0), Err(BadToken::PayloadJson));

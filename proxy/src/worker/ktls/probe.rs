@@ -97,7 +97,6 @@ impl Probe {
     }
 
     /// Whether a connection in the kernel can get new keys (TLS 1.3, Linux 6.14).
-    #[cfg(test)]
     pub(crate) fn can_rekey(&self) -> bool {
         self.can_rekey
     }

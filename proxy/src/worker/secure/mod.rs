@@ -77,8 +77,6 @@ const UNEXPECTED_MESSAGE: u8 = 10;
 const USER_CANCELED: u8 = 90;
 /// Of one record that is no data, in the kernel's hands: what is longer comes in parts.
 const CONTROL_BYTES_MAX: usize = 4096;
-/// What the kernel makes of one write of ours at most: a buffer is a little longer than a record.
-const RECORDS_PER_WRITE: u64 = 2;
 
 /// A secured connection.
 pub(crate) struct Tls {
@@ -91,6 +89,8 @@ pub(crate) struct Tls {
     is_truncated: Cell<bool>,
     /// The kernel seals and opens records; what had come before it did is still opened here.
     is_kernel: Cell<bool>,
+    /// And it can change their keys.
+    can_rekey: Cell<bool>,
 }
 
 impl fmt::Debug for Tls {
@@ -175,6 +175,7 @@ impl Tls {
             peer: Rc::new(peer),
             is_truncated: Cell::new(false),
             is_kernel: Cell::new(false),
+            can_rekey: Cell::new(true),
         })
     }
 
@@ -195,6 +196,7 @@ impl Tls {
         match ktls::enable(self.fd, Some(tx), Some(rx)) {
             Ok(()) => {
                 self.is_kernel.set(true);
+                self.can_rekey.set(probe.can_rekey());
                 Ok(true)
             }
             Err(EnableError::Rx(error)) => Err(error),
@@ -215,7 +217,10 @@ impl Tls {
                 self.socket_ended();
                 Ok(Some(0))
             }
-            Ok(count) => Ok(Some(count)),
+            Ok(count) => {
+                self.reader.borrow_mut().without_data = 0;
+                Ok(Some(count))
+            }
             Err(error) if Errno::from_io_error(&error) == Some(Errno::IO) => {
                 self.kernel_control()?;
                 Ok(self.reader.borrow().closed.then_some(0))
@@ -226,6 +231,14 @@ impl Tls {
 
     /// Takes a record that is no data out of the kernel.
     pub(crate) fn kernel_control(&self) -> io::Result<()> {
+        let records = {
+            let mut reader = self.reader.borrow_mut();
+            reader.without_data += 1;
+            reader.without_data
+        };
+        if records > TLS_RECORDS_WITHOUT_DATA_MAX {
+            return Err(self.unexpected());
+        }
         let mut bytes = [0; CONTROL_BYTES_MAX];
         match ktls::receive_record(self.fd, &mut bytes)? {
             Received::Record(ContentType::Alert, count) => self.control(Content::Alert, &bytes[..count]),
@@ -239,29 +252,39 @@ impl Tls {
         }
     }
 
-    /// What must go out before plain bytes may be written to a socket in the kernel's hands.
-    pub(crate) fn before_write(&self) -> io::Result<()> {
+    /// What must go out before so many plain bytes may be written to a socket in the kernel's hands. `WouldBlock`: wait until it
+    /// takes more, and ask again.
+    pub(crate) fn before_write(&self, bytes: usize) -> io::Result<()> {
         let mut writer = self.writer.borrow_mut();
         if writer.closed {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        writer.key.count(RECORDS_PER_WRITE);
-        if writer.key.is_worn() {
-            if !writer.key.is_tls13() {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, BadRecord::Exhausted));
-            }
-            writer.owes_key_update = true;
+        writer.key.count(bytes.div_ceil(PLAINTEXT_BYTES_MAX) as u64 + 1);
+        if writer.key.is_exhausted() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, BadRecord::Exhausted));
         }
-        if std::mem::take(&mut writer.owes_key_update) {
-            ktls::send_record(self.fd, ContentType::Handshake, &KEY_UPDATE_MESSAGE)?;
-            let mut schedule = self.schedule.borrow_mut();
-            let (sequence, secrets) = schedule.next_tx().map_err(io::Error::other)?;
-            let version = schedule.version();
-            ktls::rekey_tx(self.fd, Secrets { version, secrets: &secrets, sequence })?;
-            // Its count begins anew.
-            writer.key = RecordKey::new(&secrets, sequence, version).map_err(io::Error::other)?;
+        writer.owes_key_update |= writer.key.is_worn() && writer.key.is_tls13() && self.can_rekey.get();
+        if !writer.owes_key_update {
+            return Ok(());
         }
+        ktls::send_record(self.fd, ContentType::Handshake, &KEY_UPDATE_MESSAGE)?;
+        writer.owes_key_update = false;
+        // From here on there is no way back to the old key: what fails now ends the connection without a word.
+        writer.closed = true;
+        let mut schedule = self.schedule.borrow_mut();
+        let (sequence, secrets) = schedule.next_tx().map_err(io::Error::other)?;
+        let version = schedule.version();
+        ktls::rekey_tx(self.fd, Secrets { version, secrets: &secrets, sequence })?;
+        // Its count begins anew.
+        writer.key = RecordKey::new(&secrets, sequence, version).map_err(io::Error::other)?;
+        writer.closed = false;
         Ok(())
+    }
+
+    /// Whether the key is near its end and cannot be replaced: the connection is to end with the message that it carries.
+    pub(crate) fn is_worn(&self) -> bool {
+        let writer = self.writer.borrow();
+        writer.key.is_worn() && !(writer.key.is_tls13() && self.can_rekey.get())
     }
 
     /// An empty buffer for records.
@@ -501,12 +524,8 @@ impl Tls {
 
     fn seal_records(&self, writer: &mut Writer, plaintext: &[u8], out: &mut Buffer) -> io::Result<usize> {
         let failed = |bad| io::Error::new(io::ErrorKind::InvalidData, bad);
-        if writer.key.is_worn() && !writer.owes_key_update {
-            if !writer.key.is_tls13() {
-                return Err(failed(BadRecord::Exhausted));
-            }
-            writer.owes_key_update = true;
-        }
+        // TLS 1.2 has no new keys: such a connection ends with its message, see `is_worn`, and at the bound in any case.
+        writer.owes_key_update |= writer.key.is_worn() && writer.key.is_tls13();
         if std::mem::take(&mut writer.owes_key_update) {
             writer.key.seal(Content::Handshake, &KEY_UPDATE_MESSAGE, out).map_err(failed)?;
             let mut schedule = self.schedule.borrow_mut();
@@ -552,7 +571,12 @@ impl Tls {
 
     fn alert(&self, level: u8, description: u8) {
         let mut writer = self.writer.borrow_mut();
-        if writer.closed || writer.busy {
+        if writer.closed {
+            return;
+        }
+        if writer.busy {
+            // Nothing may come between. After a failure no end may look clean either.
+            writer.closed |= level == ALERT_FATAL;
             return;
         }
         writer.closed = true;

@@ -17,6 +17,9 @@ pub(crate) struct Peer {
     pub(crate) sni: Option<Box<str>>,
     /// Its element of X-Forwarded-Client-Cert, where it has sent a certificate.
     pub(crate) element: Option<Box<[u8]>>,
+    /// Of a gateway's client: the settings that its handshake was served under
+    /// ([`terms`](meshring_core::table::security::ArchivedServerTls::terms)).
+    pub(crate) terms: Option<u64>,
     /// Whether the session is an earlier one, resumed.
     pub(crate) is_resumed: bool,
 }

@@ -136,6 +136,11 @@ impl RecordKey {
         self.used >= RECORDS_PER_KEY_MAX
     }
 
+    /// Whether nothing more may be sealed with it: what should have been replaced was not.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        self.used >= 2 * RECORDS_PER_KEY_MAX
+    }
+
     /// Counts records that the kernel seals under this key.
     pub(crate) fn count(&mut self, records: u64) {
         self.used += records;
@@ -160,7 +165,7 @@ impl RecordKey {
 
     fn advance(&mut self) -> Result<(), BadRecord> {
         // Twice the bound at which a key is replaced: somebody did not replace it.
-        if self.used >= 2 * RECORDS_PER_KEY_MAX {
+        if self.is_exhausted() {
             return Err(BadRecord::Exhausted);
         }
         self.used += 1;
