@@ -141,6 +141,10 @@ pub const TARGET_BYTES_MAX: usize = 8 * 1024;
 pub const MATERIAL_BYTES_MAX: usize = 1024 * 1024;
 /// Certificates in one material: the public roots are 150.
 pub const MATERIAL_CERTIFICATES_MAX: usize = 1024;
+/// Endpoints of one cluster whose access decision `meshring explain` looks at: endpoints of one service differ rarely.
+pub const ACCESS_ENDPOINTS_EXPLAINED_MAX: u32 = 256;
+/// Rules of one AuthorizationPolicy that `meshring explain` lists: more than anybody reads.
+pub const ACCESS_RULES_EXPLAINED_MAX: usize = 32;
 /// Beginning of a handshake message that goes on in the next TLS record, after the handshake, in bytes: a session ticket with a
 /// certificate chain in it.
 pub const TLS_HANDSHAKE_REST_BYTES_MAX: usize = 16 * 1024;

@@ -114,6 +114,6 @@ fn look_at(claims: &claims::Claims, names: &[u8]) {
             assert!(out.is_empty());
         }
     }
-    let _ = (claims.issuer(), claims.principal(), claims.presenter(), claims.audiences(), claims.payload_base64url());
+    let _ = (claims.issuer(), claims.principal(), claims.audiences(), claims.payload_base64url());
     let _: Result<(), BadToken> = claims.validity().check(0);
 }

@@ -13,7 +13,7 @@ use meshring_core::{
 };
 use meshring_fuzz::mesh;
 
-/// The first byte says what the rest is: a file, an archive without header, or changes to a good archive.
+// The first byte says what the rest is: a file, an archive without header, or changes to a good archive.
 fuzz_target!(|data: &[u8]| {
     let Some((&kind, rest)) = data.split_first() else { return };
     let bytes = match kind % 3 {

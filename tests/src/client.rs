@@ -98,6 +98,17 @@ impl Client<UnixStream> {
 }
 
 impl<S: Read + Write> Client<S> {
+    /// Over any stream: one with TLS in between.
+    #[must_use]
+    pub fn over(stream: S) -> Self {
+        Self { wire: Wire::new(stream) }
+    }
+
+    /// The stream. What was read from it already is not in it any more.
+    pub fn stream_mut(&mut self) -> &mut S {
+        &mut self.wire.stream
+    }
+
     /// Sends bytes as they are.
     ///
     /// # Panics

@@ -21,6 +21,7 @@ pub struct Control {
     pub process: Process,
     dir: TempDir,
     config: PathBuf,
+    arguments: Vec<String>,
 }
 
 /// What a command has printed and how it ended.
@@ -84,17 +85,24 @@ impl Control {
     /// Starts one in a prepared directory; `config` is the name of the configuration in it.
     #[must_use]
     pub fn start_in(dir: TempDir, config: &str) -> Self {
+        Self::start_with_arguments(dir, config, &[])
+    }
+
+    /// As [`start_in`](Self::start_in), with further arguments.
+    #[must_use]
+    pub fn start_with_arguments(dir: TempDir, config: &str, arguments: &[&str]) -> Self {
         let config = dir.path().join(config);
-        let process = Self::spawn(&config, dir.path());
-        let mut control = Self { process, dir, config };
+        let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        let process = Self::spawn(&config, dir.path(), &arguments);
+        let mut control = Self { process, dir, config, arguments };
         control.wait_until_ready();
         control
     }
 
-    fn spawn(config: &Path, dir: &Path) -> Process {
+    fn spawn(config: &Path, dir: &Path, arguments: &[String]) -> Process {
         let mut command = Command::new(binaries::path("meshring"));
         command.arg("control").arg("--config").arg(config).arg("--run-dir").arg(dir.join("run"));
-        command.env_remove("MESHRING_RUN_DIR");
+        command.args(arguments).env_remove("MESHRING_RUN_DIR");
         Process::start("meshring control", &mut command)
     }
 
@@ -106,7 +114,7 @@ impl Control {
     /// Starts it again after it was ended, with the same directories.
     pub fn restart(&mut self) {
         self.process.kill();
-        self.process = Self::spawn(&self.config, self.dir.path());
+        self.process = Self::spawn(&self.config, self.dir.path(), &self.arguments);
         self.wait_until_ready();
     }
 

@@ -31,6 +31,11 @@ fn the_demo_shows_the_split_changes_it_and_ends_by_itself() {
     assert_share(*second_v2, second_v1 + second_v2, 0.5);
     assert!(output.contains("0 of 2000 failed") && output.contains("failed while the split changed"), "{output}");
     assert!(output.contains("subset: v2\n           weight: 80"), "{output}");
+    // Over mutual TLS, with the identities of its own files.
+    for identity in ["/ns/default/sa/productpage (installed)", "/ns/default/sa/reviews (installed)"] {
+        assert!(output.contains(identity), "{identity}: {output}");
+    }
+    assert!(output.contains("TLS handshakes counted at both ends together, 0 of them refused"), "{output}");
     // Nothing that it started is left.
     for pid in pids(&output) {
         assert!(!std::fs::exists(format!("/proc/{pid}")).unwrap(), "process {pid} of the demo is still there");

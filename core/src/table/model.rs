@@ -67,7 +67,7 @@ pub struct Table {
     /// What workloads demand; workloads, `namespace_policies` and `mesh_policy` refer to it.
     pub inbound_policies: Vec<InboundPolicy>,
     /// For workloads that are not listed: by [`NamespaceId`], an inbound policy or
-    /// [`POLICY_NONE`](super::security::POLICY_NONE). Shorter than `namespaces` where the last ones have none.
+    /// [`POLICY_NONE`]. Shorter than `namespaces` where the last ones have none.
     pub namespace_policies: Vec<u32>,
     /// For workloads of namespaces without a policy: likewise.
     pub mesh_policy: u32,
@@ -583,6 +583,6 @@ pub struct Workload {
     pub name: String,
     /// Its labels, sorted by key.
     pub labels: Vec<(String, String)>,
-    /// Position in `inbound_policies`, or [`POLICY_NONE`](super::security::POLICY_NONE).
+    /// Position in `inbound_policies`, or [`POLICY_NONE`].
     pub policy: u32,
 }

@@ -135,7 +135,7 @@ pub(super) async fn explain(State(control): Shared, Body(request): Body<ExplainR
             .map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("active snapshot: {error}")))?;
         let question = explain::Question::parse(&request)
             .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, error.to_string()))?;
-        Ok(Json(explain::explain(&snapshot, &question)))
+        Ok(Json(explain::explain(&snapshot, &control.view().world, &question)))
     })
     .await
 }

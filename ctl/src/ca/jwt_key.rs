@@ -150,6 +150,8 @@ impl JwtKeys {
 
 #[cfg(test)]
 mod tests {
+    use std::slice;
+
     use jsonwebtoken::Validation;
     use serde_json::{Value, json};
 
@@ -186,7 +188,7 @@ mod tests {
         let keys = JwtKeys::new(LIVES, begin).unwrap();
         let first = signer(&keys, begin);
         assert_eq!(keys.bundle(begin).unwrap().1, at(900));
-        assert_eq!(ids(&keys, at(899)), [first.clone()]);
+        assert_eq!(ids(&keys, at(899)), slice::from_ref(&first));
         let both = ids(&keys, at(900));
         assert_eq!((both.len(), &both[0]), (2, &first));
         assert_eq!(signer(&keys, at(999)), first);

@@ -10,7 +10,6 @@ pub mod jwt_key;
 mod operator;
 pub mod pem;
 mod rotation;
-mod spiffe;
 pub mod spire;
 mod store;
 pub mod tokens;
@@ -18,6 +17,7 @@ pub mod tokens;
 use std::{fmt, time::SystemTime};
 
 use meshring_core::identity::TrustBundle;
+pub use meshring_core::spiffe::{BadSpiffeId, SpiffeId};
 use zeroize::Zeroizing;
 
 pub use authority::{Authority, AuthorityError, CaCertificate, Settings};
@@ -25,7 +25,6 @@ pub use certificate::{BadCertificate, Facts, fingerprint};
 pub(crate) use certificate::{shown, unix_s};
 pub use operator::{BadOperatorCa, OperatorFiles};
 pub use rotation::{Phase, RotationError};
-pub use spiffe::{BadSpiffeId, SpiffeId};
 
 /// An identity with its proof: a certificate chain and the key to it.
 #[derive(Clone)]

@@ -109,7 +109,7 @@ fn check(facts: &Facts, trust_domain: &str, now: SystemTime) -> Result<(), Strin
         return Err(format!("certificate {subject} may not sign certificates (keyUsage keyCertSign is missing)"));
     }
     facts.valid_at(now).map_err(|error: BadCertificate| error.to_string())?;
-    let foreign = facts.uris.iter().filter_map(|uri| uri.parse::<SpiffeId>().ok());
+    let foreign = facts.uris.iter().filter_map(|uri| SpiffeId::of_either(uri).ok());
     if let Some(id) = foreign.into_iter().find(|id| id.trust_domain() != trust_domain) {
         return Err(format!(
             "certificate {subject} is of {id}, and the trust domain here is {trust_domain} (--trust-domain)"

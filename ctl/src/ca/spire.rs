@@ -174,7 +174,7 @@ impl Shared {
         for (id, der) in own.chain(foreign) {
             // Some servers key federated bundles by the bare name.
             let id = if id.contains("://") { id.to_owned() } else { format!("spiffe://{id}") };
-            let trust_domain = match id.parse::<SpiffeId>() {
+            let trust_domain = match SpiffeId::of_either(&id) {
                 Ok(id) => id.trust_domain().to_owned(),
                 Err(reason) => {
                     tracing::warn!("SPIRE sends a bundle of {id:?}: {reason}");

@@ -45,6 +45,10 @@ struct ProxyRates {
     p50_us: u64,
     p99_us: u64,
     connections: u64,
+    tls_handshakes_per_second: f64,
+    tls_refused_per_second: f64,
+    access_denied_per_second: f64,
+    jwt_refused_per_second: f64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -131,6 +135,10 @@ fn proxy_rates(old: Option<&ProxyStats>, new: &ProxyStats, seconds: f64) -> Prox
         p50_us: histogram::quantile_us(&durations, 0.5),
         p99_us: histogram::quantile_us(&durations, 0.99),
         connections: new.connections_active,
+        tls_handshakes_per_second: rate(new.tls_handshakes, old.map(|old| old.tls_handshakes)),
+        tls_refused_per_second: rate(new.tls_refused, old.map(|old| old.tls_refused)),
+        access_denied_per_second: rate(new.access_denied, old.map(|old| old.access_denied)),
+        jwt_refused_per_second: rate(new.jwt_refused, old.map(|old| old.jwt_refused)),
     }
 }
 
@@ -140,7 +148,9 @@ fn milliseconds(us: f64) -> String {
 
 fn text(picture: &Picture) -> String {
     let proxies = count(picture.proxies.len(), "proxy", "proxies");
-    let head = ["PROXY", "PID", "REQ/S", "5XX/S", "P50", "P99", "CONNECTIONS"].map(str::to_owned).to_vec();
+    let head = ["PROXY", "PID", "REQ/S", "5XX/S", "P50", "P99", "CONNECTIONS", "TLS/S", "TLS REFUSED/S", "DENIED/S"]
+        .map(str::to_owned)
+        .to_vec();
     let rows = picture.proxies.iter().map(|proxy| {
         vec![
             proxy.proxy.clone(),
@@ -150,6 +160,10 @@ fn text(picture: &Picture) -> String {
             milliseconds(proxy.p50_us as f64),
             milliseconds(proxy.p99_us as f64),
             proxy.connections.to_string(),
+            format!("{:.1}", proxy.tls_handshakes_per_second),
+            format!("{:.1}", proxy.tls_refused_per_second),
+            // By a policy, or for a token: 403 and 401.
+            format!("{:.0}", proxy.access_denied_per_second + proxy.jwt_refused_per_second),
         ]
     });
     let mut text = format!("generation {}, {proxies}\n\n", picture.generation);
@@ -193,6 +207,10 @@ mod tests {
             requests: v1 + v2,
             responses_5xx: 0,
             connections_active: 3,
+            tls_handshakes: v2 / 100,
+            tls_refused: 0,
+            access_denied: v2,
+            jwt_refused: v1,
             durations,
             clusters: vec![cluster("v1", v1), cluster("v2", v2)],
         };
@@ -207,6 +225,9 @@ mod tests {
         assert_eq!(shares, [20.0, 80.0]);
         assert_eq!(picture.clusters[1].mean_us, 100.0);
         assert!((100..=112).contains(&picture.proxies[0].p50_us), "{}", picture.proxies[0].p50_us);
+        let proxy = &picture.proxies[0];
+        assert_eq!((proxy.tls_handshakes_per_second, proxy.tls_refused_per_second), (4.0, 0.0));
+        assert_eq!((proxy.access_denied_per_second, proxy.jwt_refused_per_second), (400.0, 100.0));
         assert!(text(&picture).contains("80.0 %"));
     }
 }

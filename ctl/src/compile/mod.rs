@@ -24,15 +24,15 @@ use meshring_core::{
     },
 };
 
-pub use self::{
-    dns::{DnsTable, NoDns, Resolve},
-    jwt::{JwksSource, JwksTable, NoJwks},
-};
 use self::{
     access::AccessPolicies,
     cluster::Clusters,
     security::{Providers, Security},
     view::{View, Views},
+};
+pub use self::{
+    dns::{DnsTable, NoDns, Resolve},
+    jwt::{JwksSource, JwksTable, NoJwks},
 };
 use crate::spec::{
     HostPattern, Namespace, World,

@@ -16,6 +16,7 @@ use crate::{
     spec::Hostname,
 };
 
+mod access;
 mod security;
 
 /// A compiled world that can be asked as a proxy asks it.

@@ -4,10 +4,7 @@
 use std::collections::BTreeSet;
 
 use crate::spec::{
-    HostPattern, Hostname, Namespace, World,
-    rules::MeshVirtualService,
-    value::ExportTo,
-    virtual_service::Action,
+    HostPattern, Hostname, Namespace, World, rules::MeshVirtualService, value::ExportTo, virtual_service::Action,
 };
 
 /// What decides a host's virtual hosts. Two equal views give equal virtual hosts.

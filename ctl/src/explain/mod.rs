@@ -1,6 +1,7 @@
 //! Why a request goes where it goes. Runs the proxies' own lookup over the active snapshot and listens to it, so that
 //! the answer cannot differ from what a proxy does.
 
+mod access;
 mod question;
 mod rewrite;
 mod target;
@@ -14,14 +15,18 @@ use meshring_core::{
         ArchivedTable,
         lookup::{NoRoute, Observer, RequestView, Selected, Viewpoint},
         model::{
-            ArchivedAction, ArchivedBalancePolicy, ArchivedClusterKind, ArchivedCondition, ArchivedHeaderOp,
-            ArchivedRedirectPort, ArchivedRoute, ArchivedStringMatch, PORT_ANY, SCOPE_ALL, Settings,
+            ArchivedAction, ArchivedBalancePolicy, ArchivedClusterKind, ArchivedCondition, ArchivedDestination,
+            ArchivedHeaderOp, ArchivedRedirectPort, ArchivedRoute, ArchivedStringMatch, PORT_ANY, SCOPE_ALL, Settings,
         },
     },
 };
 use serde::{Deserialize, Serialize};
 
+use self::access::Sent;
+use crate::spec::World;
+
 pub use {
+    access::{Authorizer, Connection, DecidedBy, FoundAccess, FoundPolicy, FoundRule},
     question::{BadQuestion, Question},
     target::SeenPath,
 };
@@ -63,6 +68,9 @@ pub struct Explanation {
     pub rule: Option<ChosenRule>,
     /// Where to, by weight.
     pub destinations: Vec<FoundDestination>,
+    /// What the workloads there say to it: each answer once.
+    #[serde(default)]
+    pub access: Vec<FoundAccess>,
     /// Known names that resemble an unknown host.
     pub suggestions: Vec<String>,
 }
@@ -232,9 +240,9 @@ impl Observer for Listening<'_> {
     }
 }
 
-/// Explains a request against a snapshot.
+/// Explains a request against a snapshot. The world tells whose addresses the endpoints are.
 #[must_use]
-pub fn explain(snapshot: &Snapshot, question: &Question) -> Explanation {
+pub fn explain(snapshot: &Snapshot, world: &World, question: &Question) -> Explanation {
     let table = snapshot.table();
     let viewpoint = Viewpoint::resolve(table, &question.namespace, &question.workload);
     let mut explanation = Explanation {
@@ -251,6 +259,7 @@ pub fn explain(snapshot: &Snapshot, question: &Question) -> Explanation {
         skipped: Vec::new(),
         rule: None,
         destinations: Vec::new(),
+        access: Vec::new(),
         suggestions: Vec::new(),
     };
     match SeenPath::of(question, table.settings().path_normalization) {
@@ -258,7 +267,7 @@ pub fn explain(snapshot: &Snapshot, question: &Question) -> Explanation {
             // Rules are matched on the path without parameters.
             let seen = Question { path: path.matched.clone(), ..question.clone() };
             explanation.path = path;
-            look_up(snapshot, &viewpoint, &seen, &mut explanation);
+            look_up(snapshot, world, &viewpoint, &seen, &mut explanation);
         }
         Err(refusal) => refused(refusal, &mut explanation),
     }
@@ -273,7 +282,13 @@ fn refused(refusal: Refusal, explanation: &mut Explanation) {
     explanation.refusal = Some(refused);
 }
 
-fn look_up(snapshot: &Snapshot, viewpoint: &Viewpoint, question: &Question, explanation: &mut Explanation) {
+fn look_up(
+    snapshot: &Snapshot,
+    world: &World,
+    viewpoint: &Viewpoint,
+    question: &Question,
+    explanation: &mut Explanation,
+) {
     let table = snapshot.table();
     let mut recorder = Recorder::default();
     let mut listening = Listening { recorder: &mut recorder, table, question, viewpoint };
@@ -284,7 +299,10 @@ fn look_up(snapshot: &Snapshot, viewpoint: &Viewpoint, question: &Question, expl
     explanation.skipped = skipped(table, &recorder);
     explanation.resolution = recorder.resolution;
     match route {
-        Ok(selected) => chosen(snapshot, &selected, explanation),
+        Ok(selected) => {
+            let sent = Sent { snapshot, world, question: question.clone() };
+            chosen(sent, &selected, explanation);
+        }
         Err(why) => nothing(table, question, &why, explanation),
     }
 }
@@ -305,7 +323,8 @@ fn nothing(table: &ArchivedTable, question: &Question, why: &NoRoute, explanatio
     explanation.summary = summary;
 }
 
-fn chosen(snapshot: &Snapshot, selected: &Selected<'_>, explanation: &mut Explanation) {
+fn chosen(mut sent: Sent<'_>, selected: &Selected<'_>, explanation: &mut Explanation) {
+    let snapshot = sent.snapshot;
     let table = snapshot.table();
     let rule = selected.rule;
     let origin = table.origin(OriginId::from(&rule.origin));
@@ -323,9 +342,18 @@ fn chosen(snapshot: &Snapshot, selected: &Selected<'_>, explanation: &mut Explan
     if let Some(options) = rule.options.as_ref() {
         chosen.request_headers = header_ops(&options.request_headers);
         chosen.response_headers = header_ops(&options.response_headers);
+        access::edit(&mut sent.question, &options.request_headers);
         if let Some(rewrite) = options.rewrite.as_ref() {
             match rewrite::changes(snapshot, rewrite, selected.uri, &explanation.path) {
-                Ok(changes) => chosen.rewrite = changes,
+                Ok(changes) => {
+                    if let Some(path) = changes.path {
+                        sent.question.path = access::matched_path(&path);
+                    }
+                    if let Some(authority) = rewrite.authority.as_ref() {
+                        sent.question.authority = authority.to_string();
+                    }
+                    chosen.rewrite = changes.shown;
+                }
                 Err(refusal) => {
                     explanation.rule = Some(chosen);
                     return refused(refusal, explanation);
@@ -338,8 +366,10 @@ fn chosen(snapshot: &Snapshot, selected: &Selected<'_>, explanation: &mut Explan
     match &rule.action {
         ArchivedAction::Forward { first, count, weight_sum } => {
             let range = first.to_native() as usize..(first.to_native() + count.to_native()) as usize;
+            let destinations = &table.destinations[range];
             explanation.destinations =
-                table.destinations[range].iter().map(|d| destination(table, d, weight_sum.to_native())).collect();
+                destinations.iter().map(|d| destination(table, d, weight_sum.to_native())).collect();
+            explanation.access = access(&sent, destinations);
             explanation.outcome = "forward".to_owned();
             explanation.summary = forward_summary(&explanation.destinations, &place);
         }
@@ -359,6 +389,20 @@ fn chosen(snapshot: &Snapshot, selected: &Selected<'_>, explanation: &mut Explan
     explanation.rule = Some(chosen);
 }
 
+/// What workloads say to a request, for destinations that get any.
+fn access(sent: &Sent<'_>, destinations: &[ArchivedDestination]) -> Vec<FoundAccess> {
+    let mut found = Vec::new();
+    for destination in destinations.iter().filter(|destination| destination.weight.to_native() > 0) {
+        let mut question = sent.question.clone();
+        if let Some(headers) = destination.headers.as_ref() {
+            access::edit(&mut question, &headers.request);
+        }
+        let cluster = sent.snapshot.table().cluster(ClusterId::from(&destination.cluster));
+        access::of_cluster(&Sent { question, ..*sent }, cluster, &mut found);
+    }
+    found
+}
+
 fn forward_summary(destinations: &[FoundDestination], place: &str) -> String {
     let share = |d: &FoundDestination| match (&d.problem, d.endpoint_count) {
         (None, _) => format!("{:.4} % to {}", d.percent, d.cluster).replace(".0000 %", " %"),
@@ -369,11 +413,7 @@ fn forward_summary(destinations: &[FoundDestination], place: &str) -> String {
     format!("{} ({place})", destinations.iter().map(share).collect::<Vec<_>>().join(", "))
 }
 
-fn destination(
-    table: &ArchivedTable,
-    destination: &meshring_core::table::model::ArchivedDestination,
-    weight_sum: u32,
-) -> FoundDestination {
+fn destination(table: &ArchivedTable, destination: &ArchivedDestination, weight_sum: u32) -> FoundDestination {
     let cluster = table.cluster(ClusterId::from(&destination.cluster));
     let (weight, endpoint_count) = (destination.weight.to_native(), cluster.count.to_native());
     let listed = 0..endpoint_count.min(ENDPOINTS_LISTED_MAX);

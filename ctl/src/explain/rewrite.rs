@@ -9,6 +9,15 @@ use meshring_core::{
 
 use super::target::SeenPath;
 
+/// A rewrite's result.
+#[derive(Default)]
+pub(super) struct Changes {
+    /// For people.
+    pub(super) shown: Vec<String>,
+    /// The new path, normalised.
+    pub(super) path: Option<String>,
+}
+
 /// What a rewrite changes on a request, for people. Its result is normalised like a received path, which refuses what
 /// climbs above its root: `prefix: /api` with `uri: /` makes `/../x` of `/api../x`.
 pub(super) fn changes(
@@ -16,18 +25,19 @@ pub(super) fn changes(
     rewrite: &ArchivedRewrite,
     matched: UriMatch,
     path: &SeenPath,
-) -> Result<Vec<String>, Refusal> {
-    let mut list = Vec::new();
+) -> Result<Changes, Refusal> {
+    let mut changes = Changes::default();
     if let Some(rewritten) = rewritten_path(snapshot, rewrite, matched, path) {
         let level = snapshot.table().settings().path_normalization;
         let mut scratch = Vec::new();
         let normalized = String::from_utf8_lossy(normalize_rewritten(rewritten.as_bytes(), level, &mut scratch)?);
-        list.push(format!("path {} becomes {normalized}", path.normalized));
+        changes.shown.push(format!("path {} becomes {normalized}", path.normalized));
+        changes.path = Some(normalized.into_owned());
     }
     if let Some(authority) = rewrite.authority.as_ref() {
-        list.push(format!("Host becomes {authority}"));
+        changes.shown.push(format!("Host becomes {authority}"));
     }
-    Ok(list)
+    Ok(changes)
 }
 
 /// What a proxy makes of the path, before it normalises that.

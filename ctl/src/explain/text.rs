@@ -38,7 +38,8 @@ impl Display for Explanation {
         if let Some(rule) = &self.rule {
             chosen(f, rule)?;
         }
-        self.destinations.iter().try_for_each(|each| destination(f, each))
+        self.destinations.iter().try_for_each(|each| destination(f, each))?;
+        self.access.iter().try_for_each(|access| access.fmt(f))
     }
 }
 

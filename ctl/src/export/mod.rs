@@ -35,6 +35,18 @@ pub struct ProxyStats {
     pub responses_5xx: u64,
     /// Downstream connections that are open.
     pub connections_active: u64,
+    /// TLS handshakes that clients have begun, and those with upstreams.
+    #[serde(default)]
+    pub tls_handshakes: u64,
+    /// TLS handshakes that failed on either side, and plain requests where TLS is required.
+    #[serde(default)]
+    pub tls_refused: u64,
+    /// Requests that an AuthorizationPolicy denies.
+    #[serde(default)]
+    pub access_denied: u64,
+    /// Requests with a token that is not valid.
+    #[serde(default)]
+    pub jwt_refused: u64,
     /// Request durations: counts per bucket of the core's histogram.
     pub durations: Vec<u64>,
     /// One per cluster that has had traffic.
@@ -65,11 +77,19 @@ impl Stats {
             requests: proxy.stats.total(Counter::Requests),
             responses_5xx: proxy.stats.total(Counter::Responses5xx),
             connections_active: proxy.stats.total(Counter::ConnectionsActive),
+            tls_handshakes: sum(&proxy.stats, &[Counter::TlsHandshakes, Counter::TlsUpstream]),
+            tls_refused: sum(&proxy.stats, &[Counter::TlsRefused, Counter::TlsUpstreamFailures, Counter::TlsRequired]),
+            access_denied: proxy.stats.total(Counter::AccessDenied),
+            jwt_refused: proxy.stats.total(Counter::JwtRefused),
             durations: proxy.stats.durations(),
             clusters: clusters(&proxy.stats),
         });
         Self { at_ns: meshring_core::clock::monotonic_ns(), generation: fleet.active(), proxies: proxies.collect() }
     }
+}
+
+fn sum(page: &StatsPage, counters: &[Counter]) -> u64 {
+    counters.iter().map(|counter| page.total(*counter)).sum()
 }
 
 fn clusters(page: &StatsPage) -> Vec<ClusterStats> {

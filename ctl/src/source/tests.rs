@@ -316,7 +316,10 @@ fn files_are_found_in_order_without_hidden_ones() {
 fn kinds_are_named_as_kubectl_users_type_them() {
     for kind in Kind::ALL {
         assert_eq!(Kind::parse(kind.as_str()), Some(kind));
-        assert_eq!(Kind::parse(&format!("{kind}s").to_lowercase().replace("entrys", "entries").replace("policys", "policies")), Some(kind));
+        assert_eq!(
+            Kind::parse(&format!("{kind}s").to_lowercase().replace("entrys", "entries").replace("policys", "policies")),
+            Some(kind)
+        );
     }
     assert_eq!(Kind::parse("vs"), Some(Kind::VirtualService));
     assert_eq!(Kind::parse("sidecar"), None);

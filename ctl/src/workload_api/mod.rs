@@ -163,10 +163,8 @@ impl WorkloadApi {
         tokens::check_audience(&request.audience)?;
         let several = identities.len() > 1;
         if !request.spiffe_id.is_empty() {
-            let asked: SpiffeId = request
-                .spiffe_id
-                .parse()
-                .map_err(|reason| Status::invalid_argument(format!("spiffe_id: {reason}")))?;
+            let asked: SpiffeId =
+                request.spiffe_id.parse().map_err(|reason| Status::invalid_argument(format!("spiffe_id: {reason}")))?;
             identities.retain(|(id, _)| *id == asked);
             if identities.is_empty() {
                 return Err(Status::permission_denied(format!("user id {uid} is not bound to {asked}")));

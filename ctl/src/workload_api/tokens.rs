@@ -149,7 +149,7 @@ fn validate(
     })?;
     let claims = claims.claims;
     let subject = claims.get("sub").and_then(Value::as_str).and_then(|sub| sub.parse::<SpiffeId>().ok());
-    let subject = subject.filter(|id| id.trust_domain() == trust_domain && !id.path().is_empty());
+    let subject = subject.filter(|id| id.trust_domain() == trust_domain);
     let subject = subject.ok_or_else(|| refused("its subject is no SPIFFE id of this trust domain"))?;
     Ok(ValidateJwtSvidResponse { spiffe_id: subject.to_string(), claims: Some(fields(claims)) })
 }

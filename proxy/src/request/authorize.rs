@@ -228,6 +228,7 @@ impl AccessView for View<'_> {
         self.request.method()
     }
 
+    #[expect(clippy::misnamed_getters, reason = "what rules call the path is not all of what the application gets")]
     fn path(&self) -> &[u8] {
         self.request.rule_path
     }

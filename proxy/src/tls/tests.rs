@@ -293,7 +293,8 @@ fn clients_that_prove_nothing_are_refused_and_told_why() {
         let (authority, other) = (Authority::new(), Authority::new());
         let materials = materials(&authority, REVIEWS);
         let leaf = Leaf::of(PRODUCTPAGE);
-        let cases: [(&str, Option<(&Authority, Leaf)>, &str, &str); 8] = [
+        type Identity<'a> = Option<(&'a Authority, Leaf)>;
+        let cases: [(&str, Identity<'_>, &str, &str); 8] = [
             ("none", None, "tls.no_certificate", "CertificateRequired"),
             ("foreign", Some((&other, leaf.clone())), "tls.certificate_unknown_issuer", "UnknownCA"),
             (

@@ -211,11 +211,14 @@ impl Security {
     }
 }
 
+/// An address, and the way in which it is reached.
+type EndpointKey = (SocketAddr, Option<*const Origination>);
+
 /// All endpoints that a worker has used.
 #[derive(Debug, Default)]
 pub(crate) struct Endpoints {
     /// By address and position of the origination in memory, which the endpoint keeps alive.
-    by_address: RefCell<HashMap<(SocketAddr, Option<*const Origination>), Rc<Endpoint>>>,
+    by_address: RefCell<HashMap<EndpointKey, Rc<Endpoint>>>,
     originations: RefCell<HashSet<Rc<Origination>>>,
 }
 

@@ -2,7 +2,9 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use proptest::prelude::*;
 
-use super::super::forwarding::{Hop, client_address, client_certificate_line, kept_request_id, new_request_id, request_lines};
+use super::super::forwarding::{
+    Hop, client_address, client_certificate_line, kept_request_id, new_request_id, request_lines,
+};
 use super::super::{
     Bounds, FieldKind, Fields, HeaderEdits, KindSet, NoEdits, Refusal, RequestOut, ResponseOut, request, request_head,
     response_head, serialize,

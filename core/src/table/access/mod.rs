@@ -1,6 +1,6 @@
 //! Istio's AuthorizationPolicy as the data plane evaluates it.
 //!
-//! [`index`] finds the few rules that a request can match at all, [`evaluate`] decides, [`validate`] checks both in a
+//! [`index`] finds the few rules that a request can match at all, [`evaluate`] decides, `validate` checks both in a
 //! table that somebody else wrote.
 //!
 //! Nothing in a rule is decoded or parsed per request: texts are compared as bytes, so there is no request that cannot be

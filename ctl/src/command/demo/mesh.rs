@@ -14,6 +14,7 @@ use tokio::process::{Child, Command};
 
 use super::{Failure, REVIEWS_80_20, START_MAX, refused};
 use crate::api::{
+    certs::Certs,
     client::Client,
     types::{ProxyItem, Status},
 };
@@ -150,6 +151,7 @@ impl Mesh {
         let mut of_page = proxy("default/productpage-v1");
         of_page.args(["--outbound", &outbound.to_string()]);
         let mut of_reviews = proxy("default/reviews");
+        of_reviews.args(["--service-account", "reviews"]);
         for (inbound, application) in inbound.iter().zip(&reviews) {
             of_reviews.args(["--inbound", &format!("{inbound}={application}")]);
         }
@@ -194,7 +196,11 @@ impl Mesh {
                     listening += usize::from(tokio::net::TcpStream::connect(address).await.is_ok());
                 }
             }
-            if current == 2 && listening == 5 {
+            let certs = self.client.get::<Certs>("/v1/certs").await;
+            let known = certs.map_or(0, |certs| {
+                certs.certificates.identities.iter().filter(|identity| identity.state == "installed").count()
+            });
+            if current == 2 && listening == 5 && known == 2 {
                 return Ok(());
             }
             if Instant::now() > deadline {
@@ -204,7 +210,8 @@ impl Mesh {
                     |status| format!("control has generation {}", status.generation),
                 );
                 return Err(refused(format!(
-                    "not up after {} s: {current} of 2 sidecars are ready, {listening} of 5 addresses answer, {status}",
+                    "not up after {} s: {current} of 2 sidecars are ready, {known} of 2 have an identity, {listening} of 5 \
+                     addresses answer, {status}",
                     START_MAX.as_secs()
                 )));
             }
@@ -283,6 +290,20 @@ impl Mesh {
     /// The shop as Kubernetes and Istio know it, with the ports of this run.
     fn shop(&self) -> String {
         let [v1, v2] = self.addresses.inbound;
+        // The label says that it has a sidecar that speaks mutual TLS, the service account who it is.
+        let pod = |name: &str, account: &str| {
+            format!(
+                "---\n\
+                 apiVersion: v1\n\
+                 kind: Pod\n\
+                 metadata:\n\
+                 \u{20} name: {name}\n\
+                 \u{20} labels:\n\
+                 \u{20}   security.istio.io/tlsMode: istio\n\
+                 spec:\n\
+                 \u{20} serviceAccountName: {account}\n"
+            )
+        };
         let slice = |version: &str, inbound: SocketAddr| {
             let (address, port) = (inbound.ip(), inbound.port());
             format!(
@@ -300,7 +321,9 @@ impl Mesh {
                  \u{20} port: {port}\n\
                  endpoints:\n\
                  - addresses:\n\
-                 \u{20} - {address}\n"
+                 \u{20} - {address}\n\
+                 \u{20} targetRef: {{kind: Pod, name: reviews-{version}}}\n{}",
+                pod(&format!("reviews-{version}"), "reviews")
             )
         };
         format!(
@@ -313,7 +336,7 @@ impl Mesh {
              \u{20} ports:\n\
              \u{20} - name: http\n\
              \u{20}   port: 9080\n\
-             {}{}\
+             {}{}{}\
              ---\n\
              apiVersion: networking.istio.io/v1\n\
              kind: DestinationRule\n\
@@ -329,7 +352,8 @@ impl Mesh {
              \u{20}   labels:\n\
              \u{20}     version: v2\n",
             slice("v1", v1),
-            slice("v2", v2)
+            slice("v2", v2),
+            pod("productpage-v1", "productpage")
         )
     }
 }

@@ -14,7 +14,13 @@ use self::{
     traffic::{Load, Tally},
 };
 use super::{Done, Failure, output, refused};
-use crate::api::types::{File, Files, Outcome};
+use crate::{
+    api::{
+        certs::Certs,
+        types::{File, Files, Outcome},
+    },
+    export::{ProxyStats, Stats},
+};
 
 /// The user's own example, applied as it is.
 const REVIEWS_80_20: &str = include_str!("reviews-80-20.yaml");
@@ -67,6 +73,7 @@ async fn tell(mesh: &mut Mesh, options: &Options) -> Done {
     );
     mesh.start().await?;
     output::print(&mesh.topology());
+    output::print(&identities(mesh).await?);
 
     output::print("1. This file says how the calls to `reviews` are split between its two versions:\n\n");
     output::print(&indented(REVIEWS_80_20));
@@ -85,6 +92,7 @@ async fn tell(mesh: &mut Mesh, options: &Options) -> Done {
         first.p50_ms()
     ));
     first.check()?;
+    output::print(&handshakes(mesh).await?);
 
     output::print("3. The same file with 50 and 50, applied while page views go on:\n\n");
     let second = change_under_traffic(mesh).await?;
@@ -97,6 +105,30 @@ async fn tell(mesh: &mut Mesh, options: &Options) -> Done {
         drop(load);
     }
     Ok(())
+}
+
+/// Who the sidecars are to each other, as control has issued it.
+async fn identities(mesh: &Mesh) -> Result<String, Failure> {
+    let certs: Certs = mesh.client().get("/v1/certs").await?;
+    let mut text =
+        "   The sidecars speak mutual TLS with each other; each proves who it is by a certificate of control:\n"
+            .to_owned();
+    for item in &certs.certificates.identities {
+        let identity = item.identity.as_deref().unwrap_or("no identity");
+        text.push_str(&format!("     {}/{}: {identity} ({})\n", item.namespace, item.workload, item.state));
+    }
+    Ok(text + "   `meshring certs` shows them, and until when they are valid.\n\n")
+}
+
+/// That the page views went over TLS: by the sidecars' own counts.
+async fn handshakes(mesh: &Mesh) -> Result<String, Failure> {
+    let stats: Stats = mesh.client().get("/v1/stats").await?;
+    let sum = |of: fn(&ProxyStats) -> u64| stats.proxies.iter().map(of).sum::<u64>();
+    let (begun, refused) = (sum(|proxy| proxy.tls_handshakes), sum(|proxy| proxy.tls_refused));
+    if begun == 0 {
+        return Err(super::refused("the sidecars have not spoken TLS with each other"));
+    }
+    Ok(format!("   {begun} TLS handshakes counted at both ends together, {refused} of them refused\n\n"))
 }
 
 async fn change_under_traffic(mesh: &Mesh) -> Result<Tally, Failure> {
@@ -173,6 +205,7 @@ fn next_steps(mesh: &Mesh, hold: bool) -> String {
          \u{20}  {meshring} history\n\
          \u{20}  {meshring} rollback                               # the generation before, in microseconds\n\
          \u{20}  {meshring} proxies\n\
+         \u{20}  {meshring} certs                                  # who is who, until when\n\
          \u{20}  curl http://{page}/                    # one page view\n\n",
         fifty = mesh.fifty_path().display(),
         page = mesh.productpage(),

@@ -7,7 +7,7 @@ use meshring_core::table::{
 
 use super::*;
 
-fn security(kind: &str, name: &str, namespace: &str, rest: &str) -> String {
+pub(super) fn security(kind: &str, name: &str, namespace: &str, rest: &str) -> String {
     format!(
         "---\napiVersion: security.istio.io/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {rest}\n"
     )
@@ -17,7 +17,7 @@ fn peer(name: &str, namespace: &str, rest: &str) -> String {
     security("PeerAuthentication", name, namespace, rest)
 }
 
-fn pod(name: &str, namespace: &str, labels: &str, address: &str) -> String {
+pub(super) fn pod(name: &str, namespace: &str, labels: &str, address: &str) -> String {
     format!(
         "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}, labels: {{{labels}}}}}\nspec: \
          {{serviceAccountName: sa-{name}}}\nstatus: {{podIP: {address}}}\n"

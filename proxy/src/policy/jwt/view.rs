@@ -18,7 +18,6 @@ impl TokenView for Request<'_> {
         RequestView::authority(self)
     }
 
-    #[expect(clippy::misnamed_getters, reason = "as it goes upstream")]
     fn path(&self) -> &[u8] {
         self.path
     }

@@ -1,0 +1,236 @@
+//! Gateways: TLS that a proxy ends for clients from outside, by server name.
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::Path,
+    process::{Command, Output},
+    sync::Arc,
+};
+
+use meshring_tests::{
+    binaries::is_installed,
+    client::Client,
+    control::Control,
+    on_both_drivers,
+    pki::{Authority, Issued, Leaf},
+    proxy::{Driver, Proxy},
+    tls::{Caller, expect_alert},
+    upstream::Upstream,
+    wait,
+};
+use rustls::AlertDescription;
+
+on_both_drivers! {
+    a_gateway_shows_the_certificate_of_the_name_that_is_asked_for
+    a_mutual_gateway_wants_a_certificate_of_its_own_roots
+}
+
+/// A mesh whose only proxy is a gateway before one application.
+struct Edge {
+    control: Control,
+    gateway: Proxy,
+    authority: Arc<Authority>,
+    _application: Upstream,
+}
+
+const GATEWAY: &str = "apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: edge, namespace: default}
+spec:
+  address: 127.0.0.1
+  labels: {istio: ingressgateway}
+";
+
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for part in bytes.chunks(3) {
+        let word = part.iter().chain([&0; 2]).take(3).fold(0, |word, &byte| word << 8 | usize::from(byte));
+        for index in 0..4 {
+            let letter = ALPHABET[word >> (18 - 6 * index) & 63];
+            text.push(if index <= part.len() { char::from(letter) } else { '=' });
+        }
+    }
+    text
+}
+
+fn secret(name: &str, issued: &Issued, ca: Option<&Authority>) -> String {
+    let mut text = format!(
+        "---\napiVersion: v1\nkind: Secret\nmetadata: {{name: {name}, namespace: default}}\ntype: kubernetes.io/tls\n\
+         data:\n  tls.crt: {}\n  tls.key: {}\n",
+        base64(issued.chain_pem.as_bytes()),
+        base64(issued.key_pem.as_bytes())
+    );
+    if let Some(ca) = ca {
+        text += &format!("  ca.crt: {}\n", base64(ca.pem.as_bytes()));
+    }
+    text
+}
+
+fn server(port: u16, name: &str, host: &str, tls: &str) -> String {
+    format!(
+        "  - port: {{number: {port}, name: {name}, protocol: HTTPS}}\n    hosts: [\"{host}\"]\n    tls: {{{tls}}}\n"
+    )
+}
+
+fn gateway(servers: &[String]) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: edge, namespace: default}}\nspec:\n  \
+         selector: {{istio: ingressgateway}}\n  servers:\n{}",
+        servers.concat()
+    )
+}
+
+/// Services of these hosts, each answered by the application.
+fn services(application: SocketAddr, hosts: &[&str]) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: shop, namespace: \
+         default}}\nspec:\n  hosts: [{}]\n  location: MESH_EXTERNAL\n  resolution: STATIC\n  ports: [{{number: 80, name: \
+         http, protocol: HTTP}}]\n  endpoints:\n  - address: {}\n    ports: {{http: {}}}\n",
+        hosts.join(", "),
+        application.ip(),
+        application.port()
+    )
+}
+
+impl Edge {
+    fn start(driver: Driver) -> Self {
+        let application = Upstream::echoing();
+        let hosts = ["shop.example.com", "pay.example.com", "a.wild.example.com"];
+        let services = services(application.address(), &hosts);
+        let control = Control::start(&[("edge.yaml", GATEWAY), ("services.yaml", &services)]);
+        let gateway = control.proxy("default/edge").driver(driver).start();
+        control.wait_for_proxies(1);
+        Self { control, gateway, authority: Authority::new("public"), _application: application }
+    }
+
+    /// Publishes a Gateway with its Secrets, and waits until the credentials are there.
+    fn publish(&self, text: &str, credentials: usize) {
+        let before = self.control.generation();
+        self.control.write("gateway.yaml", text);
+        wait::until("the gateway", || (self.control.generation() > before).then_some(()));
+        self.control.wait_for_proxies(1);
+        wait::until("its credentials", || {
+            let certs = self.control.api("/v1/certs");
+            let list = certs["credentials"].as_array()?;
+            (list.iter().filter(|item| item["state"] == "ok" && item["installed"] == 1).count() == credentials)
+                .then_some(())
+        });
+    }
+
+    fn port(&self) -> u16 {
+        self.gateway.outbound().port()
+    }
+
+    fn caller(&self, name: &str) -> Caller {
+        Caller::new(&self.authority, None).asking_for(name)
+    }
+}
+
+/// The subject names of the certificate that a server shows.
+fn shown(client: &mut Client<meshring_tests::tls::Stream>) -> Vec<u8> {
+    client.stream_mut().conn.peer_certificates().unwrap()[0].to_vec()
+}
+
+fn a_gateway_shows_the_certificate_of_the_name_that_is_asked_for(driver: Driver) {
+    let edge = Edge::start(driver);
+    let port = edge.port();
+    let issued: Vec<Issued> = [["shop.example.com"], ["pay.example.com"], ["*.wild.example.com"]]
+        .iter()
+        .map(|names| edge.authority.issue(&Leaf::server(names)))
+        .collect();
+    let servers = [
+        server(port, "shop", "shop.example.com", "mode: SIMPLE, credentialName: shop"),
+        server(port, "pay", "pay.example.com", "mode: SIMPLE, credentialName: pay"),
+        server(port, "wild", "*.wild.example.com", "mode: SIMPLE, credentialName: wild"),
+    ];
+    let secrets = ["shop", "pay", "wild"].iter().zip(&issued).map(|(name, issued)| secret(name, issued, None));
+    let secrets: String = secrets.collect();
+    edge.publish(&(gateway(&servers) + &secrets), 3);
+    for (name, issued) in ["shop.example.com", "pay.example.com", "a.wild.example.com"].iter().zip(&issued) {
+        let mut client = edge.caller(name).connect(edge.gateway.outbound());
+        assert_eq!(shown(&mut client), issued.chain[0], "{name}");
+        let text = client.get(name, "/").expect(200).text();
+        assert!(text.contains("\nx-forwarded-proto: https\n"), "{text}");
+    }
+    let before = edge.control.metric("meshring_downstream_tls_refused_total", "");
+    let refused = edge.caller("unknown.example.com").refused(edge.gateway.outbound());
+    expect_alert(&refused, AlertDescription::UnrecognisedName);
+    wait::until("its count", || {
+        (edge.control.metric("meshring_downstream_tls_refused_total", "") > before).then_some(())
+    });
+    wait::until("its line in the log", || edge.gateway.process.line("tls.unknown_name"));
+
+    let mut plain = edge.gateway.connect();
+    let response = plain.get("shop.example.com", "/");
+    assert!(response.expect(400).text().contains("(tls_required)"), "{}", response.text());
+
+    // A new certificate for a name: the next connection sees it, an open one goes on.
+    let mut open = edge.caller("shop.example.com").connect(edge.gateway.outbound());
+    open.get("shop.example.com", "/").expect(200);
+    let newer = edge.authority.issue(&Leaf::server(&["shop.example.com"]));
+    let secrets = secret("shop", &newer, None) + &secret("pay", &issued[1], None) + &secret("wild", &issued[2], None);
+    edge.control.write("gateway.yaml", &(gateway(&servers) + &secrets));
+    wait::until("the new certificate", || {
+        let mut client = edge.caller("shop.example.com").connect(edge.gateway.outbound());
+        (shown(&mut client) == newer.chain[0]).then_some(())
+    });
+    open.get("shop.example.com", "/").expect(200);
+    let log = edge.gateway.process.output() + &edge.control.process.output();
+    assert!(!log.contains("PRIVATE KEY"), "{log}");
+}
+
+fn a_mutual_gateway_wants_a_certificate_of_its_own_roots(driver: Driver) {
+    let edge = Edge::start(driver);
+    let customers = Authority::new("customers");
+    let issued = edge.authority.issue(&Leaf::server(&["shop.example.com"]));
+    let servers = [server(edge.port(), "shop", "shop.example.com", "mode: MUTUAL, credentialName: shop")];
+    edge.publish(&(gateway(&servers) + &secret("shop", &issued, Some(&customers))), 1);
+    let address = edge.gateway.outbound();
+    let call = |identity: Option<&Issued>| Caller::new(&edge.authority, identity).asking_for("shop.example.com");
+    expect_alert(&call(None).refused(address), AlertDescription::CertificateRequired);
+    let stranger = Authority::new("strangers").issue(&Leaf::server(&["customer-7"]));
+    expect_alert(&call(Some(&stranger)).refused(address), AlertDescription::UnknownCA);
+    let customer = customers.issue(&Leaf::server(&["customer-7"]));
+    call(Some(&customer)).connect(address).get("shop.example.com", "/").expect(200);
+}
+
+/// curl, for a name that resolves to the gateway.
+fn curl(edge: &Edge, ca: &Path, name: &str) -> Output {
+    let address = edge.gateway.outbound();
+    let mut command = Command::new("curl");
+    command.args(["-sS", "--max-time", "20", "--cacert"]).arg(ca);
+    command.arg("--resolve").arg(format!("{name}:{}:{}", address.port(), address.ip()));
+    command.arg(format!("https://{name}:{}/", address.port())).output().unwrap()
+}
+
+#[test]
+fn curl_believes_a_gateway_for_the_right_name_and_root_only() {
+    if !is_installed("curl") {
+        return;
+    }
+    let edge = Edge::start(Driver::Auto);
+    let dir = tempfile::TempDir::new().unwrap();
+    let (ca, _) = edge.authority.write(dir.path(), "public");
+    let (other, _) = Authority::new("other").write(dir.path(), "other");
+    let (certificate, key) = edge.authority.issue(&Leaf::server(&["shop.example.com"])).write(dir.path(), "shop");
+    // Files in place of a Secret.
+    let files = format!("mode: SIMPLE, serverCertificate: {}, privateKey: {}", certificate.display(), key.display());
+    let servers = [
+        server(edge.port(), "shop", "shop.example.com", &files),
+        server(edge.port(), "pay", "pay.example.com", &files),
+    ];
+    edge.publish(&gateway(&servers), 1);
+    let good = curl(&edge, &ca, "shop.example.com");
+    assert!(good.status.success(), "{}", String::from_utf8_lossy(&good.stderr));
+    // A name that the certificate is not for, a root that has not signed it, a name that no Gateway has.
+    for (ca, name, code) in
+        [(&ca, "pay.example.com", 60), (&other, "shop.example.com", 60), (&ca, "no.example.com", 35)]
+    {
+        let bad = curl(&edge, ca, name);
+        assert_eq!(bad.status.code(), Some(code), "{name}: {}", String::from_utf8_lossy(&bad.stderr));
+    }
+    assert!(fs::metadata(&key).is_ok());
+}

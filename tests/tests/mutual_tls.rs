@@ -1,0 +1,147 @@
+//! Mutual TLS between two sidecars, and what PeerAuthentication makes of those who come otherwise.
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
+
+use meshring_tests::{
+    alone,
+    client::{Client, request},
+    load::{self, Load},
+    on_both_drivers,
+    pki::{Leaf, spiffe},
+    proxy::Driver,
+    tls::{Caller, Mesh, expect_alert, peer_authentication},
+    upstream::Upstream,
+    wait,
+};
+use rustls::AlertDescription;
+
+on_both_drivers! {
+    an_application_learns_who_calls
+    strict_takes_mutual_tls_only
+    permissive_takes_both_and_disable_plain_text_only
+    a_port_can_have_a_mode_of_its_own
+    a_mode_that_changes_under_load_fails_no_client_with_a_certificate
+}
+
+const HANDSHAKES: &str = "downstream_tls_handshakes_total";
+const REFUSED: &str = "downstream_tls_refused_total";
+const REQUIRED: &str = "downstream_tls_required_total";
+
+fn mode(mode: &str) -> String {
+    peer_authentication(mode, "")
+}
+
+/// The value of a field in what an echoing application says.
+fn field<'t>(text: &'t str, name: &str) -> Option<&'t str> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+}
+
+fn an_application_learns_who_calls(driver: Driver) {
+    let application = Upstream::echoing();
+    let mesh = Mesh::start(driver, &[application.address()], &[("mode.yaml", &mode("STRICT"))]);
+    let mut client = mesh.client.connect();
+    let handshakes = mesh.server_metric(HANDSHAKES);
+    for _ in 0..3 {
+        // What the application beside the client says about itself goes on, and ours comes behind it as with Istio; it
+        // is the last element that the server's sidecar vouches for.
+        let text = client.get("reviews", "/who").expect(200).text();
+        let element = field(&text, "x-forwarded-client-cert").unwrap_or_else(|| panic!("no certificate in {text}"));
+        let hash = element
+            .strip_prefix(&format!("By={};Hash=", spiffe("reviews")))
+            .and_then(|rest| rest.strip_suffix(&format!(";Subject=\"\";URI={}", spiffe("client"))))
+            .unwrap_or_else(|| panic!("{element}"));
+        assert!(hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()), "{hash}");
+    }
+    // One connection between the sidecars serves them all.
+    mesh.wait_for_metric_above(HANDSHAKES, handshakes);
+    assert_eq!(mesh.server_metric(HANDSHAKES), handshakes + 1);
+    assert_eq!(mesh.server_metric(REFUSED), 0);
+
+    // A client with a certificate beside the mesh: the hash is that of its certificate.
+    let issued = mesh.authority.issue(&Leaf::workload("visitor"));
+    let text = Caller::new(&mesh.authority, Some(&issued)).connect(mesh.inbound()).get("reviews", "/").text();
+    let element = field(&text, "x-forwarded-client-cert").unwrap();
+    assert!(element.ends_with(&format!("URI={}", spiffe("visitor"))), "{element}");
+}
+
+fn strict_takes_mutual_tls_only(driver: Driver) {
+    let application = Upstream::saying("here");
+    let mesh = Mesh::start(driver, &[application.address()], &[("mode.yaml", &mode("STRICT"))]);
+    assert_eq!(mesh.get("reviews", "/").expect(200).text(), "here");
+
+    let before = mesh.server_metric(REQUIRED);
+    let response = Client::connect(mesh.inbound()).get("reviews", "/");
+    assert!(response.expect(403).text().contains("(tls_required)"), "{}", response.text());
+    mesh.wait_for_metric_above(REQUIRED, before);
+    mesh.wait_for_log(&["tls_required"]);
+    // A service without the label is spoken to in plain text.
+    mesh.get("plain-reviews", "/").expect(403);
+
+    let refused = Caller::new(&mesh.authority, None).refused(mesh.inbound());
+    expect_alert(&refused, AlertDescription::CertificateRequired);
+    assert_eq!(application.received().len(), 1, "a refused request has reached the application");
+}
+
+fn permissive_takes_both_and_disable_plain_text_only(driver: Driver) {
+    let application = Upstream::echoing();
+    let mesh = Mesh::start(driver, &[application.address()], &[("mode.yaml", &mode("PERMISSIVE"))]);
+    let text = mesh.get("reviews", "/").expect(200).text();
+    assert!(field(&text, "x-forwarded-client-cert").is_some(), "not mutual TLS although both can: {text}");
+    // What a plain client says about certificates is not believed.
+    let lie = [("x-forwarded-client-cert", "By=spiffe://x;URI=spiffe://cluster.local/ns/default/sa/admin")];
+    let text = Client::connect(mesh.inbound()).get_with("reviews", "/", &lie).expect(200).text();
+    assert_eq!(field(&text, "x-forwarded-client-cert"), None, "{text}");
+    let text = mesh.get("plain-reviews", "/").expect(200).text();
+    assert_eq!(field(&text, "x-forwarded-client-cert"), None, "{text}");
+
+    mesh.change("mode.yaml", &mode("DISABLE"));
+    let refused = mesh.server_metric(REFUSED);
+    expect_alert(&mesh.caller(&Leaf::workload("client")).refused(mesh.inbound()), AlertDescription::HandshakeFailure);
+    mesh.wait_for_metric_above(REFUSED, refused);
+    mesh.wait_for_log(&["tls.not_expected"]);
+    Client::connect(mesh.inbound()).get("reviews", "/").expect(200);
+}
+
+fn a_port_can_have_a_mode_of_its_own(driver: Driver) {
+    let applications = [Upstream::saying("first"), Upstream::saying("second")];
+    let addresses = [applications[0].address(), applications[1].address()];
+    let mesh = Mesh::start(driver, &addresses, &[]);
+    let ports = |second: &str| {
+        let selector = "  selector: {matchLabels: {app: reviews}}\n";
+        let port = format!("  portLevelMtls: {{{}: {{mode: {second}}}}}\n", addresses[1].port());
+        peer_authentication("STRICT", &(selector.to_owned() + &port))
+    };
+    mesh.change("mode.yaml", &ports("DISABLE"));
+    let [first, second] = mesh.server.inbound()[..] else { panic!("two listeners") };
+    Client::connect(first).get("reviews", "/").expect(403);
+    assert_eq!(Client::connect(second).get("second", "/").expect(200).text(), "second");
+    expect_alert(&mesh.caller(&Leaf::workload("client")).refused(second), AlertDescription::HandshakeFailure);
+    assert_eq!(mesh.caller(&Leaf::workload("client")).connect(first).get("reviews", "/").expect(200).text(), "first");
+
+    mesh.change("mode.yaml", &ports("PERMISSIVE"));
+    assert_eq!(Client::connect(second).get("second", "/").expect(200).text(), "second");
+    assert_eq!(mesh.get("second", "/").expect(200).text(), "second");
+    Client::connect(first).get("reviews", "/").expect(403);
+}
+
+fn a_mode_that_changes_under_load_fails_no_client_with_a_certificate(driver: Driver) {
+    let _alone = alone();
+    let application = Upstream::saying("here");
+    let mesh = Mesh::start(driver, &[application.address()], &[("mode.yaml", &mode("PERMISSIVE"))]);
+    let mut plain = Client::connect(mesh.inbound());
+    plain.get("reviews", "/").expect(200);
+    let mut mutual = mesh.caller(&Leaf::workload("visitor")).connect(mesh.inbound());
+    let load = Load::start(mesh.client.outbound(), 8, request("GET", "reviews", "/", &[]), load::is_ok);
+    load.pass(200);
+    mesh.change("mode.yaml", &mode("STRICT"));
+    // A connection from before is no way around the new rule.
+    let response = plain.get("reviews", "/");
+    assert!(response.expect(403).text().contains("(tls_required)"));
+    plain.expect_end();
+    mutual.get("reviews", "/").expect(200);
+    load.pass(200);
+    mesh.change("mode.yaml", &mode("PERMISSIVE"));
+    load.pass(200);
+    Client::connect(mesh.inbound()).get("reviews", "/").expect(200);
+    assert!(load.finish() > 600);
+    wait::until("no request in flight", || (mesh.server_metric("downstream_tls_refused_total") == 0).then_some(()));
+}

@@ -1,0 +1,288 @@
+//! Certificates, handshakes and clients that must not get in: each is refused with the right alert or status, counted, and
+//! named in the log, which tells no secrets.
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{Shutdown, TcpStream},
+    time::{Duration, Instant},
+};
+
+use meshring_tests::{
+    client::Client,
+    on_both_drivers,
+    pki::{Authority, Issued, Leaf, spiffe},
+    proxy::Driver,
+    tls::{Caller, Mesh, Refused, expect_alert, peer_authentication},
+    upstream::Upstream,
+    wait,
+};
+use rustls::AlertDescription;
+
+on_both_drivers! {
+    bad_certificates_are_refused_with_their_alert_and_reason
+    garbage_and_truncated_handshakes_end_with_an_alert_or_silently
+    a_client_that_stops_in_the_middle_of_its_handshake_is_ended_at_the_deadline
+}
+
+const REFUSED: &str = "downstream_tls_refused_total";
+
+fn strict(application: &Upstream, driver: Driver) -> Mesh {
+    let mode = peer_authentication("STRICT", "");
+    Mesh::start(driver, &[application.address()], &[("mode.yaml", &mode)])
+}
+
+/// Private keys and what is inside of them must not be in a log.
+fn assert_no_secrets(mesh: &Mesh, issued: &[Issued]) {
+    for log in [mesh.server.process.output(), mesh.client.process.output(), mesh.control.process.output()] {
+        assert!(!log.contains("PRIVATE KEY") && !log.contains("panicked"), "{log}");
+        for issued in issued {
+            for line in issued.key_pem.lines().filter(|line| line.len() > 40) {
+                assert!(!log.contains(line), "a key is in the log");
+            }
+        }
+    }
+}
+
+fn bad_certificates_are_refused_with_their_alert_and_reason(driver: Driver) {
+    let application = Upstream::saying("here");
+    let mesh = strict(&application, driver);
+    let ours = |leaf: &Leaf| mesh.authority.issue(leaf);
+    let visitor = Leaf::workload("visitor");
+    let oversized = {
+        let mut issued = ours(&visitor);
+        // 5 x 16 KiB behind the leaf: nobody's issuer, and more than a flight may have.
+        let large = ours(&Leaf { padding: 16_000, ..visitor.clone() });
+        issued.chain.extend(vec![large.chain[0].clone(); 5]);
+        issued
+    };
+    let nul = [spiffe("visitor").as_bytes(), b"\0.example.com"].concat();
+    let two = vec![spiffe("visitor").into_bytes(), spiffe("admin").into_bytes()];
+    let cases: [(&str, Issued, &[AlertDescription], &[&str]); 9] = [
+        (
+            "expired",
+            ours(&Leaf { begins_s: -7_000, ends_s: -600, ..visitor.clone() }),
+            &[AlertDescription::CertificateExpired],
+            &["tls.certificate_expired"],
+        ),
+        (
+            "not yet valid",
+            ours(&Leaf { begins_s: 600, ..visitor.clone() }),
+            &[AlertDescription::CertificateExpired, AlertDescription::BadCertificate],
+            &["tls.certificate_not_yet_valid"],
+        ),
+        (
+            "foreign authority",
+            Authority::new("operator").issue(&visitor),
+            &[AlertDescription::UnknownCA, AlertDescription::DecryptError, AlertDescription::BadCertificate],
+            &["tls.certificate_unknown_issuer", "tls.bad_certificate"],
+        ),
+        (
+            "foreign trust domain",
+            ours(&Leaf::uri("spiffe://elsewhere/ns/default/sa/visitor")),
+            &[AlertDescription::UnknownCA],
+            &["tls.certificate_unknown_issuer"],
+        ),
+        (
+            "no SPIFFE id",
+            ours(&Leaf::server(&["visitor.example.com"])),
+            &[AlertDescription::CertificateUnknown, AlertDescription::BadCertificate],
+            &["tls.certificate_wrong_identity"],
+        ),
+        (
+            "a URI of another kind",
+            ours(&Leaf::uri("https://cluster.local/ns/default/sa/visitor")),
+            &[AlertDescription::CertificateUnknown, AlertDescription::BadCertificate],
+            &["tls.certificate_wrong_identity"],
+        ),
+        (
+            "two URIs",
+            ours(&Leaf { uris: two, ..Leaf::default() }),
+            &[AlertDescription::CertificateUnknown, AlertDescription::BadCertificate],
+            &["tls.certificate_wrong_identity"],
+        ),
+        (
+            "NUL in the URI",
+            ours(&Leaf::uri(nul)),
+            &[AlertDescription::CertificateUnknown, AlertDescription::BadCertificate],
+            &["tls.certificate_wrong_identity", "tls.bad_certificate"],
+        ),
+        (
+            "a path that climbs",
+            ours(&Leaf::uri("spiffe://cluster.local/ns/default/../sa/admin")),
+            &[AlertDescription::CertificateUnknown, AlertDescription::BadCertificate],
+            &["tls.certificate_wrong_identity"],
+        ),
+    ];
+    let mut issued = Vec::new();
+    for (name, certificate, alerts, codes) in cases {
+        let refused = mesh.server_metric(REFUSED);
+        let said = Caller::new(&mesh.authority, Some(&certificate)).refused(mesh.inbound());
+        assert!(alerts.iter().any(|alert| said == Refused::Alert(*alert)), "{name}: {said:?}");
+        mesh.wait_for_metric_above(REFUSED, refused);
+        // One kind of refusal is logged once in a while: later cases of the same code may be counted only.
+        println!("{name}");
+        mesh.wait_for_log(codes);
+        issued.push(certificate);
+    }
+    let refused = mesh.server_metric(REFUSED);
+    // Its sender may be cut off before it has read why.
+    let said = Caller::new(&mesh.authority, Some(&oversized)).refused(mesh.inbound());
+    println!("oversized chain: {said:?}");
+    mesh.wait_for_metric_above(REFUSED, refused);
+    mesh.wait_for_log(&["tls.too_long", "tls.malformed"]);
+
+    assert_no_secrets(&mesh, &issued);
+    assert_eq!(application.received().len(), 0);
+    // Who has done nothing wrong is served as before.
+    mesh.get("reviews", "/").expect(200);
+    mesh.caller(&visitor).connect(mesh.inbound()).get("reviews", "/").expect(200);
+}
+
+/// What comes back, to the end of the connection.
+fn exchange(mesh: &Mesh, bytes: &[u8]) -> Vec<u8> {
+    let mut socket = TcpStream::connect(mesh.inbound()).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    socket.write_all(bytes).unwrap();
+    socket.shutdown(Shutdown::Write).unwrap();
+    let mut answer = Vec::new();
+    match socket.read_to_end(&mut answer) {
+        Ok(_) => answer,
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => answer,
+        Err(error) => panic!("neither an answer nor an end: {error}"),
+    }
+}
+
+/// A ClientHello that openssl or rustls would send, caught on a socket.
+fn client_hello(mesh: &Mesh) -> Vec<u8> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let caller = mesh.caller(&Leaf::workload("visitor"));
+    let client = std::thread::spawn(move || caller.try_connect(address).is_err());
+    let (mut socket, _) = listener.accept().unwrap();
+    let mut head = [0; 5];
+    socket.read_exact(&mut head).unwrap();
+    let mut body = vec![0; usize::from(u16::from_be_bytes([head[3], head[4]]))];
+    socket.read_exact(&mut body).unwrap();
+    drop(socket);
+    assert!(client.join().unwrap());
+    [&head[..], &body].concat()
+}
+
+fn garbage_and_truncated_handshakes_end_with_an_alert_or_silently(driver: Driver) {
+    let application = Upstream::saying("here");
+    let mesh = strict(&application, driver);
+    let hello = client_hello(&mesh);
+    let mut wrong_length = hello.clone();
+    wrong_length[6] = 0xff;
+    let mut broken = hello.clone();
+    let last = broken.len() - 1;
+    broken.truncate(last);
+    let record = |kind: u8, body: &[u8]| {
+        let len = u16::try_from(body.len()).unwrap().to_be_bytes();
+        [&[kind, 3, 1], &len[..], body].concat()
+    };
+    let cases: [(&str, Vec<u8>); 7] = [
+        ("a handshake record of noise", record(22, &[0xA5; 200])),
+        ("an empty record", record(22, &[])),
+        ("a message of another kind", record(22, &[2, 0, 0, 1, 0])),
+        ("a length that does not fit", wrong_length),
+        ("a hello without its last byte", broken),
+        ("the first byte only", hello[..1].to_vec()),
+        ("data in the place of what follows", [&hello[..], &record(23, &[0; 64])].concat()),
+    ];
+    for (name, bytes) in cases {
+        let refused = mesh.server_metric(REFUSED);
+        let answer = exchange(&mesh, &bytes);
+        assert!(!answer.starts_with(b"HTTP/"), "{name}: {}", String::from_utf8_lossy(&answer));
+        mesh.wait_for_metric_above(REFUSED, refused);
+    }
+    let answer = exchange(&mesh, &record(22, &[0xA5; 200]));
+    // An alert, fatal.
+    assert!(answer.len() == 7 && answer[0] == 21 && answer[5] == 2, "{answer:?}");
+    // A hello in many small pieces is none of these.
+    let mut dripping = TcpStream::connect(mesh.inbound()).unwrap();
+    dripping.set_nodelay(true).unwrap();
+    for piece in hello.chunks(16) {
+        dripping.write_all(piece).unwrap();
+    }
+    dripping.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut first = [0];
+    dripping.read_exact(&mut first).unwrap();
+    assert_eq!(first, [22], "the server's hello");
+
+    // Not TLS at all: what HTTP makes of it, and never a 200.
+    for bytes in [&b"\0\0\0\0\r\n\r\n"[..], b"GET / HTTP/1.1\r\nhost: reviews\r\n\r\n", b"\x80\x2e\x01\x03\x01\0\x15"] {
+        let answer = exchange(&mesh, bytes);
+        let text = String::from_utf8_lossy(&answer);
+        assert!(text.is_empty() || text.starts_with("HTTP/1.1 4"), "{text}");
+    }
+    assert_eq!(application.received().len(), 0);
+    mesh.get("reviews", "/").expect(200);
+    mesh.server.process.output().lines().for_each(|line| assert!(!line.contains("panicked"), "{line}"));
+}
+
+fn a_client_that_stops_in_the_middle_of_its_handshake_is_ended_at_the_deadline(driver: Driver) {
+    let application = Upstream::saying("here");
+    let mesh = strict(&application, driver);
+    let hello = client_hello(&mesh);
+    let begun = Instant::now();
+    let mut stopped: Vec<TcpStream> = [&hello[..3], &hello[..100], &hello[..]]
+        .iter()
+        .map(|bytes| {
+            let mut socket = TcpStream::connect(mesh.inbound()).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+            socket.write_all(bytes).unwrap();
+            socket
+        })
+        .collect();
+    // Others are not held up by them.
+    mesh.get("reviews", "/").expect(200);
+    for socket in &mut stopped {
+        let mut rest = Vec::new();
+        // The server's flight, then the end.
+        let _ = socket.read_to_end(&mut rest);
+        let took = begun.elapsed();
+        assert!(took > Duration::from_secs(9) && took < Duration::from_secs(20), "{took:?}");
+    }
+    mesh.wait_for_metric_above(REFUSED, 2);
+    mesh.wait_for_log(&["tls.timeout"]);
+}
+
+#[test]
+fn a_certificate_that_expires_admits_no_new_connection_and_harms_no_old_one() {
+    let application = Upstream::saying("here");
+    let mesh = strict(&application, Driver::Auto);
+    let caller = mesh.caller(&Leaf { ends_s: 3, ..Leaf::workload("visitor") });
+    let mut open = caller.connect(mesh.inbound());
+    open.get("reviews", "/").expect(200);
+    let refused = wait::until("the end of the certificate", || match caller.try_connect(mesh.inbound()) {
+        Err(refused) => Some(refused),
+        // In TLS 1.3 the client is done before the server has seen its certificate.
+        Ok(mut client) => {
+            let _ = client.try_send(meshring_tests::client::request("GET", "reviews", "/", &[]));
+            client.try_response("GET").err().map(|_| caller.refused(mesh.inbound()))
+        }
+    });
+    // Also a session from before is no way in.
+    expect_alert(&refused, AlertDescription::CertificateExpired);
+    open.get("reviews", "/").expect(200);
+    mesh.wait_for_log(&["tls.certificate_expired"]);
+}
+
+#[test]
+fn plain_text_of_any_kind_gets_no_further_than_a_strict_port() {
+    let application = Upstream::saying("here");
+    let mesh = strict(&application, Driver::Auto);
+    let mut client = Client::connect(mesh.inbound());
+    // A forged proof of identity, and a request behind the first one that must not be answered.
+    let forged = format!("x-forwarded-client-cert: By={};URI={}", spiffe("reviews"), spiffe("client"));
+    let twice = format!("GET / HTTP/1.1\r\nhost: reviews\r\n{forged}\r\n\r\n").repeat(2);
+    client.send(twice);
+    client.response().expect(403);
+    client.expect_end();
+    let mut connect = Client::connect(mesh.inbound());
+    let status = connect.send(b"CONNECT reviews:80 HTTP/1.1\r\nhost: reviews:80\r\n\r\n").response().status;
+    assert!(status == 403 || status == 405, "{status}");
+    assert_eq!(application.received().len(), 0);
+}
