@@ -71,7 +71,8 @@ pub enum Severity {
     Info,
     /// The input is accepted, but something in it does not do what it says.
     Warning,
-    /// The whole set of files is refused.
+    /// The whole set of files is refused. Where the analysis of references finds one, `analyze` fails, and control
+    /// publishes what denies.
     Error,
 }
 
@@ -170,6 +171,14 @@ impl Code {
     pub const UNKNOWN_SECRET: Self = Self("MR0513");
     /// A selector that no workload matches.
     pub const NO_WORKLOAD: Self = Self("MR0514");
+    /// A condition on a token where no token is read.
+    pub const NO_TOKEN: Self = Self("MR0515");
+    /// A denial of identities where requests without an identity are taken.
+    pub const NO_IDENTITY: Self = Self("MR0516");
+    /// A provider that the MeshConfig does not have: what refers to it denies.
+    pub const UNKNOWN_PROVIDER: Self = Self("MR0517");
+    /// Two authorizers for one workload: every request to it is denied.
+    pub const CONFLICTING_PROVIDERS: Self = Self("MR0518");
     /// A field that Istio or Kubernetes knows and that is not yet honoured here.
     pub const FIELD_NOT_HONOURED: Self = Self("MR0601");
     /// A kind that Istio knows and that is not yet honoured here.

@@ -1,6 +1,11 @@
 //! References of security resources that lead nowhere: Secrets, workloads and authorizers that are not there, and
 //! policies that hide each other.
 
+mod access;
+
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use super::{
@@ -20,6 +25,7 @@ pub(super) fn analyze(world: &World, diagnostics: &mut Vec<Diagnostic>) {
     gateways(world, diagnostics);
     authorizers(world, diagnostics);
     hidden_policies(world, diagnostics);
+    access::analyze(world, diagnostics);
 }
 
 fn warning(code: Code, resource: &Resource, place: Place, field: String, message: String) -> Diagnostic {

@@ -52,6 +52,12 @@ impl Buffers {
         Held { bytes: bytes.into(), pool: Rc::clone(self) }
     }
 
+    /// Counts memory as used that lies elsewhere, until it is dropped.
+    pub(crate) fn reserve(self: &Rc<Self>, bytes: usize) -> Reserved {
+        self.used_bytes.set(self.used_bytes.get() + bytes);
+        Reserved { bytes, pool: Rc::clone(self) }
+    }
+
     /// Bytes that grow, in an allocation of their own; for what peers say before they are known.
     pub(crate) fn counted(self: &Rc<Self>) -> Counted {
         Counted { bytes: Vec::new(), counted: 0, pool: Rc::clone(self) }
@@ -177,6 +183,25 @@ impl Drop for Held {
         used.set(used.get() - self.bytes.len());
         let held = &self.pool.held_bytes;
         held.set(held.get() - self.bytes.len());
+    }
+}
+
+/// Memory that lies elsewhere and counts as used.
+pub(crate) struct Reserved {
+    bytes: usize,
+    pool: Rc<Buffers>,
+}
+
+impl fmt::Debug for Reserved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reserved").field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        let used = &self.pool.used_bytes;
+        used.set(used.get() - self.bytes);
     }
 }
 

@@ -1,9 +1,12 @@
-//! A large body from socket to socket without a copy to userspace, where both carry plain bytes: without TLS, or with the
-//! kernel's.
+//! A large body from socket to socket without a copy to userspace, where both carry plain bytes and at least one has the kernel's
+//! TLS. Between two sockets without TLS a buffer does as well, and a reader that stalls pins less.
 
 use std::{io, os::fd::RawFd};
 
+use meshring_core::limits::SPLICE_PIPE_BYTES;
+
 use super::{
+    buffers::Reserved,
     conn::{ReadHalf, WriteHalf},
     ktls::{Pipe, Spliced, set_nonblocking},
     readiness,
@@ -18,6 +21,8 @@ pub(crate) struct Splice {
     to: RawFd,
     /// What the sockets were before.
     were_nonblocking: (bool, bool),
+    /// What a reader that stalls may leave in the pipe.
+    _memory: Reserved,
 }
 
 /// What came of reading.
@@ -32,13 +37,15 @@ pub(crate) enum Moved {
 }
 
 impl Splice {
-    /// `None` where one of them is not plain, or there is no pipe to be had: then buffers will do.
+    /// `None` where one of them is not plain or neither has TLS, or where there is no pipe to be had: then buffers will do.
     pub(crate) fn between(from: &ReadHalf, to: &WriteHalf) -> Option<Self> {
+        let tls = from.tls.as_ref().or(to.tls.as_ref())?;
+        let memory = tls.reserve(SPLICE_PIPE_BYTES);
         let (from, to) = (from.plain_fd()?, to.plain_fd()?);
         let pipe = Pipe::new().ok()?;
         let was = set_nonblocking(from, true).ok()?;
         match set_nonblocking(to, true) {
-            Ok(other) => Some(Self { pipe, from, to, were_nonblocking: (was, other) }),
+            Ok(other) => Some(Self { pipe, from, to, were_nonblocking: (was, other), _memory: memory }),
             Err(_) => {
                 let _ = set_nonblocking(from, was);
                 None

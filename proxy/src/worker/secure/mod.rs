@@ -29,7 +29,7 @@ use self::{
     },
 };
 use super::{
-    buffers::{Buffer, Buffers, Held, Input},
+    buffers::{Buffer, Buffers, Held, Input, Reserved},
     ktls::{self, EnableError, Probe, Received, Secrets},
     readiness,
 };
@@ -285,6 +285,11 @@ impl Tls {
     pub(crate) fn is_worn(&self) -> bool {
         let writer = self.writer.borrow();
         writer.key.is_worn() && !(writer.key.is_tls13() && self.can_rekey.get())
+    }
+
+    /// Counts memory of a stream that lies elsewhere as used.
+    pub(crate) fn reserve(&self, bytes: usize) -> Reserved {
+        self.pool.reserve(bytes)
     }
 
     /// An empty buffer for records.
