@@ -291,10 +291,23 @@ fn identities(world: &World, groups: &Groups<'_>, placed: &[Placed<'_>], diagnos
     }
 }
 
+/// A CUSTOM policy, its provider, and where that is named.
+type Custom<'a, 'w> = (&'a Placed<'w>, &'a Arc<str>, Position);
+
+/// Two of them for the same workloads.
+struct Conflict<'a, 'w, 'g> {
+    later: Custom<'a, 'w>,
+    earlier: (&'a Placed<'w>, &'a Arc<str>),
+    /// The first workload.
+    group: &'a Group<'g>,
+    /// How many.
+    count: usize,
+}
+
 /// CUSTOM policies whose provider is not there, or which disagree about it.
 fn providers(world: &World, groups: &Groups<'_>, placed: &[Placed<'_>], diagnostics: &mut Vec<Diagnostic>) {
     let known = world.mesh_config().map_or(&[][..], |config| &config.ext_authz);
-    let mut enforced: FastMap<&Namespace, Vec<(&Placed<'_>, &Arc<str>, Position)>> = FastMap::default();
+    let mut enforced: FastMap<&Namespace, Vec<Custom<'_, '_>>> = FastMap::default();
     let mut error = |place: &Placed<'_>, at, code, message: String, hint: &'static str| {
         let file = Arc::clone(&place.resource.place.file);
         let error = Diagnostic::error(code, Place::new(file, at), message);
@@ -322,7 +335,7 @@ fn providers(world: &World, groups: &Groups<'_>, placed: &[Placed<'_>], diagnost
     }
     let root = world.root_namespace();
     // Where it is not told yet: the later policy, the earlier one, and the first workload with their number.
-    let mut conflicts: Vec<(&Placed<'_>, &Arc<str>, Position, &Placed<'_>, &Arc<str>, &Group<'_>, usize)> = Vec::new();
+    let mut conflicts: Vec<Conflict<'_, '_, '_>> = Vec::new();
     let mut positions: FastMap<*const Resource, usize> = FastMap::default();
     for group in &groups.list {
         let local = (group.namespace != root).then(|| enforced.get(group.namespace)).flatten();
@@ -330,13 +343,14 @@ fn providers(world: &World, groups: &Groups<'_>, placed: &[Placed<'_>], diagnost
         let Some((first, provider, _)) = customs.find(|(place, ..)| place.selects(world, group)) else { continue };
         for (other, theirs, at) in customs.filter(|(place, name, _)| name != provider && place.selects(world, group)) {
             let position = *positions.entry(std::ptr::from_ref(other.resource)).or_insert_with(|| {
-                conflicts.push((other, theirs, *at, first, provider, group, 0));
+                let (later, earlier) = ((*other, *theirs, *at), (*first, *provider));
+                conflicts.push(Conflict { later, earlier, group, count: 0 });
                 conflicts.len() - 1
             });
-            conflicts[position].6 += group.count;
+            conflicts[position].count += group.count;
         }
     }
-    for (place, theirs, at, first, provider, group, count) in conflicts {
+    for Conflict { later: (place, theirs, at), earlier: (first, provider), group, count } in conflicts {
         let more = if count > 1 { format!(" and {} more", count - 1) } else { String::new() };
         let message = format!(
             "asks `{theirs}`, and {} at {} asks `{provider}` for {}/{}{more}: every request to it is denied",
