@@ -3,20 +3,20 @@
 //! The read and write halves of a [`Conn`](super::conn::Conn) go through here where it is secured. Each direction is a
 //! state of its own, so that both can be in use at once.
 
+mod kernel;
 pub(crate) mod peer;
+mod reader;
 pub(crate) mod record;
 
 use std::{
     cell::{Cell, RefCell},
     fmt, io,
-    ops::Range,
     os::fd::RawFd,
     rc::Rc,
 };
 
-use meshring_core::limits::{TLS_HANDSHAKE_REST_BYTES_MAX, TLS_RECORDS_WITHOUT_DATA_MAX};
-use monoio::buf::{IoBufMut as _, SliceMut};
-use rustix::io::Errno;
+use meshring_core::limits::TLS_HANDSHAKE_REST_BYTES_MAX;
+use monoio::buf::SliceMut;
 use rustls::{
     ConnectionTrafficSecrets, ContentType, ExtractedSecrets, ProtocolVersion, client::ClientConnectionData,
     kernel::KernelConnection, server::ServerConnectionData,
@@ -24,13 +24,12 @@ use rustls::{
 
 use self::{
     peer::Peer,
-    record::{
-        BadRecord, Content, OVERHEAD_BYTES_MAX, PLAINTEXT_BYTES_MAX, RECORD_BYTES_MAX, RecordKey, UnknownSecrets,
-    },
+    reader::Reader,
+    record::{BadRecord, Content, OVERHEAD_BYTES_MAX, PLAINTEXT_BYTES_MAX, RecordKey, UnknownSecrets},
 };
 use super::{
-    buffers::{Buffer, Buffers, Held, Input, Reserved},
-    ktls::{self, EnableError, Probe, Received, Secrets},
+    buffers::{Buffer, Buffers, Input, Reserved},
+    ktls::{self, Secrets},
     readiness,
 };
 
@@ -75,8 +74,6 @@ const ALERT_FATAL: u8 = 2;
 const CLOSE_NOTIFY: u8 = 0;
 const UNEXPECTED_MESSAGE: u8 = 10;
 const USER_CANCELED: u8 = 90;
-/// Of one record that is no data, in the kernel's hands: what is longer comes in parts.
-const CONTROL_BYTES_MAX: usize = 4096;
 
 /// A secured connection.
 pub(crate) struct Tls {
@@ -97,23 +94,6 @@ impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tls").field("fd", &self.fd).field("peer", &self.peer).finish_non_exhaustive()
     }
-}
-
-/// What has come.
-struct Reader {
-    key: RecordKey,
-    /// Opened plaintext that nobody has taken (`plain`), and records behind it (from `next`).
-    bytes: Buffer,
-    /// The beginning of a record, while its connection waits without a buffer.
-    held: Option<Held>,
-    plain: Range<usize>,
-    next: usize,
-    /// The peer has said that nothing more comes.
-    closed: bool,
-    /// The beginning of a handshake message that goes on in the next record.
-    handshake: Vec<u8>,
-    /// Records in a row that carried no data.
-    without_data: u32,
 }
 
 /// What goes out.
@@ -179,106 +159,9 @@ impl Tls {
         })
     }
 
-    /// Moves both directions to the kernel, right after the handshake, if it takes them. False: nothing has changed. An
-    /// error: one direction is in the kernel and the other is not, so that the connection is lost.
-    pub(crate) fn move_to_kernel(&self, probe: &Probe, secrets: &ExtractedSecrets) -> io::Result<bool> {
-        let version = self.schedule.borrow().version();
-        if !probe.supports(version, &secrets.tx.1) {
-            return Ok(false);
-        }
-        // The kernel begins with the next byte of the stream: what has come before must be whole records.
-        let Some(records) = self.reader.borrow().whole_records() else { return Ok(false) };
-        if records > 0 && matches!(*self.schedule.borrow(), KeySchedule::Client(_)) {
-            return Ok(false);
-        }
-        let tx = Secrets { version, secrets: &secrets.tx.1, sequence: secrets.tx.0 };
-        let rx = Secrets { version, secrets: &secrets.rx.1, sequence: secrets.rx.0 + records };
-        match ktls::enable(self.fd, Some(tx), Some(rx)) {
-            Ok(()) => {
-                self.is_kernel.set(true);
-                self.can_rekey.set(probe.can_rekey());
-                Ok(true)
-            }
-            Err(EnableError::Rx(error)) => Err(error),
-            Err(EnableError::Ulp(_) | EnableError::Tx(_)) => Ok(false),
-        }
-    }
-
     /// Whether plain bytes go through the socket.
     pub(crate) fn is_kernel(&self) -> bool {
         self.is_kernel.get()
-    }
-
-    /// What a read of a socket in the kernel's hands has come to: `None` where a record that is no data was in the way and
-    /// is taken now; then read again.
-    pub(crate) fn kernel_read(&self, result: io::Result<usize>) -> io::Result<Option<usize>> {
-        match result {
-            Ok(0) => {
-                self.socket_ended();
-                Ok(Some(0))
-            }
-            Ok(count) => {
-                self.reader.borrow_mut().without_data = 0;
-                Ok(Some(count))
-            }
-            Err(error) if Errno::from_io_error(&error) == Some(Errno::IO) => {
-                self.kernel_control()?;
-                Ok(self.reader.borrow().closed.then_some(0))
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Takes a record that is no data out of the kernel.
-    pub(crate) fn kernel_control(&self) -> io::Result<()> {
-        let records = {
-            let mut reader = self.reader.borrow_mut();
-            reader.without_data += 1;
-            reader.without_data
-        };
-        if records > TLS_RECORDS_WITHOUT_DATA_MAX {
-            return Err(self.unexpected());
-        }
-        let mut bytes = [0; CONTROL_BYTES_MAX];
-        match ktls::receive_record(self.fd, &mut bytes)? {
-            Received::Record(ContentType::Alert, count) => self.control(Content::Alert, &bytes[..count]),
-            Received::Record(ContentType::Handshake, count) => self.control(Content::Handshake, &bytes[..count]),
-            // Data has come meanwhile in the place of what was there: it cannot, and must not be lost.
-            Received::Record(..) => Err(self.unexpected()),
-            Received::End => {
-                self.socket_ended();
-                Ok(())
-            }
-        }
-    }
-
-    /// What must go out before so many plain bytes may be written to a socket in the kernel's hands. `WouldBlock`: wait until it
-    /// takes more, and ask again.
-    pub(crate) fn before_write(&self, bytes: usize) -> io::Result<()> {
-        let mut writer = self.writer.borrow_mut();
-        if writer.closed {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        }
-        writer.key.count(bytes.div_ceil(PLAINTEXT_BYTES_MAX) as u64 + 1);
-        if writer.key.is_exhausted() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, BadRecord::Exhausted));
-        }
-        writer.owes_key_update |= writer.key.is_worn() && writer.key.is_tls13() && self.can_rekey.get();
-        if !writer.owes_key_update {
-            return Ok(());
-        }
-        ktls::send_record(self.fd, ContentType::Handshake, &KEY_UPDATE_MESSAGE)?;
-        writer.owes_key_update = false;
-        // From here on there is no way back to the old key: what fails now ends the connection without a word.
-        writer.closed = true;
-        let mut schedule = self.schedule.borrow_mut();
-        let (sequence, secrets) = schedule.next_tx().map_err(io::Error::other)?;
-        let version = schedule.version();
-        ktls::rekey_tx(self.fd, Secrets { version, secrets: &secrets, sequence })?;
-        // Its count begins anew.
-        writer.key = RecordKey::new(&secrets, sequence, version).map_err(io::Error::other)?;
-        writer.closed = false;
-        Ok(())
     }
 
     /// Whether the key is near its end and cannot be replaced: the connection is to end with the message that it carries.
@@ -411,15 +294,6 @@ impl Tls {
         Ok(())
     }
 
-    /// The peer's new keys. Before Linux 6.14 the kernel knows none: then nothing more can be read, and the peer hears that this
-    /// is an end.
-    fn kernel_rekey(&self, secrets: Secrets<'_>) -> io::Result<()> {
-        ktls::rekey_rx(self.fd, secrets).map_err(|error| {
-            self.close();
-            io::Error::new(io::ErrorKind::ConnectionReset, format!("the kernel takes no new TLS keys: {error}"))
-        })
-    }
-
     /// Whether [`take`](Self::take) would find something without reading from the socket.
     pub(crate) fn has_input(&self) -> bool {
         self.reader.borrow().has_input()
@@ -459,11 +333,6 @@ impl Tls {
         result
     }
 
-    /// As [`fill_now`](Self::fill_now), of a socket in the kernel's hands.
-    pub(crate) fn kernel_fill_now(&self, bytes: &mut Vec<u8>) -> io::Result<usize> {
-        readiness::receive_now(self.fd, bytes)
-    }
-
     /// Whether an idle connection is still good: what has come, if anything, are tickets and new keys, and no end.
     pub(crate) fn is_quiet(&self) -> bool {
         if self.is_kernel.get() {
@@ -492,21 +361,6 @@ impl Tls {
                     Err(error) => return error.kind() == io::ErrorKind::WouldBlock && self.is_empty(),
                 },
                 Err(_) => return false,
-            }
-        }
-    }
-
-    fn is_kernel_quiet(&self) -> bool {
-        loop {
-            let mut byte = [0];
-            match readiness::peek_now(self.fd, &mut byte) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
-                Err(error) if Errno::from_io_error(&error) == Some(Errno::IO) => {
-                    if self.kernel_control().is_err() || self.reader.borrow().closed {
-                        return false;
-                    }
-                }
-                _ => return false,
             }
         }
     }
@@ -594,116 +448,5 @@ impl Tls {
             // A peer that does not read gets no last word.
             let _ = readiness::send_now(self.fd, &record);
         }
-    }
-}
-
-impl Reader {
-    /// Moves plaintext on. `None`: the input is full at its largest size.
-    fn give(&mut self, input: &mut Input, at_most: usize, bytes_max: usize) -> Option<usize> {
-        let available = &self.bytes[self.plain.clone()];
-        let count = input.append(&available[..available.len().min(at_most)], bytes_max)?;
-        self.plain.start += count;
-        if self.plain.is_empty() && self.next == self.bytes.len() {
-            self.clear();
-        }
-        Some(count)
-    }
-
-    /// Nothing is left: the buffer is for others.
-    fn clear(&mut self) {
-        self.bytes.clear();
-        self.bytes.release();
-        self.plain = 0..0;
-        self.next = 0;
-    }
-
-    /// Opens the next record if all of it is there: its content lies in `plain`.
-    fn open(&mut self) -> Result<Option<Content>, BadRecord> {
-        self.resume();
-        let rest = &mut self.bytes[self.next..];
-        let Some(len) = record::record_len(rest)? else { return Ok(None) };
-        let Some(record) = rest.get_mut(..len) else { return Ok(None) };
-        let opened = self.key.open(record)?;
-        let start = self.next + opened.start;
-        self.plain = start..start + opened.len;
-        self.next += len;
-        self.without_data = match opened.content {
-            Content::Data if opened.len > 0 => 0,
-            _ => self.without_data + 1,
-        };
-        if self.without_data > TLS_RECORDS_WITHOUT_DATA_MAX {
-            return Err(BadRecord::Unexpected);
-        }
-        Ok(Some(opened.content))
-    }
-
-    /// The content of a record that is no data.
-    fn take_message(&mut self) -> Vec<u8> {
-        let message = self.bytes[self.plain.clone()].to_vec();
-        self.plain = 0..0;
-        if self.next == self.bytes.len() {
-            self.clear();
-        }
-        message
-    }
-
-    /// How many whole records are there; `None` where the last one is not whole.
-    fn whole_records(&self) -> Option<u64> {
-        let mut rest = &self.bytes[self.next..];
-        let mut count = 0;
-        while !rest.is_empty() {
-            let len = record::record_len(rest).ok()??;
-            rest = rest.get(len..)?;
-            count += 1;
-        }
-        Some(count)
-    }
-
-    fn has_input(&self) -> bool {
-        if !self.plain.is_empty() || self.closed {
-            return true;
-        }
-        let rest = match &self.held {
-            Some(held) => &**held,
-            None => &self.bytes[self.next..],
-        };
-        // What is malformed is for `open` to say.
-        record::record_len(rest).map_or(true, |len| len.is_some_and(|len| rest.len() >= len))
-    }
-
-    fn resume(&mut self) {
-        if let Some(held) = self.held.take() {
-            self.bytes.ensure();
-            self.bytes.extend_from_slice(&held);
-        }
-    }
-
-    fn rest(&mut self, pool: &Rc<Buffers>) {
-        if !self.plain.is_empty() || self.held.is_some() {
-            return;
-        }
-        let rest = &self.bytes[self.next..];
-        if !rest.is_empty() {
-            self.held = Some(pool.hold(rest));
-        }
-        self.clear();
-    }
-
-    fn lend_space(&mut self) -> SliceMut<Vec<u8>> {
-        self.resume();
-        self.bytes.ensure();
-        // Only asked for when no whole record is left.
-        if self.next > 0 {
-            self.bytes.drain(..self.next);
-            self.next = 0;
-            self.plain = 0..0;
-        }
-        if self.bytes.capacity() < RECORD_BYTES_MAX {
-            let further = RECORD_BYTES_MAX - self.bytes.len();
-            self.bytes.reserve_exact(further);
-        }
-        let bytes = self.bytes.lend();
-        let (len, capacity) = (bytes.len(), bytes.capacity());
-        bytes.slice_mut(len..capacity)
     }
 }
