@@ -151,9 +151,7 @@ pub(super) async fn forward(
                 drop(out);
                 return finish(&exchange, conn, input, lease, relayed).await;
             }
-            Err(Failure::NoResponse)
-                if can_send_again || stream.is_some_and(|stream| stream.is_unprocessed()) =>
-            {
+            Err(Failure::NoResponse) if can_send_again || stream.is_some_and(|stream| stream.is_unprocessed()) => {
                 worker.stats.add(Counter::UpstreamRetries, 1);
                 reuse = Reuse::Never;
             }

@@ -82,7 +82,7 @@ impl Target<'_> {
             }
             Self::Cluster { chosen, .. } => {
                 let cluster = table.cluster(chosen.cluster());
-                ((&cluster.protocol).into(), cluster.max_streams.to_native())
+                (cluster.protocol.into(), cluster.max_streams.to_native())
             }
         };
         match protocol {

@@ -13,9 +13,7 @@ use meshring_core::{
         serialize::{self, ConnectionOption, ResponseOut},
         status::framing_for,
     },
-    limits::{
-        BODY_IDLE_MS_MAX, BUFFER_BYTES, BUFFERS_IN_A_ROW_MAX, SPLICE_BYTES_MIN, SPLICE_PARTS_MAX,
-    },
+    limits::{BODY_IDLE_MS_MAX, BUFFER_BYTES, BUFFERS_IN_A_ROW_MAX, SPLICE_BYTES_MIN, SPLICE_PARTS_MAX},
 };
 
 use crate::{

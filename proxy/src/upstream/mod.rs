@@ -258,9 +258,7 @@ impl Endpoint {
     /// Drops idle connections that are too old or no longer open.
     fn sweep(&self, now_ms: u64) {
         let idle_since_ms = now_ms.saturating_sub(UPSTREAM_IDLE_MS_MAX);
-        self.shared
-            .borrow_mut()
-            .retain(|connection| connection.is_open() && !connection.is_idle_since(idle_since_ms));
+        self.shared.borrow_mut().retain(|connection| connection.is_open() && !connection.is_idle_since(idle_since_ms));
         let mut idle = self.idle.borrow_mut();
         idle.retain(|idle| now_ms < idle.until_ms && idle.conn.is_quiet());
         if idle.is_empty() {

@@ -304,7 +304,12 @@ impl Input {
 
     /// Adds at most `at_most` bytes of these, as many as fit into an input of at most `bytes_max`, and drops them from the front of
     /// `bytes`. How many; `None`: it is full.
-    pub(crate) fn append_from(&mut self, bytes: &mut impl bytes::Buf, at_most: usize, bytes_max: usize) -> Option<usize> {
+    pub(crate) fn append_from(
+        &mut self,
+        bytes: &mut impl bytes::Buf,
+        at_most: usize,
+        bytes_max: usize,
+    ) -> Option<usize> {
         let part = bytes.chunk();
         let count = self.append(&part[..part.len().min(at_most)], bytes_max)?;
         bytes.advance(count);

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use meshring_core::limits::HOLD_BUFFER_MS_MAX;
 use monoio::{
     buf::{IoBuf as _, SliceMut},
     io::{
@@ -15,7 +16,6 @@ use monoio::{
     },
     net::TcpStream,
 };
-use meshring_core::limits::HOLD_BUFFER_MS_MAX;
 use rustix::io::Errno;
 
 use super::{

@@ -1,18 +1,19 @@
 //! The other side's message on a stream, as HTTP/1.1 text.
 
 use std::{
-    io::{self, Write as _},
+    future::Future as _,
+    io,
+    pin::Pin,
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use h2::{RecvStream, client::ResponseFuture};
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use meshring_core::http::{
     body::{CHUNK_END, LAST_CHUNK, LAST_CHUNK_BEFORE_TRAILERS, chunk_header},
     head::{BodyFraming, Method},
     http2::{self, Upgraded},
-    serialize,
 };
 
 use super::stream::Broken;
@@ -45,6 +46,8 @@ enum Source {
     Response(Opened),
     /// The body is on its way.
     Body(RecvStream),
+    /// The request could not be opened.
+    Failed,
     /// All is said.
     Done,
 }
@@ -79,6 +82,15 @@ impl Incoming {
 
     pub(super) fn opened(&mut self, opened: Opened) {
         self.source = Source::Response(opened);
+    }
+
+    /// The request will not be opened any more, if it was not: whether that is so.
+    pub(super) fn fail_unopened(&mut self) -> bool {
+        let is_unopened = matches!(self.source, Source::Unopened);
+        if is_unopened {
+            self.source = Source::Failed;
+        }
+        is_unopened
     }
 
     /// Moves what is there to `input`, as far as there is room and `at_most` allows; waits for the first of it.
@@ -145,7 +157,9 @@ impl Incoming {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
         loop {
             match &mut self.source {
-                Source::Unopened => return Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+                // Whoever opens it wakes the one who waits.
+                Source::Unopened => return Poll::Pending,
+                Source::Failed => return Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
                 Source::Done => return Poll::Ready(Ok(false)),
                 Source::Response(_) => {
                     ready!(self.poll_head(cx))?;
@@ -166,7 +180,7 @@ impl Incoming {
                         let trailers = ready!(body.poll_trailers(cx))?;
                         self.source = Source::Done;
                         if self.coding == Coding::Chunked {
-                            self.text = last_chunk(trailers.as_ref());
+                            self.text = last_chunk(trailers.as_ref())?;
                             return Poll::Ready(Ok(true));
                         }
                     }
@@ -185,17 +199,16 @@ impl Incoming {
             self.text = text.into();
             return Poll::Ready(Ok(()));
         }
-        let (head, body) = ready!(std::pin::Pin::new(&mut opened.response).poll(cx))?.into_parts();
+        let (head, body) = ready!(Pin::new(&mut opened.response).poll(cx))?.into_parts();
         let ended = body.is_end_stream();
         let status = head.status.as_u16();
-        let upgraded = opened.tunnel.as_ref().filter(|_| status == 200).map(|(protocol, accept)| Upgraded {
-            protocol,
-            accept: accept.as_ref().map(<[u8; 28]>::as_slice),
-        });
-        let is_tunnel = upgraded.is_some() || opened.method == Method::Connect && head.status.is_success();
-        let framing =
-            http2::response_to_text(&mut text, status, lines(&head.headers), ended, opened.method, upgraded)
-                .map_err(malformed)?;
+        let is_tunnel = head.status.is_success() && (opened.tunnel.is_some() || opened.method == Method::Connect);
+        let upgraded = opened
+            .tunnel
+            .as_ref()
+            .map(|(protocol, accept)| Upgraded { protocol, accept: accept.as_ref().map(<[u8; 28]>::as_slice) });
+        let framing = http2::response_to_text(&mut text, status, lines(&head.headers), ended, opened.method, upgraded)
+            .map_err(malformed)?;
         self.coding = match framing {
             _ if is_tunnel => Coding::Plain,
             BodyFraming::Chunked => Coding::Chunked,
@@ -216,21 +229,43 @@ fn malformed(error: http2::Malformed) -> Broken {
 }
 
 /// The fields of a message as the codec takes them.
-pub(super) fn lines(fields: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> + Clone {
-    fields.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()))
+pub(super) fn lines(fields: &HeaderMap) -> Lines<'_> {
+    Lines { fields, next: fields.iter(), taken: 0 }
 }
 
-fn last_chunk(trailers: Option<&HeaderMap>) -> Bytes {
+/// See [`lines`]. The map's own iterator cannot be cloned.
+pub(super) struct Lines<'a> {
+    fields: &'a HeaderMap,
+    next: http::header::Iter<'a, HeaderValue>,
+    taken: usize,
+}
+
+impl<'a> Iterator for Lines<'a> {
+    type Item = (&'a [u8], &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (name, value) = self.next.next()?;
+        self.taken += 1;
+        Some((name.as_str().as_bytes(), value.as_bytes()))
+    }
+}
+
+impl Clone for Lines<'_> {
+    fn clone(&self) -> Self {
+        let mut next = self.fields.iter();
+        // Cloned before it is used: there is nothing to pass over.
+        next.by_ref().take(self.taken).for_each(drop);
+        Self { fields: self.fields, next, taken: self.taken }
+    }
+}
+
+fn last_chunk(trailers: Option<&HeaderMap>) -> Result<Bytes, Broken> {
     let Some(trailers) = trailers.filter(|trailers| !trailers.is_empty()) else {
-        return Bytes::from_static(LAST_CHUNK);
+        return Ok(Bytes::from_static(LAST_CHUNK));
     };
     let mut text = Vec::with_capacity(128);
     text.extend_from_slice(LAST_CHUNK_BEFORE_TRAILERS);
-    for (name, value) in trailers {
-        if http2::is_trailer(name.as_str().as_bytes()) {
-            serialize::field(&mut text, name.as_str().as_bytes(), value.as_bytes());
-        }
-    }
+    http2::trailers_to_text(&mut text, lines(trailers)).map_err(malformed)?;
     text.extend_from_slice(CHUNK_END);
-    text.into()
+    Ok(text.into())
 }

@@ -122,8 +122,7 @@ impl Server<'_> {
                 Event::Request(request, respond) => self.accept(request, respond),
                 Event::Ended(result) => return result,
                 Event::Bell => {
-                    let (care, next_ms) =
-                        pulse.check(now_ms(), self.pumps.received_bytes(), connection.has_streams());
+                    let (care, next_ms) = pulse.check(now_ms(), self.pumps.received_bytes(), connection.has_streams());
                     self.timer.set_idle(next_ms, RING);
                     match care {
                         Care::None => {}

@@ -143,9 +143,16 @@ impl Stream {
             }
             self.interrupt.register(cx);
             let mut outgoing = self.outgoing.borrow_mut();
-            let result = ready!(outgoing.poll_write(cx, buffer, &mut written));
+            let result = outgoing.poll_write(cx, buffer, &mut written);
+            // Also where the body waits for credit: the response may come before it has any.
             if let Some(opened) = outgoing.take_opened() {
                 self.incoming.borrow_mut().opened(opened);
+                self.interrupt.wake();
+            }
+            let result = ready!(result);
+            if result.is_err() && self.incoming.borrow_mut().fail_unopened() {
+                self.is_unprocessed.set(true);
+                self.interrupt.wake();
             }
             Poll::Ready(result.map_err(|error| self.note(error)))
         })
