@@ -343,8 +343,11 @@ impl<S: Read + Write> Connection<S> {
     /// The first stream of the peer that fits and is not in `seen`, which it enters; `None` at the end of the connection.
     pub fn accept_stream(&mut self, seen: &mut Vec<u32>, fits: impl Fn(&Message) -> bool) -> Option<(u32, Message)> {
         loop {
-            let found =
-                self.messages.iter().find(|(stream, message)| !seen.contains(stream) && fits(message)).map(|(s, m)| (*s, m.clone()));
+            let found = self
+                .messages
+                .iter()
+                .find(|(stream, message)| !seen.contains(stream) && fits(message))
+                .map(|(s, m)| (*s, m.clone()));
             if let Some((stream, message)) = found {
                 seen.push(stream);
                 return Some((stream, message));

@@ -12,6 +12,7 @@ pub mod frames;
 pub mod generate;
 pub mod h2;
 pub mod load;
+pub mod peers;
 pub mod pki;
 pub mod ports;
 pub mod process;
