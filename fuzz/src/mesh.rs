@@ -12,8 +12,10 @@ use meshring_core::{
         model::{
             Action, ArchivedAction, BalancePolicy, ClusterKind, Condition, DestinationHeaders, DirectResponse,
             HeaderOp, Match, Redirect, RedirectPort, RegexRewrite, Rewrite, Route, RouteOptions, StringMatch,
+            UpstreamProtocol,
         },
         regexes::anchored,
+        security::POLICY_NONE,
     },
 };
 
@@ -21,7 +23,9 @@ use meshring_core::{
 pub fn bytes() -> Vec<u8> {
     let mut builder = TableBuilder::new("cluster.local");
     let namespace = builder.namespace("default");
-    builder.workload(namespace, "client", vec![("app".into(), "web".into())]);
+    let protocols = builder.application_ports(vec![(9080, UpstreamProtocol::Http2), (80, UpstreamProtocol::Http1)]);
+    let labels = vec![("app".into(), "web".into())];
+    builder.guarded_workload(namespace, "client", labels, POLICY_NONE, protocols);
     let pattern = builder.regex(&anchored("/v[0-9]+"));
     let origin = builder.origin("VirtualService default/reviews (reviews.yaml:4)");
     let pod = |last: u8| (SocketAddr::from(([10, 0, 0, last], 9080)), 1);
@@ -31,6 +35,7 @@ pub fn bytes() -> Vec<u8> {
         |name: &str, endpoints| builder.cluster(name, BalancePolicy::LeastRequest, ClusterKind::Static, endpoints);
     let whole = cluster("whole", ClusterEndpoints::Range { first, count });
     let subset = cluster("subset", ClusterEndpoints::Selection(&[first, EndpointId(first.0 + 2)]));
+    builder.cluster_protocol(whole, UpstreamProtocol::Http2, 100);
     let edits = DestinationHeaders {
         request: vec![HeaderOp::Remove { name: "x-a".into() }],
         response: vec![HeaderOp::Add { name: "x-b".into(), value: "1".into() }],
@@ -137,6 +142,7 @@ pub fn walk(snapshot: &Snapshot) -> usize {
             }
         }
     }
+    read += usize::from(table.application_protocol(&viewpoint, 9080) == UpstreamProtocol::Http2);
     for cluster in table.clusters.iter() {
         // A range may be as long as the table's, and there may be many: the ends are enough.
         let count = cluster.count.to_native();

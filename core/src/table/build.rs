@@ -7,9 +7,10 @@ use super::{
     access::{AccessIndex, AuthorizationPolicy, ExtAuthz, index::INDEX_NONE},
     model::{
         Action, BalancePolicy, Cluster, ClusterKind, Destination, DestinationHeaders, Domain, ENDPOINT_MTLS,
-        ENDPOINT_V6, Endpoint, FILE_NONE, HeavyWeight, Origin, Route, SCOPE_ALL, Settings, Table, VirtualHost,
-        WEIGHT_INLINE_MAX, Workload, precedence,
+        ENDPOINT_V6, Endpoint, FILE_NONE, HeavyWeight, Origin, Route, SCOPE_ALL, Settings, Table, UpstreamProtocol,
+        VirtualHost, WEIGHT_INLINE_MAX, Workload, precedence,
     },
+    protocol::{ApplicationPorts, PROTOCOLS_NONE},
     security::{ClusterTls, InboundPolicy, JwtRule, POLICY_NONE, TLS_NONE},
 };
 use crate::{
@@ -83,6 +84,7 @@ pub struct TableBuilder {
     regexes: HashMap<String, u32>,
     addresses_v6: HashMap<[u8; 16], u32>,
     cluster_tls: HashMap<ClusterTls, u32>,
+    application_ports: HashMap<ApplicationPorts, u32>,
     virtual_hosts: Vec<VirtualHostInput>,
     /// Largest sum of the endpoints' weights of a cluster.
     weight_sum_max: u64,
@@ -221,13 +223,22 @@ impl TableBuilder {
             name: name.to_owned(),
             policy,
             kind,
+            protocol: UpstreamProtocol::default(),
             first,
             count,
             selected,
             weighted,
             tls: TLS_NONE,
+            max_streams: 0,
         });
         id
+    }
+
+    /// Sets what is spoken with a cluster's endpoints; without it [`UpstreamProtocol::Downstream`]. `max_streams`: most
+    /// streams on one HTTP/2 connection at a time, 0 for as many as the server allows.
+    pub fn cluster_protocol(&mut self, cluster: ClusterId, protocol: UpstreamProtocol, max_streams: u32) {
+        let cluster = &mut self.table.clusters[cluster.index()];
+        (cluster.protocol, cluster.max_streams) = (protocol, max_streams);
     }
 
     /// Secures the connections to a cluster's endpoints. Equal settings are stored once.
@@ -311,22 +322,40 @@ impl TableBuilder {
         self.virtual_hosts.push(input);
     }
 
+    /// Adds what an application speaks on its ports, in any order: its position, for
+    /// [`guarded_workload`](Self::guarded_workload). Of a port that is there twice the first entry counts.
+    pub fn application_ports(&mut self, mut ports: ApplicationPorts) -> u32 {
+        ports.sort_by_key(|(port, _)| *port);
+        ports.dedup_by_key(|(port, _)| *port);
+        if ports.is_empty() {
+            return PROTOCOLS_NONE;
+        }
+        let next = self.table.application_ports.len() as u32;
+        let index = *self.application_ports.entry(ports.clone()).or_insert(next);
+        if index == next {
+            self.table.application_ports.push(ports);
+        }
+        index
+    }
+
     /// Adds a workload whose labels are known, and about which no security resource says anything.
     pub fn workload(&mut self, namespace: NamespaceId, name: &str, labels: Vec<(String, String)>) {
-        self.guarded_workload(namespace, name, labels, POLICY_NONE);
+        self.guarded_workload(namespace, name, labels, POLICY_NONE, PROTOCOLS_NONE);
     }
 
     /// Adds a workload whose labels are known. `policy`: what [`inbound_policy`](Self::inbound_policy) has returned, or
-    /// [`POLICY_NONE`].
+    /// [`POLICY_NONE`]. `protocols`: what [`application_ports`](Self::application_ports) has returned, or
+    /// [`PROTOCOLS_NONE`].
     pub fn guarded_workload(
         &mut self,
         namespace: NamespaceId,
         name: &str,
         mut labels: Vec<(String, String)>,
         policy: u32,
+        protocols: u32,
     ) {
         labels.sort();
-        self.table.workloads.push(Workload { namespace, name: name.to_owned(), labels, policy });
+        self.table.workloads.push(Workload { namespace, name: name.to_owned(), labels, policy, protocols });
     }
 
     /// Inbound policies with the same AuthorizationPolicies share an index.

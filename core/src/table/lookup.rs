@@ -8,6 +8,7 @@ use super::{
         ArchivedCluster, ArchivedCondition, ArchivedMatch, ArchivedPathNormalization, ArchivedRoute, ArchivedSettings,
         ArchivedStringMatch, ArchivedTable, ArchivedVirtualHost, PORT_ANY, PathNormalization, SCOPE_ALL, Settings,
     },
+    protocol::PROTOCOLS_NONE,
     regexes::Regexes,
     security::{ArchivedInboundPolicy, ArchivedServerTls, ClusterTls, MtlsMode, POLICY_NONE, ServerTlsMode},
 };
@@ -35,6 +36,8 @@ pub struct Viewpoint {
     /// What the workload demands of those who come to it: a position in `inbound_policies`. `None`: nothing, which is
     /// Istio's default of PERMISSIVE for everybody.
     pub policy: Option<usize>,
+    /// What its application speaks on which port: a position in `application_ports`. `None`: nothing says so.
+    pub protocols: Option<usize>,
 }
 
 impl Viewpoint {
@@ -59,7 +62,9 @@ impl Viewpoint {
             None => of_namespace().unwrap_or(table.mesh_policy.to_native()),
         };
         let policy = (policy != POLICY_NONE).then_some(policy as usize);
-        Self { namespace: namespace.to_owned(), namespace_id, labels, policy }
+        let protocols = known.map(|workload| workload.protocols.to_native()).filter(|&at| at != PROTOCOLS_NONE);
+        let protocols = protocols.map(|position| position as usize);
+        Self { namespace: namespace.to_owned(), namespace_id, labels, policy, protocols }
     }
 }
 

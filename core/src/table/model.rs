@@ -5,8 +5,10 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 
+pub use super::protocol::{ArchivedUpstreamProtocol, UpstreamProtocol};
 use super::{
     access::{AccessIndex, AuthorizationPolicy, ExtAuthz},
+    protocol::ApplicationPorts,
     security::{ClusterTls, InboundPolicy, JwtRule, POLICY_NONE},
 };
 use crate::id::{ClusterId, EndpointId, NamespaceId, OriginId, RegexId};
@@ -62,6 +64,8 @@ pub struct Table {
     pub addresses_v6: Vec<[u8; 16]>,
     /// Workloads whose labels are known, sorted by (namespace, name).
     pub workloads: Vec<Workload>,
+    /// What workloads' applications speak; `workloads` refers to it.
+    pub application_ports: Vec<ApplicationPorts>,
     /// TLS settings that clusters refer to.
     pub cluster_tls: Vec<ClusterTls>,
     /// What workloads demand; workloads, `namespace_policies` and `mesh_policy` refer to it.
@@ -108,6 +112,7 @@ impl Default for Table {
             heavy_weights: Vec::new(),
             addresses_v6: Vec::new(),
             workloads: Vec::new(),
+            application_ports: Vec::new(),
             cluster_tls: Vec::new(),
             inbound_policies: Vec::new(),
             namespace_policies: Vec::new(),
@@ -476,6 +481,8 @@ pub struct Cluster {
     pub policy: BalancePolicy,
     /// Where the endpoints come from.
     pub kind: ClusterKind,
+    /// What is spoken with the endpoints.
+    pub protocol: UpstreamProtocol,
     /// First endpoint, or first entry of `members` where `selected`.
     pub first: u32,
     /// Number of endpoints.
@@ -486,6 +493,9 @@ pub struct Cluster {
     pub weighted: bool,
     /// Position in `cluster_tls`, or [`TLS_NONE`](super::security::TLS_NONE).
     pub tls: u32,
+    /// Most streams on one HTTP/2 connection at a time (`connectionPool.http.maxConcurrentStreams`); 0: as many as the server
+    /// allows.
+    pub max_streams: u32,
 }
 
 /// Load balancing (Istio `LoadBalancerSettings.simple`).
@@ -585,4 +595,6 @@ pub struct Workload {
     pub labels: Vec<(String, String)>,
     /// Position in `inbound_policies`, or [`POLICY_NONE`].
     pub policy: u32,
+    /// Position in `application_ports`, or [`PROTOCOLS_NONE`](super::protocol::PROTOCOLS_NONE).
+    pub protocols: u32,
 }

@@ -6,6 +6,7 @@ mod invalid;
 mod names;
 mod patterns;
 mod properties;
+mod protocol;
 mod security;
 
 use super::{
@@ -14,12 +15,13 @@ use super::{
     lookup::{NoRoute, RequestView, Silent, Viewpoint},
     model::{
         Action, BalancePolicy, ClusterKind, Condition, Destination, DestinationHeaders, DirectResponse, HeaderOp,
-        Match, Redirect, RedirectPort, RegexRewrite, Rewrite, Route, RouteOptions, StringMatch,
+        Match, Redirect, RedirectPort, RegexRewrite, Rewrite, Route, RouteOptions, StringMatch, UpstreamProtocol,
     },
     regexes::anchored,
+    security::POLICY_NONE,
 };
 use crate::{
-    id::{Generation, NamespaceId, OriginId, VirtualHostId},
+    id::{ClusterId, Generation, NamespaceId, OriginId, VirtualHostId},
     snapshot::{Refused, Snapshot, encode},
 };
 
@@ -215,7 +217,11 @@ fn everything() -> Table {
     builder.virtual_host(VirtualHostInput { domain: reviews.into(), scope: Some(other), port: 9080, origin, routes });
     host(&mut builder, reviews, None, 9080);
     host(&mut builder, "*.example.com", None, 0);
-    builder.workload(default, "productpage", vec![("app".into(), "productpage".into())]);
+    let ports = vec![(9080, UpstreamProtocol::Http2), (8080, UpstreamProtocol::Http1)];
+    let protocols = builder.application_ports(ports);
+    let labels = vec![("app".into(), "productpage".into())];
+    builder.guarded_workload(default, "productpage", labels, POLICY_NONE, protocols);
+    builder.cluster_protocol(ClusterId(0), UpstreamProtocol::Http2, 100);
     builder.virtual_host(VirtualHostInput {
         domain: "empty.example.com".into(),
         scope: None,
@@ -228,5 +234,5 @@ fn everything() -> Table {
 
 /// Weight 1 for a cluster without header edits.
 fn to(cluster: u32) -> Destination {
-    Destination { cluster: crate::id::ClusterId(cluster), weight: 1, headers: None }
+    Destination { cluster: ClusterId(cluster), weight: 1, headers: None }
 }

@@ -9,6 +9,7 @@ use super::{
         ArchivedAction, ArchivedCondition, ArchivedHeaderOp, ArchivedMatch, ArchivedRoute, ArchivedStringMatch,
         ArchivedTable, ArchivedVirtualHost, FILE_NONE, SCOPE_ALL, WEIGHT_INLINE_MAX, precedence,
     },
+    protocol::PROTOCOLS_NONE,
     security::{POLICY_NONE, TLS_NONE},
     text::{self, BadText},
 };
@@ -82,7 +83,13 @@ pub fn validate(table: &ArchivedTable) -> Result<(), Invalid> {
     heavy_weights(table)?;
     each("workloads", &table.workloads, |w| {
         below("namespace", w.namespace.0.to_native(), table.namespaces.len())?;
+        if w.protocols.to_native() != PROTOCOLS_NONE {
+            below("application's ports", w.protocols.to_native(), table.application_ports.len())?;
+        }
         policy(table, w.policy.to_native())
+    })?;
+    each("application_ports", &table.application_ports, |ports| {
+        check(ports.is_sorted_by(|a, b| a.0.to_native() < b.0.to_native()), || "ports are out of order".into())
     })?;
     security(table)?;
     each("settings", std::slice::from_ref(&table.settings), |settings| {

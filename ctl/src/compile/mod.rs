@@ -21,6 +21,7 @@ use meshring_core::{
     table::{
         build::{BuildError, TableBuilder, VirtualHostInput},
         model::{PORT_ANY, Route, Table},
+        protocol::PROTOCOLS_NONE,
     },
 };
 
@@ -92,7 +93,7 @@ impl<'w> Compiler<'w> {
             let policy = security.of_workload(builder, &mut origin, namespace, labels);
             let namespace = builder.namespace(namespace.as_str());
             let labels = labels.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
-            builder.guarded_workload(namespace, name.as_str(), labels, policy);
+            builder.guarded_workload(namespace, name.as_str(), labels, policy, PROTOCOLS_NONE);
         }
         security.wider(builder, &mut origin);
     }

@@ -2,11 +2,11 @@
 
 use super::*;
 use crate::{
-    id::{ClusterId, RegexId},
+    id::RegexId,
     limits::DIRECT_RESPONSE_BODY_BYTES_MAX,
     table::{
         model::{ENDPOINT_V6, HeavyWeight, Settings, Workload},
-        security::POLICY_NONE,
+        protocol::PROTOCOLS_NONE,
     },
 };
 
@@ -190,8 +190,12 @@ const BROKEN: &[(&str, Break)] = &[
             name: "x".into(),
             labels: Vec::new(),
             policy: POLICY_NONE,
+            protocols: PROTOCOLS_NONE,
         });
     }),
+    ("workloads[0]: application's ports 1 of 1", |t| t.workloads[0].protocols = 1),
+    ("application_ports[0]: ports are out of order", |t| t.application_ports[0].reverse()),
+    ("application_ports[0]: ports are out of order", |t| t.application_ports[0][1].0 = 8080),
 ];
 
 #[test]

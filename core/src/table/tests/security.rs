@@ -3,6 +3,7 @@
 use super::*;
 use crate::table::{
     ArchivedTable,
+    protocol::PROTOCOLS_NONE,
     security::{
         ArchivedInboundPolicy, ClusterTls, ClusterTlsMode, InboundPolicy, MtlsMode, ServerTls, ServerTlsMode, TLS_NONE,
     },
@@ -21,7 +22,7 @@ fn a_listed_workload_has_its_own_policy_and_others_that_of_namespace_or_mesh() {
     let disable = builder.inbound_policy(policy(MtlsMode::Disable));
     let permissive = builder.inbound_policy(policy(MtlsMode::Permissive));
     assert_eq!(builder.inbound_policy(policy(MtlsMode::Strict)), strict, "the same policy is stored once");
-    builder.guarded_workload(a, "web", vec![], disable);
+    builder.guarded_workload(a, "web", vec![], disable, PROTOCOLS_NONE);
     builder.workload(a, "free", vec![]);
     builder.namespace_policy(a, strict);
     builder.mesh_policy(permissive);

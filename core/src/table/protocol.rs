@@ -1,0 +1,57 @@
+//! Which version of HTTP is spoken with whom: with the endpoints of a cluster, and with the application beside a proxy.
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+use super::{lookup::Viewpoint, model::ArchivedTable};
+
+/// A workload about whose ports no service says what they speak.
+pub const PROTOCOLS_NONE: u32 = u32::MAX;
+
+/// What is spoken with an upstream.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord, Hash)]
+#[rkyv(derive(Clone, Copy, PartialEq, Eq, Debug))]
+pub enum UpstreamProtocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2, in clear text by prior knowledge (RFC 9113 section 3.3), over TLS by ALPN.
+    Http2,
+    /// As the client does: HTTP/2 for what came over HTTP/2. Where nothing says more.
+    #[default]
+    Downstream,
+}
+
+impl UpstreamProtocol {
+    /// For people.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http1 => "HTTP/1.1",
+            Self::Http2 => "HTTP/2",
+            Self::Downstream => "as the client does",
+        }
+    }
+}
+
+impl From<ArchivedUpstreamProtocol> for UpstreamProtocol {
+    fn from(protocol: ArchivedUpstreamProtocol) -> Self {
+        match protocol {
+            ArchivedUpstreamProtocol::Http1 => Self::Http1,
+            ArchivedUpstreamProtocol::Http2 => Self::Http2,
+            ArchivedUpstreamProtocol::Downstream => Self::Downstream,
+        }
+    }
+}
+
+/// What a workload's application speaks: its ports (`targetPort`), sorted, each once.
+pub type ApplicationPorts = Vec<(u16, UpstreamProtocol)>;
+
+impl ArchivedTable {
+    /// What the application beside a proxy speaks on one of its ports. [`UpstreamProtocol::Downstream`] where nothing
+    /// says so.
+    #[must_use]
+    pub fn application_protocol(&self, viewpoint: &Viewpoint, port: u16) -> UpstreamProtocol {
+        let ports = viewpoint.protocols.map_or(&[][..], |position| &self.application_ports[position]);
+        let found = ports.binary_search_by_key(&port, |pair| pair.0.to_native());
+        found.map_or(UpstreamProtocol::default(), |at| ports[at].1.into())
+    }
+}
