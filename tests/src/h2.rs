@@ -181,6 +181,13 @@ impl Connection<TcpStream> {
         Self::client(stream, opening)
     }
 
+    /// A client whose preface was sent already.
+    #[must_use]
+    pub fn resumed(stream: TcpStream, opening: &Opening) -> Self {
+        prepare(&stream);
+        Self::begin(stream, opening, true)
+    }
+
     /// The server's side of an accepted connection; `None` where the client speaks something else.
     #[must_use]
     pub fn accept(stream: &TcpStream, opening: &Opening) -> Option<Self> {
@@ -356,6 +363,35 @@ impl<S: Read + Write> Connection<S> {
                 return None;
             }
         }
+    }
+
+    /// The next request that is whole, or was reset before its end; `None` at the end of the connection.
+    pub fn next_request(&mut self) -> Option<(u32, Message)> {
+        loop {
+            let found = self.messages.iter().find(|(_, message)| message.is_over()).map(|(stream, _)| *stream);
+            if let Some(stream) = found {
+                return self.messages.remove(&stream).map(|message| (stream, message));
+            }
+            if !self.pump() {
+                return None;
+            }
+        }
+    }
+
+    /// Sends DATA with padding, which counts against the windows.
+    ///
+    /// # Panics
+    /// When the windows stay too small for it.
+    #[track_caller]
+    pub fn padded(&mut self, stream: u32, bytes: &[u8], padding: u8) {
+        let payload = [&[padding][..], bytes, &vec![0; usize::from(padding)]].concat();
+        let cost = payload.len() as i64;
+        while self.windows.get(&stream).copied().unwrap_or(self.window_initial).min(self.window) < cost {
+            assert!(self.pump(), "the connection ended instead of giving credit: {self:?}");
+        }
+        self.send(frames::frame(DATA, PADDED, stream, payload));
+        self.window -= cost;
+        *self.windows.entry(stream).or_insert(self.window_initial) -= cost;
     }
 
     /// Returns once all that was sent before was taken in: a PING has come back.

@@ -11,6 +11,7 @@ pub mod control;
 pub mod frames;
 pub mod generate;
 pub mod h2;
+pub mod h2_application;
 pub mod load;
 pub mod peers;
 pub mod pki;
