@@ -10,7 +10,7 @@ use std::{
     cell::OnceCell,
     net::{SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream},
     os::fd::{AsFd as _, OwnedFd},
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
 };
 
@@ -252,7 +252,7 @@ pub(crate) async fn serve_stream(worker: &Rc<Worker>, stream: Stream, listener: 
             None => drop(request::serve(worker, &mut conn, listener, Begin::Readable).await),
         }
     };
-    if server::until_cancelled(&stream, serving).await.is_err() {
+    if server::until_cancelled(&stream, pin!(serving)).await.is_err() {
         worker.stats.add(Counter::Http2StreamsCancelled, 1);
     }
 }
