@@ -21,6 +21,7 @@ use crate::spec::{
     registry::MeshService,
     rules::selects,
     service_entry::{Address, Resolution},
+    upstream_protocol,
     value::LoadBalancer,
 };
 
@@ -102,6 +103,10 @@ impl<'w> Clusters<'w> {
                 let balancer = merged.map_or_else(LoadBalancer::default, |rule| rule.load_balancer(number, found));
                 let id = self.cluster(builder, index, service, port, found, balancer);
                 let speaks = self.runs.get(&(index, port)).is_some_and(|run| run.speaks_mtls);
+                let pool = merged.and_then(|rule| rule.connection_pool(number, found));
+                let protocol = service.ports[port].protocol;
+                let (spoken, _) = upstream_protocol::outbound(protocol, pool, self.world.h2_upgrade());
+                builder.cluster_protocol(id, spoken, pool.map_or(0, |pool| pool.max_concurrent_streams));
                 if let Some(tls) = self.security.of(index, merged, number, found, speaks) {
                     builder.cluster_tls(id, tls);
                 }

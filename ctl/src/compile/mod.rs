@@ -8,6 +8,7 @@
 //! The output is a function of the world and the addresses alone: the same input gives the same bytes.
 
 mod access;
+mod application;
 mod cluster;
 mod dns;
 mod jwt;
@@ -21,12 +22,12 @@ use meshring_core::{
     table::{
         build::{BuildError, TableBuilder, VirtualHostInput},
         model::{PORT_ANY, Route, Table},
-        protocol::PROTOCOLS_NONE,
     },
 };
 
 use self::{
     access::AccessPolicies,
+    application::Applications,
     cluster::Clusters,
     security::{Providers, Security},
     view::{View, Views},
@@ -36,8 +37,8 @@ pub use self::{
     jwt::{JwksSource, JwksTable, NoJwks},
 };
 use crate::spec::{
-    HostPattern, Namespace, World,
-    registry::{MeshService, workloads},
+    HostPattern, Key, Namespace, World,
+    registry::{MeshService, workload_labels},
     rules::MeshVirtualService,
     value::CLUSTER_DOMAIN,
 };
@@ -89,11 +90,15 @@ impl<'w> Compiler<'w> {
         let mut origin = |builder: &mut TableBuilder, position| origin(world, builder, origins, position);
         let access = AccessPolicies::new(world, builder, &providers, &mut origin);
         let mut security = Security::new(world, access, jwks);
-        for (namespace, name, labels) in workloads(world.resources()) {
+        let applications = Applications::new(world);
+        for resource in world.resources() {
+            let Some(labels) = workload_labels(resource) else { continue };
+            let Key { namespace, name, .. } = &resource.key;
             let policy = security.of_workload(builder, &mut origin, namespace, labels);
+            let protocols = applications.of_workload(builder, resource);
             let namespace = builder.namespace(namespace.as_str());
             let labels = labels.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
-            builder.guarded_workload(namespace, name.as_str(), labels, policy, PROTOCOLS_NONE);
+            builder.guarded_workload(namespace, name.as_str(), labels, policy, protocols);
         }
         security.wider(builder, &mut origin);
     }
@@ -190,7 +195,7 @@ impl<'w> Compiler<'w> {
         self.builder.namespace(namespace.as_str())
     }
 
-    fn position(&self, key: &crate::spec::Key) -> usize {
+    fn position(&self, key: &Key) -> usize {
         self.world.resources().partition_point(|resource| resource.key < *key)
     }
 

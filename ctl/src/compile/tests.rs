@@ -17,6 +17,7 @@ use crate::{
 };
 
 mod access;
+mod protocol;
 mod security;
 
 /// A compiled world that can be asked as a proxy asks it.

@@ -4,7 +4,7 @@
 //! The decision comes from the snapshot. The world says only what a table does not: which workload an address belongs to,
 //! and which service account it has.
 
-mod connection;
+pub(super) mod connection;
 mod text;
 
 use std::net::{IpAddr, Ipv4Addr};

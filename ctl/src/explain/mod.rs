@@ -4,6 +4,7 @@
 mod access;
 mod question;
 mod rewrite;
+mod spoken;
 mod target;
 mod text;
 
@@ -28,6 +29,7 @@ use crate::spec::World;
 pub use {
     access::{Authorizer, Connection, DecidedBy, FoundAccess, FoundPolicy, FoundRule},
     question::{BadQuestion, Question},
+    spoken::Spoken,
     target::SeenPath,
 };
 
@@ -201,6 +203,9 @@ pub struct FoundDestination {
     pub percent: f64,
     /// How an endpoint is chosen.
     pub policy: String,
+    /// What is spoken with them.
+    #[serde(default)]
+    pub spoken: Spoken,
     /// Number of endpoints.
     pub endpoint_count: u32,
     /// The first of them.
@@ -368,7 +373,7 @@ fn chosen(mut sent: Sent<'_>, selected: &Selected<'_>, explanation: &mut Explana
             let range = first.to_native() as usize..(first.to_native() + count.to_native()) as usize;
             let destinations = &table.destinations[range];
             explanation.destinations =
-                destinations.iter().map(|d| destination(table, d, weight_sum.to_native())).collect();
+                destinations.iter().map(|d| destination(&sent, d, weight_sum.to_native())).collect();
             explanation.access = access(&sent, destinations);
             explanation.outcome = "forward".to_owned();
             explanation.summary = forward_summary(&explanation.destinations, &place);
@@ -413,7 +418,8 @@ fn forward_summary(destinations: &[FoundDestination], place: &str) -> String {
     format!("{} ({place})", destinations.iter().map(share).collect::<Vec<_>>().join(", "))
 }
 
-fn destination(table: &ArchivedTable, destination: &ArchivedDestination, weight_sum: u32) -> FoundDestination {
+fn destination(sent: &Sent<'_>, destination: &ArchivedDestination, weight_sum: u32) -> FoundDestination {
+    let table = sent.snapshot.table();
     let cluster = table.cluster(ClusterId::from(&destination.cluster));
     let (weight, endpoint_count) = (destination.weight.to_native(), cluster.count.to_native());
     let listed = 0..endpoint_count.min(ENDPOINTS_LISTED_MAX);
@@ -436,6 +442,12 @@ fn destination(table: &ArchivedTable, destination: &ArchivedDestination, weight_
         weight,
         percent: 100.0 * f64::from(weight) / f64::from(weight_sum.max(1)),
         policy: policy.to_owned(),
+        spoken: match cluster.kind {
+            ArchivedClusterKind::Static | ArchivedClusterKind::OriginalDestination => {
+                Spoken::with(sent.world, cluster, &sent.question.namespace)
+            }
+            _ => Spoken::default(),
+        },
         endpoint_count,
         endpoints: listed.map(|at| table.address(table.endpoint_of(cluster, at)).to_string()).collect(),
         problem: problem.map(str::to_owned),

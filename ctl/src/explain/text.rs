@@ -81,6 +81,9 @@ fn destination(f: &mut Formatter<'_>, destination: &FoundDestination) -> fmt::Re
     if let Some(problem) = &destination.problem {
         line(&format!("503: {problem}"))?;
     }
+    if !destination.spoken.protocol.is_empty() {
+        line(&format!("speaks {}", destination.spoken))?;
+    }
     if !destination.endpoints.is_empty() {
         let more = destination.endpoint_count as usize - destination.endpoints.len();
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };

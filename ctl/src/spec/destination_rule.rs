@@ -48,6 +48,8 @@ pub struct TrafficPolicy {
     pub load_balancer: Option<LoadBalancer>,
     /// `tls`.
     pub tls: Option<ClientTls>,
+    /// `connectionPool`.
+    pub connection_pool: Option<ConnectionPool>,
     /// `portLevelSettings`; where a port is listed, its settings replace those of the destination as a whole.
     pub ports: Vec<PortPolicy>,
 }
@@ -62,6 +64,20 @@ pub struct PortPolicy {
     pub load_balancer: Option<LoadBalancer>,
     /// `tls`.
     pub tls: Option<ClientTls>,
+    /// `connectionPool`.
+    pub connection_pool: Option<ConnectionPool>,
+}
+
+/// `connectionPool.http`, as far as it is honoured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConnectionPool {
+    /// Whether `h2UpgradePolicy` is `UPGRADE`; `None` for `DEFAULT`, which is the MeshConfig's.
+    pub h2_upgrade: Option<bool>,
+    /// `useClientProtocol`.
+    pub use_client_protocol: bool,
+    /// `maxConcurrentStreams`; 0 for as many as the server allows.
+    pub max_concurrent_streams: u32,
 }
 
 /// `tls`: how connections to the endpoints are secured.
@@ -96,23 +112,44 @@ pub enum ClientTlsMode {
     IstioMutual,
 }
 
-/// How connections to `port` are secured by a rule's policy and that of one of its subsets. As Istio merges them: where
-/// the subset lists the port, that alone counts; then what the subset says; then the rule's entry for the port alone;
-/// then what the rule says. An entry for a port that says nothing about TLS is as good as no rule.
+/// How connections to `port` are secured by a rule's policy and that of one of its subsets. An entry for a port that says
+/// nothing about TLS is as good as no rule.
 pub(super) fn tls<'p>(
     rule: Option<&'p TrafficPolicy>,
     subset: Option<&'p TrafficPolicy>,
     port: u16,
 ) -> Option<&'p ClientTls> {
+    merged(rule, subset, port, |policy| policy.tls.as_ref(), |settings| settings.tls.as_ref())
+}
+
+/// What is spoken over connections to `port`, likewise.
+pub(super) fn connection_pool<'p>(
+    rule: Option<&'p TrafficPolicy>,
+    subset: Option<&'p TrafficPolicy>,
+    port: u16,
+) -> Option<&'p ConnectionPool> {
+    let of_policy = |policy: &'p TrafficPolicy| policy.connection_pool.as_ref();
+    merged(rule, subset, port, of_policy, |settings| settings.connection_pool.as_ref())
+}
+
+/// A part of the policies of a rule and of one of its subsets. As Istio merges them: where the subset lists the port, that
+/// alone counts; then what the subset says; then the rule's entry for the port alone; then what the rule says.
+fn merged<'p, T>(
+    rule: Option<&'p TrafficPolicy>,
+    subset: Option<&'p TrafficPolicy>,
+    port: u16,
+    of_policy: impl Fn(&'p TrafficPolicy) -> Option<&'p T>,
+    of_settings: impl Fn(&'p PortPolicy) -> Option<&'p T>,
+) -> Option<&'p T> {
     let of_port = |policy: &'p TrafficPolicy| policy.ports.iter().find(|settings| settings.port.number() == port);
     if let Some(settings) = subset.and_then(of_port) {
-        return settings.tls.as_ref();
+        return of_settings(settings);
     }
     let of_rule = || {
         let rule = rule?;
-        of_port(rule).map_or(rule.tls.as_ref(), |settings| settings.tls.as_ref())
+        of_port(rule).map_or_else(|| of_policy(rule), &of_settings)
     };
-    subset.and_then(|subset| subset.tls.as_ref()).or_else(of_rule)
+    subset.and_then(&of_policy).or_else(of_rule)
 }
 
 impl TrafficPolicy {

@@ -39,6 +39,8 @@ pub struct MeshConfig {
     pub auto_mtls: Option<bool>,
     /// Whether `meshMTLS.minProtocolVersion` is below `TLSV1_3`.
     pub mesh_tls12: Option<bool>,
+    /// Whether `h2UpgradePolicy` is `UPGRADE`.
+    pub h2_upgrade: Option<bool>,
     /// `extensionProviders` with `envoyExtAuthzHttp`, each name once.
     pub ext_authz: Vec<ExtAuthzHttp>,
 }
@@ -94,6 +96,7 @@ impl MeshConfig {
             root_namespace: None,
             auto_mtls: None,
             mesh_tls12: None,
+            h2_upgrade: None,
             ext_authz: Vec::new(),
         }
     }

@@ -18,6 +18,7 @@ pub mod rules;
 pub mod secret;
 pub mod service;
 pub mod service_entry;
+pub mod upstream_protocol;
 pub mod value;
 pub mod virtual_service;
 mod world;

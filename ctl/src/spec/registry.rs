@@ -413,12 +413,16 @@ fn service_account(pod: &Pod) -> Arc<str> {
 
 /// Names of workloads with labels, for `sourceLabels`: Pods and WorkloadEntries.
 pub(crate) fn workloads(resources: &[Resource]) -> impl Iterator<Item = (&Namespace, &Name, &Labels)> {
-    resources.iter().filter_map(|resource| {
-        let labels = match &resource.body {
-            Body::Pod(pod) => &pod.labels,
-            Body::WorkloadEntry(workload) => &workload.labels,
-            _ => return None,
-        };
-        Some((&resource.key.namespace, &resource.key.name, labels))
-    })
+    resources
+        .iter()
+        .filter_map(|resource| Some((&resource.key.namespace, &resource.key.name, workload_labels(resource)?)))
+}
+
+/// The labels of a workload; `None` for what is none.
+pub(crate) fn workload_labels(resource: &Resource) -> Option<&Labels> {
+    match &resource.body {
+        Body::Pod(pod) => Some(&pod.labels),
+        Body::WorkloadEntry(workload) => Some(&workload.labels),
+        _ => None,
+    }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Body, Labels, Place, Resource, VirtualService,
-    destination_rule::{self, ClientTls, DestinationRule, Subset, TrafficPolicy},
+    destination_rule::{self, ClientTls, ConnectionPool, DestinationRule, Subset, TrafficPolicy},
     host_index::HostIndex,
     value::{ExportTo, HostPattern, LoadBalancer, Namespace},
 };
@@ -130,10 +130,9 @@ impl MergedRule {
 
     /// How endpoints are chosen for a port of the service and a subset.
     pub fn load_balancer(&self, port: u16, subset: Option<&Subset>) -> LoadBalancer {
-        let policy = self.rules.iter().map(|rule| &rule.policy).find(|policy| **policy != TrafficPolicy::default());
         subset
             .and_then(|subset| subset.policy.load_balancer_over(port))
-            .or_else(|| policy.and_then(|policy| policy.load_balancer(port)))
+            .or_else(|| self.policy().and_then(|policy| policy.load_balancer(port)))
             .unwrap_or_default()
     }
 }
@@ -141,8 +140,17 @@ impl MergedRule {
 impl MergedRule {
     /// How connections are secured for a port of the service and a subset, if any of the rules says so.
     pub fn tls<'r>(&'r self, port: u16, subset: Option<&'r Subset>) -> Option<&'r ClientTls> {
-        let policy = self.rules.iter().map(|rule| &rule.policy).find(|policy| **policy != TrafficPolicy::default());
-        destination_rule::tls(policy, subset.map(|subset| &subset.policy), port)
+        destination_rule::tls(self.policy(), subset.map(|subset| &subset.policy), port)
+    }
+
+    /// What is spoken over connections for a port of the service and a subset, if any of the rules says so.
+    pub fn connection_pool<'r>(&'r self, port: u16, subset: Option<&'r Subset>) -> Option<&'r ConnectionPool> {
+        destination_rule::connection_pool(self.policy(), subset.map(|subset| &subset.policy), port)
+    }
+
+    /// The oldest policy that is there.
+    fn policy(&self) -> Option<&TrafficPolicy> {
+        self.rules.iter().map(|rule| &rule.policy).find(|policy| **policy != TrafficPolicy::default())
     }
 }
 
@@ -271,8 +279,7 @@ fn conflicts(
             diagnostics.push(warning(place, format!("spec.subsets[{index}]"), message));
         }
     }
-    let policy = merged.rules.iter().map(|rule| &rule.policy).find(|policy| **policy != TrafficPolicy::default());
-    if let Some(policy) = policy
+    if let Some(policy) = merged.policy()
         && rule.policy != TrafficPolicy::default()
         && rule.policy != *policy
     {

@@ -168,6 +168,11 @@ impl World {
         self.mesh_config().and_then(|config| config.auto_mtls).unwrap_or(true)
     }
 
+    /// Whether HTTP/1.1 ports are spoken to in HTTP/2 where no DestinationRule says anything (`MeshConfig.h2UpgradePolicy`).
+    pub fn h2_upgrade(&self) -> Option<bool> {
+        self.mesh_config().and_then(|config| config.h2_upgrade)
+    }
+
     /// What holds for the whole mesh: the MeshConfig, or the defaults without one.
     pub fn settings(&self) -> Settings {
         self.mesh_config.as_ref().map(|config| config.settings()).unwrap_or_default()

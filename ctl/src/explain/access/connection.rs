@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     explain::Question,
-    spec::{HostPattern, Hostname, Namespace, World},
+    spec::{HostPattern, Hostname, Namespace, World, registry::MeshService, rules::MergedRule},
 };
 
 /// A connection between two sidecars, or to what has none.
@@ -87,22 +87,32 @@ impl Settings {
 }
 
 /// Port, subset and host of `outbound|9080|v1|reviews.default.svc.cluster.local`.
-fn parts(cluster: &str) -> Option<(u16, &str, &str)> {
+pub(in crate::explain) fn parts(cluster: &str) -> Option<(u16, &str, &str)> {
     let mut parts = cluster.splitn(4, '|').skip(1);
     Some((parts.next()?.parse().ok()?, parts.next()?, parts.next()?))
 }
 
 /// The DestinationRule that says `tls` for a cluster, for a client of a namespace.
 fn destination_rule(world: &World, cluster: &str, client: &str) -> Option<String> {
-    let (port, subset, host) = parts(cluster)?;
+    let (port, subset, _) = parts(cluster)?;
+    let rule = service_and_rule(world, cluster, client)?.1?;
+    rule.tls(port, rule.subset(subset).filter(|_| !subset.is_empty()))?;
+    let resource = &world.resources()[*rule.resources.first()?];
+    Some(format!("{} ({})", resource.key, resource.place))
+}
+
+/// The service behind a cluster, and the DestinationRule for it, for a client of a namespace.
+pub(in crate::explain) fn service_and_rule<'w>(
+    world: &'w World,
+    cluster: &str,
+    client: &str,
+) -> Option<(&'w MeshService, Option<&'w MergedRule>)> {
+    let (_, _, host) = parts(cluster)?;
     let client =
         world.resources().iter().map(|resource| &resource.key.namespace).find(|known| known.as_str() == client);
     let host = HostPattern::Exact(Hostname::parse(host).ok()?);
     let service = &world.registry().services()[world.registry().index_of(&host, client)?];
-    let rule = world.destination_rules().rule_for(&service.host, &service.namespace, client)?;
-    rule.tls(port, rule.subset(subset).filter(|_| !subset.is_empty()))?;
-    let resource = &world.resources()[*rule.resources.first()?];
-    Some(format!("{} ({})", resource.key, resource.place))
+    Some((service, world.destination_rules().rule_for(&service.host, &service.namespace, client)))
 }
 
 /// The namespace of the service behind a cluster; the caller's, where nothing tells it.

@@ -143,3 +143,25 @@ endpoints: [{addresses: [10.0.0.1], targetRef: {kind: Pod, name: reviews-1}}]
         (&["default/reviews-1".to_owned()][..], "denied")
     );
 }
+
+#[test]
+fn the_protocol_that_is_spoken_is_told_with_what_decides_it() {
+    let spoken = |more: &str| {
+        let explanation = ask(more);
+        let [destination] = &explanation.destinations[..] else { panic!("{explanation:?}") };
+        assert!(explanation.to_string().contains(&format!(" speaks {}\n", destination.spoken)), "{explanation}");
+        destination.spoken.to_string()
+    };
+    assert_eq!(spoken(""), "HTTP/1.1: the port is HTTP (`http`)");
+    let rule = |http: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: reviews}}\nspec: {{host: reviews, \
+             trafficPolicy: {{connectionPool: {{http: {{{http}}}}}}}}}\n"
+        )
+    };
+    let because = "h2UpgradePolicy of DestinationRule default/reviews (mesh.yaml:18:1)";
+    assert_eq!(
+        spoken(&rule("h2UpgradePolicy: UPGRADE, maxConcurrentStreams: 9")),
+        format!("HTTP/2, at most 9 streams on a connection: {because}")
+    );
+}

@@ -1,7 +1,7 @@
 //! Istio's DestinationRule.
 
 use super::{
-    export_to,
+    connection_pool, export_to,
     tls::{CLIENT_CERTIFICATE, Given, subject_alt_names},
 };
 use crate::{
@@ -25,13 +25,13 @@ const SPEC: Fields = Fields {
 };
 const SUBSET: Fields = Fields { honoured: &["name", "labels", "trafficPolicy"], not_yet: &[], silent: &[] };
 const POLICY: Fields = Fields {
-    honoured: &["loadBalancer", "portLevelSettings", "tls"],
-    not_yet: &["connectionPool", "outlierDetection", "tunnel", "proxyProtocol", "retryBudget"],
+    honoured: &["loadBalancer", "portLevelSettings", "tls", "connectionPool"],
+    not_yet: &["outlierDetection", "tunnel", "proxyProtocol", "retryBudget"],
     silent: &[],
 };
 const PORT_POLICY: Fields = Fields {
-    honoured: &["port", "loadBalancer", "tls"],
-    not_yet: &["connectionPool", "outlierDetection"],
+    honoured: &["port", "loadBalancer", "tls", "connectionPool"],
+    not_yet: &["outlierDetection"],
     silent: &[],
 };
 const TLS: Fields = Fields {
@@ -139,6 +139,7 @@ fn policy(r: &mut Reader<'_>, object: &mut Object<'_, '_, '_>) -> TrafficPolicy 
     };
     let load_balancer = load_balancer(r, &mut policy);
     let tls = tls(r, &mut policy);
+    let connection_pool = connection_pool::field(r, &mut policy);
     let ports_path = path.field("portLevelSettings");
     let mut ports: Vec<PortPolicy> = Vec::new();
     for (index, node) in policy.list(r, "portLevelSettings").iter().enumerate() {
@@ -150,13 +151,14 @@ fn policy(r: &mut Reader<'_>, object: &mut Object<'_, '_, '_>) -> TrafficPolicy 
         ports.push(settings);
     }
     policy.finish(r, &POLICY);
-    TrafficPolicy { load_balancer, tls, ports }
+    TrafficPolicy { load_balancer, tls, connection_pool, ports }
 }
 
 fn port_policy(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>) -> Option<PortPolicy> {
     let mut settings = r.object(node, path)?;
     let load_balancer = load_balancer(r, &mut settings);
     let tls = tls(r, &mut settings);
+    let connection_pool = connection_pool::field(r, &mut settings);
     let port_path = path.field("port");
     let selector = settings.field("port");
     settings.finish(r, &PORT_POLICY);
@@ -171,7 +173,8 @@ fn port_policy(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>) -> Option<P
         r.missing(selector.at, &port_path.field("number"), "write a port of the service");
         return None;
     };
-    Some(PortPolicy { port: r.valid(at, &port_path.field("number"), Port::parse(number))?, load_balancer, tls })
+    let port = r.valid(at, &port_path.field("number"), Port::parse(number))?;
+    Some(PortPolicy { port, load_balancer, tls, connection_pool })
 }
 
 fn tls(r: &mut Reader<'_>, object: &mut Object<'_, '_, '_>) -> Option<ClientTls> {

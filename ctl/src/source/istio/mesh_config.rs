@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use meshring_core::{limits::TRUSTED_HOPS_MAX, spiffe::check_trust_domain, table::model::PathNormalization};
 
-use super::extension_provider;
+use super::{connection_pool::upgrade_policy, extension_provider};
 use crate::{
     diagnostic::{Code, Position},
     source::{
@@ -49,6 +49,7 @@ const MESH: Fields = Fields {
         "enableAutoMtls",
         "meshMTLS",
         "extensionProviders",
+        "h2UpgradePolicy",
     ],
     not_yet: &[
         "accessLogEncoding",
@@ -71,7 +72,6 @@ const MESH: Fields = Fields {
         "enableEnvoyAccessLogService",
         "enablePrometheusMerge",
         "enableTracing",
-        "h2UpgradePolicy",
         "inboundClusterStatName",
         "inboundTrafficPolicy",
         "ingressClass",
@@ -295,6 +295,10 @@ fn read(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>, config: &mut MeshC
         tls.finish(r, &MESH_MTLS);
     }
     config.ext_authz = extension_provider::read(r, &mut mesh);
+    if let Some((text, at)) = mesh.text(r, "h2UpgradePolicy") {
+        let hint = "write UPGRADE or DO_NOT_UPGRADE";
+        config.h2_upgrade = upgrade_policy(r, text, at, &path.field("h2UpgradePolicy"), hint);
+    }
     mesh.finish(r, &MESH);
 }
 

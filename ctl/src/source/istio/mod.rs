@@ -4,6 +4,7 @@
 //! honour yet stands in a table beside each reader, so that each use of it is reported and none is dropped in silence.
 
 pub(crate) mod authorization_policy;
+mod connection_pool;
 pub(crate) mod destination_rule;
 pub(crate) mod duration;
 pub(crate) mod export_to;
