@@ -139,6 +139,8 @@ pub struct Connection<S> {
     pub goaways: Vec<(u32, u32)>,
     /// What came back for our PINGs.
     pub pongs: Vec<[u8; 8]>,
+    /// PINGs of the peer, acknowledged or not.
+    pub pings: Vec<[u8; 8]>,
     /// Credit that the peer has given, by stream; 0: the connection.
     pub credit: BTreeMap<u32, u64>,
     /// The peer has closed, or reset the connection.
@@ -227,6 +229,7 @@ impl<S: Read + Write> Connection<S> {
             settings_acks: 0,
             goaways: Vec::new(),
             pongs: Vec::new(),
+            pings: Vec::new(),
             credit: BTreeMap::new(),
             is_over: false,
             acknowledges: true,
@@ -492,7 +495,10 @@ impl<S: Read + Write> Connection<S> {
             SETTINGS if flags & ACK != 0 => self.settings_acks += 1,
             SETTINGS => self.take_settings(&payload),
             PING if flags & ACK != 0 => self.pongs.push(payload.try_into().expect("eight bytes")),
-            PING => self.acknowledge(&frames::frame(PING, ACK, 0, payload)),
+            PING => {
+                self.acknowledge(&frames::frame(PING, ACK, 0, &payload));
+                self.pings.push(payload.try_into().expect("eight bytes"));
+            }
             GOAWAY => self.goaways.push((number(&payload) & 0x7fff_ffff, number(&payload[4..]))),
             WINDOW_UPDATE => {
                 let increment = number(&payload);

@@ -12,7 +12,7 @@ use crate::{
     h2::{Connection, Message, Opening},
     proxy::{Driver, Proxy, ProxyBuilder},
     table::{World, rule},
-    upstream::Upstream,
+    upstream::{Upstream, response},
     wait,
 };
 
@@ -97,6 +97,33 @@ impl Application {
             (received.len() >= count).then_some(received)
         })
     }
+}
+
+/// A server that speaks both versions, as the client begins, and answers with the one that it was asked in: `HTTP/1.1` or
+/// `HTTP/2`, and the body.
+#[must_use]
+pub fn bilingual() -> Upstream {
+    Upstream::scripted(|peer| {
+        let mut begin = [0; 3];
+        let is_preface = peer.stream().peek(&mut begin).is_ok_and(|count| begin[..count] == *b"PRI");
+        if !is_preface {
+            while let Some(request) = peer.request() {
+                let answer = response(200, &[("x-spoken", "HTTP/1.1")], &request.body);
+                if !peer.send(answer) {
+                    return;
+                }
+            }
+            return;
+        }
+        let Some(mut connection) = Connection::accept(peer.stream(), &Opening::default()) else { return };
+        while let Some((stream, message)) = connection.next_request() {
+            if message.reset.is_none() {
+                let head = frames::block(&[(":status", "200"), ("x-spoken", "HTTP/2")]);
+                let _ = connection.try_send(frames::headers(stream, head, false));
+                connection.body(stream, &message.body, true);
+            }
+        }
+    })
 }
 
 /// A sidecar whose outbound listener routes `echo` to the application, and whose inbound listener leads to it, too.
