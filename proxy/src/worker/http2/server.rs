@@ -63,7 +63,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, conn: &mut Conn, listener: &Rc<Li
         timer: worker.deadlines.interrupting(&bell),
         bell,
     };
-    let result = drive(conn, &pumps, server.run(transport)).await;
+    let result = drive(conn, &pumps, pin!(server.run(transport))).await;
     if let Err(error) = &result {
         worker.log_refusal(code(error), conn.peer(), &format_args!("HTTP/2 connection ended: {error}"));
         worker.stats.add(Counter::Http2ConnectionErrors, 1);
