@@ -35,7 +35,7 @@ use crate::{
     worker::{
         Worker,
         buffers::{Buffer, Input},
-        conn::{Conn, exhausted},
+        conn::{Conn, exhausted, pass_trailers},
         deadlines::{Expiry, now_ms},
         generation::Pinned,
         join::both,
@@ -132,6 +132,7 @@ pub(super) async fn forward(
         };
         worker.stats.add(if lease.reused { Counter::UpstreamReused } else { Counter::UpstreamConnects }, 1);
         lease.conn.timer.set(exchange.head_at_ms.get(), Expiry::ShutdownBoth);
+        pass_trailers(&conn.read, &lease.conn.write);
         let mut response_input = Input::new(worker.buffers.lazy());
         // RFC 9110 section 9.2.2 and RFC 9112 section 9.3.1: a reused connection that closes without a byte was most likely
         // closed before the request came; an idempotent request may be sent once more.

@@ -22,7 +22,7 @@ use crate::{
     worker::{
         Worker,
         buffers::{Buffer, Input},
-        conn::{ReadHalf, WriteHalf, fill, readable, write_all},
+        conn::{ReadHalf, WriteHalf, fill, pass_trailers, readable, write_all},
         deadlines::{Expiry, Timer, now_ms},
         join::yield_now,
         splice::{Moved, Splice},
@@ -343,6 +343,7 @@ pub(crate) async fn relay_body(
         let needs_input = body.encode(input, out)?;
         if !out.is_empty() {
             input.release();
+            pass_trailers(from.half, to.half);
             to.timer.set(patience.next(), Expiry::ShutdownBoth);
             let result = write_all(to.half, out).await;
             to.timer.clear();
