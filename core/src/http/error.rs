@@ -52,6 +52,9 @@ pub enum Refusal {
     /// RFC 9110 section 9.1.
     #[error("the method is not a token")]
     BadMethod,
+    /// RFC 9113 section 8.3.1 lets any scheme come; only the two that are HTTP are served.
+    #[error(":scheme is neither `http` nor `https`")]
+    SchemeUnsupported,
     /// RFC 9112 section 3.2: none of the four forms.
     #[error("the request target has none of the forms of RFC 9112 section 3.2")]
     BadTarget,
@@ -190,6 +193,7 @@ impl Refusal {
             Self::LeadingEmptyLines => "http1.leading_empty_lines",
             Self::BadRequestLine => "http1.bad_request_line",
             Self::BadMethod => "http1.bad_method",
+            Self::SchemeUnsupported => "http2.scheme_unsupported",
             Self::BadTarget => "http1.bad_target",
             Self::TargetNotAscii => "http1.target_not_ascii",
             Self::TargetFragment => "http1.target_fragment",

@@ -7,6 +7,7 @@
 //! - [`request::parse`] and [`response::parse`] read a head into [`Fields`] (spans into the caller's buffer),
 //! - [`BodyDecoder`] walks over a body without copying it,
 //! - [`path`] makes one spelling of each path, [`forwarding`] the fields that a hop adds,
+//! - [`http2`] makes such heads of what came over HTTP/2, and takes ours apart for it; [`grpc`] is what gRPC asks of that,
 //! - [`serialize`] writes the head for the next hop, [`status`] the responses that we make ourselves.
 
 pub mod authority;
@@ -15,7 +16,9 @@ pub mod chunked;
 pub mod error;
 pub mod fields;
 pub mod forwarding;
+pub mod grpc;
 pub mod head;
+pub mod http2;
 pub mod kind;
 pub mod path;
 pub mod request;

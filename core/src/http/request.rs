@@ -240,11 +240,10 @@ fn examine_special(window: &[u8], head: &mut RequestHead, fields: &mut Fields) -
         head.max_forwards = rules::max_forwards(window, fields)?;
     }
     if options.upgrade && is_http11 && !fields.is_repeated(FieldKind::Upgrade) {
-        head.upgrade = fields.first(FieldKind::Upgrade).map(|field| field.value).filter(|value| {
-            let protocol = value.of(window);
-            // A protocol is a token with an optional `/version`; a list would let the server choose behind us.
-            is_token_or_versioned(protocol) && !protocol.eq_ignore_ascii_case(b"h2c")
-        });
+        head.upgrade = fields
+            .first(FieldKind::Upgrade)
+            .map(|field| field.value)
+            .filter(|value| is_upgrade_protocol(value.of(window)));
     }
     if fields.has(FieldKind::Expect) {
         if fields.values_of(window, FieldKind::Expect).any(|value| !value.eq_ignore_ascii_case(b"100-continue")) {
@@ -274,11 +273,14 @@ fn framing(window: &[u8], head: &RequestHead, fields: &Fields) -> Result<BodyFra
     }
 }
 
-fn is_token_or_versioned(protocol: &[u8]) -> bool {
-    match protocol.iter().position(|&b| b == b'/') {
+/// Whether a connection can be upgraded to this, through us: to one protocol, a token with an optional `/version` (a list
+/// would let the server choose behind us), and not to `h2c`.
+pub(super) fn is_upgrade_protocol(protocol: &[u8]) -> bool {
+    let is_one = match protocol.iter().position(|&b| b == b'/') {
         Some(slash) => is_token(&protocol[..slash]) && is_token(&protocol[slash + 1..]),
         None => is_token(protocol),
-    }
+    };
+    is_one && !protocol.eq_ignore_ascii_case(b"h2c")
 }
 
 /// The authority that is routed: the target's if it has one, else Host's. Host is checked in either case.

@@ -78,18 +78,19 @@ pub(super) fn content_length(buf: &[u8], fields: &Fields) -> Result<Option<u64>,
     if fields.is_repeated(FieldKind::ContentLength) {
         return Err(Refusal::RepeatedLength);
     }
+    length(value).map(Some).ok_or(Refusal::BadLength)
+}
+
+/// The value of a Content-Length: decimal digits, below 2^64.
+#[inline]
+pub(super) fn length(value: &[u8]) -> Option<u64> {
     if value.is_empty() {
-        return Err(Refusal::BadLength);
+        return None;
     }
-    let mut length: u64 = 0;
-    for &b in value {
+    value.iter().try_fold(0_u64, |length, b| {
         let digit = b.wrapping_sub(b'0');
-        if digit > 9 {
-            return Err(Refusal::BadLength);
-        }
-        length = length.checked_mul(10).and_then(|l| l.checked_add(u64::from(digit))).ok_or(Refusal::BadLength)?;
-    }
-    Ok(Some(length))
+        if digit > 9 { None } else { length.checked_mul(10)?.checked_add(u64::from(digit)) }
+    })
 }
 
 /// The least `timeout=SECONDS` in the Keep-Alive fields. It is advice: what is not well formed says nothing.

@@ -3,7 +3,9 @@
 mod attacks;
 mod bodies;
 mod forwarding;
+mod grpc;
 mod heads;
+mod http2;
 mod lines;
 mod paths;
 mod properties;
