@@ -103,6 +103,9 @@ pub const BODY_RATE_MIN: u64 = 100;
 /// Time that a client may let us wait for its body before its rate counts unless `--body-grace` says otherwise, in
 /// milliseconds (mod_reqtimeout: 20 s).
 pub const BODY_GRACE_MS: u64 = 20_000;
+/// Of what is said in `grpc-message`, in bytes before it is encoded: an external authorizer's answer may be a whole page, and
+/// a client takes 8 KiB of fields.
+pub const GRPC_MESSAGE_BYTES_MAX: usize = 1024;
 /// An idle downstream connection is closed after this time, in milliseconds (Envoy: 1 h).
 pub const DOWNSTREAM_IDLE_MS_MAX: u64 = 3_600_000;
 /// Silence while a body is awaited from or accepted by a peer, in milliseconds (Envoy's stream idle timeout: 5 min).

@@ -63,6 +63,7 @@ pub(super) async fn forward(
     // Nothing more is read from a client whose request is whole: its buffer is for others meanwhile.
     input.release();
     let total_at_ms = (plan.timeout_ms > 0).then(|| record.started_ms() + u64::from(plan.timeout_ms));
+    record.due(total_at_ms);
     // A body that did not fit beside the head is gone once it was sent: only a whole request can be sent again.
     let replayable = body.ended();
     let uploading = Cell::new(!replayable);

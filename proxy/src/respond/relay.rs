@@ -14,6 +14,7 @@ use meshring_core::{
         status::framing_for,
     },
     limits::{BODY_IDLE_MS_MAX, BUFFER_BYTES, BUFFERS_IN_A_ROW_MAX, SPLICE_BYTES_MIN, SPLICE_PARTS_MAX},
+    stats::GrpcStatus,
 };
 
 use crate::{
@@ -108,6 +109,8 @@ pub(crate) struct Body {
     left_bytes: u64,
     ended: bool,
     ends_with_stream: bool,
+    /// How a gRPC call ended, from the trailer section.
+    grpc_status: Option<GrpcStatus>,
 }
 
 /// Bytes that a chunk's header and end may add to its data.
@@ -117,6 +120,8 @@ const CHUNK_OVERHEAD_BYTES: usize = 32;
 const BODY_READ_BYTES_MAX: usize = 16 * 1024 - 2 * CHUNK_OVERHEAD_BYTES;
 /// Likewise for a head with what follows it: the next hop's head is a little longer than this one's.
 pub(crate) const HEAD_READ_BYTES_MAX: usize = BUFFER_BYTES - 1024;
+/// How a gRPC call ended.
+const GRPC_STATUS: &[u8] = b"grpc-status";
 /// Less free space than this in the outgoing buffer is not worth another chunk.
 const ROOM_BYTES_MIN: usize = 256;
 
@@ -127,7 +132,7 @@ impl Body {
         // No body at all, or a length of 0: nothing will be written, not even a last chunk.
         let ended = decoder.is_done();
         let ends_with_stream = received == BodyFraming::UntilClose;
-        Self { decoder, coding: Coding::of(sent), left_bytes: u64::MAX, ended, ends_with_stream }
+        Self { decoder, coding: Coding::of(sent), left_bytes: u64::MAX, ended, ends_with_stream, grpc_status: None }
     }
 
     /// With a limit to its data, in bytes.
@@ -182,6 +187,9 @@ impl Body {
     }
 
     fn trailer(&mut self, name: &[u8], value: &[u8], out: &mut Vec<u8>) {
+        if name.eq_ignore_ascii_case(GRPC_STATUS) {
+            self.grpc_status = Some(GrpcStatus::parse(value));
+        }
         if let Coding::Chunked { in_trailers } = &mut self.coding {
             if !std::mem::replace(in_trailers, true) {
                 out.extend_from_slice(LAST_CHUNK_BEFORE_TRAILERS);
@@ -601,6 +609,12 @@ async fn relay_final(
     exchange.awaits_head.set(false);
     from.timer.clear();
     exchange.record.status(head.status);
+    // A call that fails at once ends with its head.
+    if exchange.record.is_call()
+        && let Some(status) = fields.values_named(input.unread(), GRPC_STATUS).next()
+    {
+        exchange.record.grpc_status(GrpcStatus::parse(status));
+    }
     let framing = framing_for(exchange.version, head.framing);
     // A response that comes while the request's body is still on its way ends the connection: whether the rest of the
     // body would ever come is not ours to know.
@@ -624,6 +638,9 @@ async fn relay_final(
     let patience = Patience { is_alone, ..Patience::total(exchange.total_at_ms) };
     match relay_body(&mut body, input, from, to, out, patience).await {
         Ok(()) => {
+            if let Some(status) = body.grpc_status {
+                exchange.record.grpc_status(status);
+            }
             exchange.record.complete();
             // Bytes behind the end of a response belong to nobody (RFC 9112 section 9.5): that connection is done.
             let upstream_reusable = head.keep_alive && input.is_empty() && head.framing != BodyFraming::UntilClose;
