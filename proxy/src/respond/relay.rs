@@ -279,6 +279,8 @@ impl BodyRate {
 pub(crate) struct Patience<'a> {
     /// An end to it all, where the rule has a timeout.
     pub(crate) total_at_ms: Option<u64>,
+    /// Silence of the one who sends.
+    pub(crate) silence_ms_max: u64,
     /// What is relayed is a request body.
     pub(crate) upload: Option<Upload<'a>>,
     /// Nothing goes the other way on either socket meanwhile, so that they may be made non-blocking: operations of the ring fail
@@ -298,18 +300,24 @@ pub(crate) struct Upload<'a> {
 
 impl Patience<'_> {
     /// For the response.
-    pub(crate) fn total(total_at_ms: Option<u64>) -> Self {
-        Self { total_at_ms, upload: None, is_alone: false }
+    pub(crate) fn response(exchange: &Exchange<'_>) -> Self {
+        let Exchange { total_at_ms, silence_ms_max, .. } = *exchange;
+        Self { total_at_ms, silence_ms_max, upload: None, is_alone: false }
     }
 
+    /// For the side that receives.
     fn next(&self) -> u64 {
-        let idle_at = now_ms() + BODY_IDLE_MS_MAX;
+        self.within(BODY_IDLE_MS_MAX)
+    }
+
+    fn within(&self, ms_max: u64) -> u64 {
+        let idle_at = now_ms() + ms_max;
         self.total_at_ms.map_or(idle_at, |total| total.min(idle_at))
     }
 
-    /// As [`next`](Self::next), for the side that sends and has been waited for since then.
+    /// For the side that sends and has been waited for since then.
     fn next_read(&self, since_ms: u64) -> u64 {
-        let at_ms = self.next();
+        let at_ms = self.within(self.silence_ms_max);
         self.upload.map_or(at_ms, |upload| {
             let rate_at_ms = match upload.begun.get() {
                 true => since_ms.saturating_add(upload.rate.left_ms()),
@@ -513,6 +521,8 @@ pub(crate) struct Exchange<'a> {
     pub(crate) extra: &'a [u8],
     /// See [`Patience::total_at_ms`].
     pub(crate) total_at_ms: Option<u64>,
+    /// See [`Patience::silence_ms_max`].
+    pub(crate) silence_ms_max: u64,
     /// When the head of the final response must be there.
     pub(crate) head_at_ms: Cell<u64>,
     /// Whether that head is still to come.
@@ -561,7 +571,7 @@ pub(crate) async fn relay_response(
         }
         if exchange.version == Version::Http11 && !is_repeated_continue {
             serialize::response_head(out, input.unread(), &head, fields, &ResponseOut::new(&head, &exchange.edits));
-            to.timer.set(Patience::total(exchange.total_at_ms).next(), Expiry::ShutdownBoth);
+            to.timer.set(Patience::response(exchange).next(), Expiry::ShutdownBoth);
             let result = write_all(to.half, out).await;
             to.timer.clear();
             result.map_err(Failure::Client)?;
@@ -635,7 +645,7 @@ async fn relay_final(
     input.consume(head.len);
     let mut body = Body::new(head.framing, framing);
     let is_alone = !exchange.uploading.get();
-    let patience = Patience { is_alone, ..Patience::total(exchange.total_at_ms) };
+    let patience = Patience { is_alone, ..Patience::response(exchange) };
     match relay_body(&mut body, input, from, to, out, patience).await {
         Ok(()) => {
             if let Some(status) = body.grpc_status {
