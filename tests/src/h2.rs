@@ -308,6 +308,27 @@ impl<S: Read + Write> Connection<S> {
         }
     }
 
+    /// Sends on a stream until the peer gives no more credit, for it or for all; returns how much that was.
+    #[track_caller]
+    pub fn fill(&mut self, stream: u32) -> u64 {
+        let mut sent = 0;
+        loop {
+            let window = self.windows.get(&stream).copied().unwrap_or(self.window_initial);
+            let room = usize::try_from(window.min(self.window)).unwrap_or(0).min(FRAME_BYTES_DEFAULT);
+            if room == 0 {
+                // Credit comes before the answer to a PING, if it comes at all.
+                self.settle();
+                let window = self.windows.get(&stream).copied().unwrap_or(self.window_initial);
+                if window.min(self.window) <= 0 {
+                    return sent;
+                }
+                continue;
+            }
+            self.body(stream, &vec![0; room], false);
+            sent += room as u64;
+        }
+    }
+
     /// What has come on a stream so far.
     #[must_use]
     pub fn message(&self, stream: u32) -> Message {
@@ -406,6 +427,13 @@ impl<S: Read + Write> Connection<S> {
         let before = self.pongs.len();
         self.send(frames::ping(*b"settled?"));
         self.wait("the answer to a PING", |connection| (connection.pongs.len() > before).then_some(()));
+    }
+
+    /// Waits until what was sent before was taken in, or the peer is gone, without a word about either.
+    pub fn settle_politely(&mut self) {
+        let before = self.pongs.len();
+        let _ = self.try_send(frames::ping(*b"settled?"));
+        while self.pongs.len() == before && self.pump() {}
     }
 
     /// Reads to the end of the connection and returns the code of the last GOAWAY.
