@@ -10,7 +10,7 @@ use std::{
     cell::OnceCell,
     net::{SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream},
     os::fd::{AsFd as _, OwnedFd},
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
 };
 
@@ -246,12 +246,13 @@ fn http2<'a>(
 pub(crate) async fn serve_stream(worker: &Rc<Worker>, stream: Stream, listener: &Listener, refusal: Option<Refusal>) {
     let mut conn = Conn::of_stream(stream, &worker.deadlines);
     let Some(stream) = conn.stream().cloned() else { return };
-    let serving = async {
+    // Pinned where it is made: moved there, it would have its place in this future twice.
+    let serving = pin!(async {
         match refusal {
             Some(refusal) => request::refuse_stream(worker, &mut conn, refusal).await,
             None => drop(request::serve(worker, &mut conn, listener, Begin::Readable).await),
         }
-    };
+    });
     if server::until_cancelled(&stream, serving).await.is_err() {
         worker.stats.add(Counter::Http2StreamsCancelled, 1);
     }

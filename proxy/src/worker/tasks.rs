@@ -6,7 +6,7 @@ use std::{
     net::TcpListener as StdTcpListener,
     os::unix::net::UnixStream as StdUnixStream,
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
+    pin::{Pin, pin},
     rc::Rc,
     task::Poll,
     time::Duration,
@@ -133,7 +133,7 @@ pub(crate) fn turn_away(worker: &Rc<Worker>, conn: Conn) {
 pub(crate) fn guarded(worker: &Rc<Worker>, conn: Conn, listener: Rc<Listener>) {
     let worker = Rc::clone(worker);
     monoio::spawn(async move {
-        contained(&worker, accept::serve(&worker, conn, &listener)).await;
+        contained(&worker, pin!(accept::serve(&worker, conn, &listener))).await;
         worker.stats.subtract(Counter::ConnectionsActive, 1);
         worker.mailboxes.remove_connection(worker.index);
     });
@@ -143,13 +143,12 @@ pub(crate) fn guarded(worker: &Rc<Worker>, conn: Conn, listener: Rc<Listener>) {
 pub(super) fn guarded_stream(worker: &Rc<Worker>, stream: Stream, listener: Rc<Listener>, refusal: Option<Refusal>) {
     let worker = Rc::clone(worker);
     monoio::spawn(async move {
-        contained(&worker, accept::serve_stream(&worker, stream, &listener, refusal)).await;
+        contained(&worker, pin!(accept::serve_stream(&worker, stream, &listener, refusal))).await;
     });
 }
 
 /// Runs a future; a panic in it is counted and ends it.
-async fn contained(worker: &Worker, serving: impl Future<Output = ()>) {
-    let mut serving = pin!(serving);
+async fn contained(worker: &Worker, mut serving: Pin<&mut impl Future<Output = ()>>) {
     let panicked = std::future::poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| serving.as_mut().poll(cx))) {
         Ok(Poll::Pending) => Poll::Pending,
         Ok(Poll::Ready(())) => Poll::Ready(false),

@@ -129,14 +129,14 @@ pub(crate) async fn start(worker: &Rc<Worker>, mut conn: Conn) -> io::Result<Mul
     monoio::spawn(async move {
         let received = pumps.clone();
         let mut connection = pin!(connection);
-        let protocol = poll_fn(|cx| {
+        let protocol = pin!(poll_fn(|cx| {
             let has_come = received.received_bytes() > 0;
             let result = connection.as_mut().poll(cx);
             if has_come && !shared.is_confirmed.get() {
                 shared.confirm();
             }
             result
-        });
+        }));
         let result = drive(&mut conn, &pumps, protocol).await;
         if let Err(error) = result
             && error.is_library()

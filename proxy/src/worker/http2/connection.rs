@@ -2,7 +2,7 @@
 
 use std::{
     future::{Future, poll_fn},
-    pin::pin,
+    pin::{Pin, pin},
     task::Poll,
 };
 
@@ -12,11 +12,10 @@ use super::transport::Pumps;
 use crate::worker::conn::Conn;
 
 /// Runs the protocol and both pumps on one task, until the protocol has ended and what it has written is out.
-pub(super) async fn drive<P: Future>(conn: &mut Conn, pumps: &Pumps, protocol: P) -> P::Output {
+pub(super) async fn drive<P: Future>(conn: &mut Conn, pumps: &Pumps, mut protocol: Pin<&mut P>) -> P::Output {
     let writing = conn.second_timer();
     let Conn { timer, read, write } = conn;
     let timer = &*timer;
-    let mut protocol = pin!(protocol);
     let mut reader = pin!(pumps.read(read, timer));
     let mut writer = pin!(pumps.write(write, &writing));
     let (mut outcome, mut has_read, mut has_written) = (None, false, false);

@@ -3,7 +3,7 @@
 use std::{
     future::poll_fn,
     io,
-    pin::pin,
+    pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll},
 };
@@ -63,7 +63,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, conn: &mut Conn, listener: &Rc<Li
         timer: worker.deadlines.interrupting(&bell),
         bell,
     };
-    let result = drive(conn, &pumps, server.run(transport)).await;
+    let result = drive(conn, &pumps, pin!(server.run(transport))).await;
     if let Err(error) = &result {
         worker.log_refusal(code(error), conn.peer(), &format_args!("HTTP/2 connection ended: {error}"));
         worker.stats.add(Counter::Http2ConnectionErrors, 1);
@@ -99,9 +99,8 @@ struct Server<'a> {
     timer: Timer,
 }
 
-/// What a connection waits for.
+/// What a connection waits for, beside requests.
 enum Event {
-    Request(Request<RecvStream>, SendResponse<Bytes>),
     Bell,
     Ended(Result<(), h2::Error>),
 }
@@ -119,7 +118,6 @@ impl Server<'_> {
                 connection.graceful_shutdown();
             }
             match poll_fn(|cx| self.poll_event(cx, &mut connection, ping.as_mut(), &mut pulse)).await {
-                Event::Request(request, respond) => self.accept(request, respond),
                 Event::Ended(result) => return result,
                 Event::Bell => {
                     let (care, next_ms) = pulse.check(now_ms(), self.pumps.received_bytes(), connection.has_streams());
@@ -161,11 +159,12 @@ impl Server<'_> {
         ping: Option<&mut PingPong>,
         pulse: &mut Pulse,
     ) -> Poll<Event> {
-        match connection.poll_accept(cx) {
-            Poll::Ready(Some(Ok((request, respond)))) => return Poll::Ready(Event::Request(request, respond)),
-            Poll::Ready(Some(Err(error))) => return Poll::Ready(Event::Ended(Err(error))),
-            Poll::Ready(None) => return Poll::Ready(Event::Ended(Ok(()))),
-            Poll::Pending => {}
+        while let Poll::Ready(next) = connection.poll_accept(cx) {
+            match next {
+                Some(Ok((request, respond))) => self.accept(request, respond),
+                Some(Err(error)) => return Poll::Ready(Event::Ended(Err(error))),
+                None => return Poll::Ready(Event::Ended(Ok(()))),
+            }
         }
         if let Some(ping) = ping
             && ping.poll_pong(cx).is_ready()
@@ -231,8 +230,10 @@ fn builder() -> Builder {
 
 /// Runs what serves a stream until it is done or the client has cancelled it: then it is dropped, and with it whatever it has
 /// open upstream.
-pub(crate) async fn until_cancelled(stream: &Stream, serving: impl Future<Output = ()>) -> io::Result<()> {
-    let mut serving = pin!(serving);
+pub(crate) async fn until_cancelled(
+    stream: &Stream,
+    mut serving: Pin<&mut impl Future<Output = ()>>,
+) -> io::Result<()> {
     poll_fn(|cx| {
         if serving.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Ok(()));
