@@ -24,6 +24,7 @@ on_both_drivers! {
     a_client_without_window_does_not_hold_up_its_other_streams
     an_application_without_window_does_not_hold_up_other_requests
     what_a_client_sends_is_bounded_by_what_the_application_takes
+    small_messages_that_nobody_takes_yet_are_waited_for
     windows_that_shrink_are_kept
 }
 
@@ -153,6 +154,22 @@ fn what_a_client_sends_is_bounded_by_what_the_application_takes(driver: Driver) 
     Connection::connect(hop.proxy.outbound()).get("echo", "/other").expect(200);
     // HTTP/1.1 clients of the same connection are as well.
     Client::connect(hop.proxy.outbound()).get("echo", "/other").expect(200);
+}
+
+fn small_messages_that_nobody_takes_yet_are_waited_for(driver: Driver) {
+    let opening = Opening { settings: vec![(INITIAL_WINDOW_SIZE, 0)], credit: 0 };
+    let application = Application::opening(opening, |connection, stream, _| {
+        let _ = connection.try_send(headers(stream, block(&[(":status", "200")]), true));
+    });
+    let hop = Hop::before(driver, application);
+    let mut client = hop.connect();
+    // gRPC libraries send a frame per message; these are as many as fit a stream's window.
+    for _ in 0..2 {
+        let stream = client.request(&request("POST", "echo", "/stuck"), false);
+        client.send(frames::data(stream, [7; 20], false).repeat(3_000));
+    }
+    client.settle();
+    client.get("echo", "/other").expect(200);
 }
 
 fn windows_that_shrink_are_kept(driver: Driver) {
