@@ -158,6 +158,9 @@ pub const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 512 * 1024;
 pub const HTTP2_SEND_BUFFER_BYTES_MAX: usize = 16 * 1024;
 /// Largest header list, in bytes as RFC 9113 section 6.5.2 counts them: what the bounds of a head leave room for.
 pub const HTTP2_HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;
+/// What small DATA frames that are not given on yet may cost on one connection, in bytes: each counts for what it lacks to 256.
+/// 8,000 messages of gRPC that wait for a slow server are no flood, and what h2 keeps for so many is 2 MB.
+pub const HTTP2_DATA_FRAME_BUDGET_BYTES: usize = 2 * 1024 * 1024;
 /// Streams that we have reset and whose late frames are still put up with.
 pub const HTTP2_RESETS_REMEMBERED_MAX: usize = 50;
 /// Requests that a client has reset before they were looked at; a client with more of them is up to CVE-2023-44487.

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use loona_hpack::Decoder;
@@ -15,11 +15,10 @@ use crate::{
         self, ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, FRAME_BYTES_DEFAULT, Frame, GOAWAY, HEADERS,
         INITIAL_WINDOW_SIZE, PADDED, PING, PREFACE, PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW_UPDATE, WITH_PRIORITY,
     },
+    wait::PATIENCE,
     wire::FieldLines,
 };
 
-/// What a read or write may take before it fails the test.
-const IO_PATIENCE: Duration = Duration::from_secs(20);
 /// Windows before any SETTINGS or WINDOW_UPDATE.
 const WINDOW_DEFAULT: i64 = 65_535;
 /// Windows that no test fills.
@@ -158,8 +157,8 @@ impl<S> std::fmt::Debug for Connection<S> {
 
 fn prepare(stream: &TcpStream) {
     stream.set_nodelay(true).expect("a socket");
-    stream.set_read_timeout(Some(IO_PATIENCE)).expect("a socket");
-    stream.set_write_timeout(Some(IO_PATIENCE)).expect("a socket");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    stream.set_write_timeout(Some(PATIENCE)).expect("a socket");
 }
 
 impl Connection<TcpStream> {
@@ -308,6 +307,27 @@ impl<S: Read + Write> Connection<S> {
         }
     }
 
+    /// Sends on a stream until the peer gives no more credit, for it or for all; returns how much that was.
+    #[track_caller]
+    pub fn fill(&mut self, stream: u32) -> u64 {
+        let mut sent = 0;
+        loop {
+            let window = self.windows.get(&stream).copied().unwrap_or(self.window_initial);
+            let room = usize::try_from(window.min(self.window)).unwrap_or(0).min(FRAME_BYTES_DEFAULT);
+            if room == 0 {
+                // Credit comes before the answer to a PING, if it comes at all.
+                self.settle();
+                let window = self.windows.get(&stream).copied().unwrap_or(self.window_initial);
+                if window.min(self.window) <= 0 {
+                    return sent;
+                }
+                continue;
+            }
+            self.body(stream, &vec![0; room], false);
+            sent += room as u64;
+        }
+    }
+
     /// What has come on a stream so far.
     #[must_use]
     pub fn message(&self, stream: u32) -> Message {
@@ -320,10 +340,13 @@ impl<S: Read + Write> Connection<S> {
     /// When the connection ends before.
     #[track_caller]
     pub fn wait<T>(&mut self, what: &str, look: impl Fn(&Self) -> Option<T>) -> T {
+        // A peer that asks from time to time whether we are there would keep us for ever.
+        let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(found) = look(self) {
                 return found;
             }
+            assert!(Instant::now() < deadline, "waited in vain for {what}: {self:?}");
             assert!(self.pump(), "the connection ended before {what}: {self:?}");
         }
     }
@@ -408,9 +431,23 @@ impl<S: Read + Write> Connection<S> {
         self.wait("the answer to a PING", |connection| (connection.pongs.len() > before).then_some(()));
     }
 
+    /// Waits until what was sent before was taken in, or the peer is gone, without a word about either.
+    pub fn settle_politely(&mut self) {
+        let before = self.pongs.len();
+        let _ = self.try_send(frames::ping(*b"settled?"));
+        while self.pongs.len() == before && self.pump() {}
+    }
+
     /// Reads to the end of the connection and returns the code of the last GOAWAY.
+    ///
+    /// # Panics
+    /// When it does not end in time.
+    #[track_caller]
     pub fn end(&mut self) -> Option<u32> {
-        while self.pump() {}
+        let deadline = Instant::now() + PATIENCE;
+        while self.pump() {
+            assert!(Instant::now() < deadline, "the connection does not end: {self:?}");
+        }
         self.goaways.last().map(|(_, code)| *code)
     }
 

@@ -219,6 +219,29 @@ impl Hop {
         }
     }
 
+    /// As [`resets`](Self::resets), or the connection ends: what HPACK has brought to light is treated as a connection error
+    /// by the library that reads it, which RFC 9113 section 5.4.1 leaves to it.
+    ///
+    /// # Panics
+    /// When something else happens.
+    #[track_caller]
+    pub fn breaks(&self, block: &[u8], what: &str) {
+        for listener in self.listeners() {
+            for ended in [true, false] {
+                let before = self.application.received().len();
+                let mut client = Connection::connect(listener);
+                client.send(frames::headers(1, block, ended));
+                while client.message(1).reset.is_none() && client.pump() {}
+                let answer = client.message(1);
+                let why = answer.reset.or(client.goaways.last().map(|(_, code)| *code));
+                let seen = (why, answer.fields.0.len());
+                assert_eq!(seen, (Some(code::PROTOCOL_ERROR), 0), "{what}, END_STREAM {ended}: {client:?}");
+                Connection::connect(listener).get("echo", "/behind").expect(200);
+                assert_eq!(self.application.received().len(), before + 1, "{what}");
+            }
+        }
+    }
+
     /// As [`refuses`](Self::refuses) with 400, or as [`resets`](Self::resets): where a request is malformed for who reads
     /// frames, and merely bad for who reads HTTP, either is right (RFC 9113 section 8.1.1).
     ///
@@ -239,20 +262,20 @@ impl Hop {
         }
     }
 
-    /// Asserts that both listeners end the connection of who sends these frames, with this code, and that the application
-    /// gets nothing.
+    /// Asserts that both listeners end the connection of who sends these frames, with this code or with PROTOCOL_ERROR, which
+    /// the library that reads frames says of some that have a code of their own; and that the application gets nothing.
     ///
     /// # Panics
     /// When something else happens.
     #[track_caller]
-    pub fn ends(&self, frames: impl AsRef<[u8]>, code: u32, what: &str) {
+    pub fn ends(&self, frames: impl AsRef<[u8]>, expected: u32, what: &str) {
         for listener in self.listeners() {
             let before = self.application.received().len();
             let mut client = Connection::connect(listener);
             // The end may come while they are being sent.
             let _ = client.try_send(frames.as_ref());
             let ended = client.end();
-            assert_eq!(ended, Some(code), "{what}: {client:?}");
+            assert!(ended == Some(expected) || ended == Some(code::PROTOCOL_ERROR), "{what}: {client:?}");
             Connection::connect(listener).get("echo", "/behind").expect(200);
             assert_eq!(self.application.received().len(), before + 1, "{what}");
         }

@@ -21,9 +21,9 @@ use meshring_core::{
         http2::{self, Pseudo, Refused},
     },
     limits::{
-        HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_HEADER_LIST_BYTES_MAX, HTTP2_LOCAL_RESETS_MAX, HTTP2_PENDING_RESETS_MAX,
-        HTTP2_RESETS_REMEMBERED_MAX, HTTP2_SEND_BUFFER_BYTES_MAX, HTTP2_STREAM_WINDOW_BYTES, HTTP2_STREAMS_MAX,
-        LINGER_BYTES_MAX,
+        HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_DATA_FRAME_BUDGET_BYTES, HTTP2_HEADER_LIST_BYTES_MAX,
+        HTTP2_LOCAL_RESETS_MAX, HTTP2_PENDING_RESETS_MAX, HTTP2_RESETS_REMEMBERED_MAX, HTTP2_SEND_BUFFER_BYTES_MAX,
+        HTTP2_STREAM_WINDOW_BYTES, HTTP2_STREAMS_MAX, LINGER_BYTES_MAX,
     },
     stats::Counter,
 };
@@ -196,13 +196,14 @@ impl Server<'_> {
     }
 
     fn translate(&self, text: &mut Vec<u8>, parts: &http::request::Parts, ended: bool) -> Result<(), Refused> {
-        // The h2 crate has seen a scheme, but its type has no place for one without an authority.
+        let authority = parts.uri.authority().map(|authority| authority.as_str().as_bytes());
+        // Without :authority (Host stands for it) h2 keeps no :scheme, which it has insisted on; a CONNECT has neither.
         let own: &[u8] = if self.origin.secured.is_some() { b"https" } else { b"http" };
-        let scheme = parts.uri.scheme_str().map(str::as_bytes);
+        let unkept = (authority.is_none() && parts.method != http::Method::CONNECT).then_some(own);
         let pseudo = Pseudo {
             method: parts.method.as_str().as_bytes(),
-            scheme: scheme.or_else(|| (parts.uri.authority().is_none()).then_some(own)),
-            authority: parts.uri.authority().map(|authority| authority.as_str().as_bytes()),
+            scheme: parts.uri.scheme_str().map(str::as_bytes).or(unkept),
+            authority,
             path: parts.uri.path_and_query().map(|path| path.as_str().as_bytes()),
             protocol: parts.extensions.get::<Protocol>().map(|protocol| protocol.as_str().as_bytes()),
         };
@@ -218,6 +219,7 @@ fn builder() -> Builder {
     builder
         .initial_window_size(HTTP2_STREAM_WINDOW_BYTES)
         .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
+        .data_frame_budget(HTTP2_DATA_FRAME_BUDGET_BYTES)
         .max_concurrent_streams(HTTP2_STREAMS_MAX)
         .max_header_list_size(HTTP2_HEADER_LIST_BYTES_MAX)
         .max_send_buffer_size(HTTP2_SEND_BUFFER_BYTES_MAX)

@@ -1,0 +1,108 @@
+//! WebSocket over either version of HTTP on either side (RFC 6455, RFC 8441), with libraries that others wrote at both ends.
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
+
+use meshring_core::table::model::UpstreamProtocol;
+use meshring_tests::{
+    frames::{self, block, code},
+    h2::Connection,
+    h2_application::Hop,
+    on_both_drivers,
+    peers::{self, Server},
+    proxy::{Driver, Proxy},
+    table::{World, rule},
+};
+use serde_json::json;
+
+on_both_drivers! {
+    messages_pass_in_any_mix_of_versions
+    an_extended_connect_is_translated_and_nothing_else_of_it_leaks
+    an_extended_connect_that_is_malformed_ends_its_stream
+}
+
+fn messages_pass_in_any_mix_of_versions(driver: Driver) {
+    let Some(python) = peers::python() else { return };
+    for (served, protocol) in [("h1", UpstreamProtocol::Http1), ("h2", UpstreamProtocol::Http2)] {
+        let server = Server::start(&python, "ws_peer.py", &[served]);
+        let mut world = World::new();
+        let cluster = world.cluster("echo", &[server.address]);
+        world.protocol(cluster, protocol);
+        let action = world.forward(&[(cluster, 1)]);
+        world.host("echo", vec![rule(action)]);
+        let proxy = Proxy::alone(&world.snapshot(), driver);
+        for spoken in ["h1", "h2"] {
+            let arguments = [spoken, &proxy.outbound().to_string(), "echo", "/chat?room=1"];
+            let told = peers::run(&python, "ws_peer.py", &arguments);
+            let expected = json!({"subprotocol": "judge.echo", "same": 14, "of": 14, "code": 4001});
+            assert_eq!(told, [expected], "{spoken} to {served}: {}", server.process.output());
+        }
+        server.wait_for("event", "closed", 2);
+        for request in server.wait_for("event", "request", if served == "h2" { 2 } else { 0 }) {
+            let fields = &request["headers"];
+            assert_eq!((&fields[":path"], &fields[":protocol"]), (&json!("/chat?room=1"), &json!("websocket")));
+            for of_http1 in ["sec-websocket-key", "upgrade", "connection", "host"] {
+                assert!(fields.get(of_http1).is_none(), "{fields}");
+            }
+        }
+        assert!(server.told("violation").is_empty(), "{:?}", server.told("violation"));
+    }
+}
+
+const TUNNEL: [(&str, &str); 6] = [
+    (":method", "CONNECT"),
+    (":protocol", "websocket"),
+    (":scheme", "http"),
+    (":authority", "echo"),
+    (":path", "/chat"),
+    ("sec-websocket-version", "13"),
+];
+
+fn an_extended_connect_is_translated_and_nothing_else_of_it_leaks(driver: Driver) {
+    use meshring_tests::{checklist::Sidecar, upstream::Upstream};
+    // Accepts as RFC 6455 says, but only what is keyed right; then sends bytes back.
+    let upstream = Upstream::scripted(|peer| {
+        let Some(head) = peer.head() else { return };
+        let key = head.fields.value("sec-websocket-key").unwrap_or_default().to_owned();
+        let is_right = head.line == "GET /chat HTTP/1.1" && key.len() == 24 && !head.fields.has("transfer-encoding");
+        if !is_right {
+            peer.send(format!("HTTP/1.1 400 Bad\r\ncontent-length: 0\r\nx-line: {}\r\n\r\n", head.line));
+            return;
+        }
+        // Any other value than the key's own digest is no acceptance.
+        peer.send("HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n");
+        peer.send("sec-websocket-accept: AAAAAAAAAAAAAAAAAAAAAAAAAAA=\r\n\r\n");
+        peer.wait_for_end();
+    });
+    let sidecar = Sidecar::configured(
+        driver,
+        upstream,
+        |builder| builder,
+        |world, cluster| {
+            world.protocol(cluster, UpstreamProtocol::Http1);
+        },
+    );
+    let mut client = Connection::connect(sidecar.outbound());
+    client.settle();
+    let stream = client.request(&TUNNEL, false);
+    let answer = client.head(stream);
+    assert!(answer.reset.is_some() || answer.status() == 502, "a false acceptance is passed on: {answer:?}");
+}
+
+fn an_extended_connect_that_is_malformed_ends_its_stream(driver: Driver) {
+    let hop = Hop::new(driver);
+    for missing in [":scheme", ":path"] {
+        let fields: Vec<_> = TUNNEL.into_iter().filter(|(name, _)| *name != missing).collect();
+        hop.resets(&block(&fields), &format!("without {missing}"));
+    }
+    for protocol in ["h2c", "web socket", ""] {
+        let fields = TUNNEL.map(|(name, value)| (name, if name == ":protocol" { protocol } else { value }));
+        hop.breaks(&block(&fields), &format!("protocol {protocol:?}"));
+    }
+    let plain = [(":method", "CONNECT"), (":authority", "echo:80")];
+    let mut client = hop.connect();
+    let stream = client.request(&plain, false);
+    assert_eq!(client.head(stream).status(), 405, "item 55");
+    let with_path = [(":method", "CONNECT"), (":authority", "echo:80"), (":path", "/"), (":scheme", "http")];
+    let stream = client.request(&with_path, false);
+    client.response(stream).expect_reset(code::PROTOCOL_ERROR);
+    let _ = frames::DATA;
+}
