@@ -1,10 +1,11 @@
-//! A blocking client for one request at a time: readiness of contenders, and idle connections.
+//! Blocking clients: readiness of contenders, idle connections and idle streams.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::http::{Answer, ResponseDecoder};
+use crate::http2::client::{Client, Ended, Request};
 use crate::tls::{self, Socket};
 
 /// Opens a connection whose reads and writes end at the latest after `timeout`.
@@ -45,5 +46,104 @@ pub(crate) fn exchange(mut stream: impl Read + Write, request: &[u8]) -> io::Res
         if let Some(answer) = fed.map_err(|error| io::Error::new(ErrorKind::InvalidData, error))? {
             return Ok(answer);
         }
+    }
+}
+
+/// An HTTP/2 connection, each of whose streams carries the same request.
+pub(crate) struct Http2<'r> {
+    socket: Socket,
+    client: Client,
+    request: &'r Request,
+    ended: Vec<Ended>,
+}
+
+impl<'r> Http2<'r> {
+    /// Begins to speak HTTP/2; returns when the server's settings have come.
+    pub(crate) fn begin(socket: Socket, request: &'r Request) -> io::Result<Self> {
+        if !socket.speaks_http2() {
+            return Err(io::Error::new(ErrorKind::InvalidData, "the server does not choose h2 by ALPN"));
+        }
+        let mut output = Vec::new();
+        let client = Client::new(request, &mut output);
+        let mut connection = Self { socket, client, request, ended: Vec::new() };
+        connection.send(&output)?;
+        while !connection.client.is_settled() {
+            connection.receive()?;
+        }
+        Ok(connection)
+    }
+
+    /// Sends the request; gives the status of its answer. The timeout of the socket holds for each read.
+    pub(crate) fn exchange(&mut self) -> io::Result<u16> {
+        let mut output = Vec::new();
+        self.client.send(self.request, Instant::now(), &mut output);
+        self.send(&output)?;
+        loop {
+            if let Some(Ended { outcome, .. }) = self.ended.pop() {
+                return outcome.map_err(|error| io::Error::new(ErrorKind::InvalidData, error));
+            }
+            self.receive()?;
+        }
+    }
+
+    /// Opens streams whose requests the server holds back; returns when it has taken them all. Fails where it allows fewer,
+    /// or answers.
+    pub(crate) fn hold(&mut self, streams: usize) -> io::Result<()> {
+        let mut output = Vec::new();
+        for _ in 0..streams {
+            if !self.client.can_send() {
+                let message = format!("the server allows {} streams on a connection", self.client.streams_max());
+                return Err(io::Error::other(message));
+            }
+            self.client.send(self.request, Instant::now(), &mut output);
+        }
+        // It comes back after what was sent before it has been taken.
+        self.client.ping(&mut output);
+        self.send(&output)?;
+        while self.client.pongs() == 0 {
+            self.receive()?;
+        }
+        match self.ended.pop() {
+            None => Ok(()),
+            Some(Ended { outcome: Ok(status), .. }) => {
+                Err(io::Error::other(format!("answered with status {status} instead of being held back")))
+            }
+            Some(Ended { outcome: Err(error), .. }) => Err(io::Error::new(ErrorKind::InvalidData, error)),
+        }
+    }
+
+    /// How many of the streams are still open, as far as has come.
+    pub(crate) fn count_open(&mut self) -> usize {
+        if self.socket.stream().set_nonblocking(true).is_err() {
+            return 0;
+        }
+        loop {
+            match self.receive() {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return self.client.open(),
+                Err(_) => return 0,
+            }
+        }
+    }
+
+    fn send(&mut self, output: &[u8]) -> io::Result<()> {
+        self.socket.write_all(output)?;
+        self.socket.flush()
+    }
+
+    fn receive(&mut self) -> io::Result<()> {
+        let mut buffer = [0; 4096];
+        let count = match self.socket.read(&mut buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(()),
+            result => result?,
+        };
+        if count == 0 {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        let mut output = Vec::new();
+        self.client
+            .receive(&buffer[..count], self.request, &mut self.ended, &mut output)
+            .map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
+        self.send(&output)
     }
 }

@@ -103,6 +103,9 @@ pub const BODY_RATE_MIN: u64 = 100;
 /// Time that a client may let us wait for its body before its rate counts unless `--body-grace` says otherwise, in
 /// milliseconds (mod_reqtimeout: 20 s).
 pub const BODY_GRACE_MS: u64 = 20_000;
+/// Of what is said in `grpc-message`, in bytes before it is encoded: an external authorizer's answer may be a whole page, and
+/// a client takes 8 KiB of fields.
+pub const GRPC_MESSAGE_BYTES_MAX: usize = 1024;
 /// An idle downstream connection is closed after this time, in milliseconds (Envoy: 1 h).
 pub const DOWNSTREAM_IDLE_MS_MAX: u64 = 3_600_000;
 /// Silence while a body is awaited from or accepted by a peer, in milliseconds (Envoy's stream idle timeout: 5 min).
@@ -111,6 +114,10 @@ pub const BODY_IDLE_MS_MAX: u64 = 300_000;
 pub const CONNECT_MS_MAX: u64 = 10_000;
 /// Silence of an upstream before its response head when a route sets no timeout, in milliseconds (Envoy: 5 min).
 pub const RESPONSE_HEAD_MS_MAX: u64 = 300_000;
+/// Silence of a gRPC client or server in the middle of a call without a deadline, in milliseconds: watches and subscriptions say
+/// nothing for long, and Istio sets no limit at all (Envoy's `stream_idle_timeout: 0`). Peers that are gone are found out by
+/// HTTP/2 PING and by TCP; this is for those that are there and have forgotten.
+pub const GRPC_SILENCE_MS_MAX: u64 = 3_600_000;
 /// An idle upstream connection is closed after this time, in milliseconds: below the 60 s or 75 s keep-alive of common
 /// servers, so that we close first and no request meets a closing connection.
 pub const UPSTREAM_IDLE_MS_MAX: u64 = 50_000;

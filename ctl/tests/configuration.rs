@@ -294,6 +294,8 @@ fn metrics_are_declared_and_count_per_proxy_worker_and_cluster() {
     slots.duration(300);
     let cluster = proxy.stats().cluster_slot("outbound|9080|v1|reviews.default.svc.cluster.local");
     slots.cluster(cluster, meshring_core::stats::ClusterCounter::Requests, 4);
+    slots.grpc(cluster, meshring_core::stats::GrpcStatus::new(14));
+    slots.grpc(cluster, meshring_core::stats::GrpcStatus::UNKNOWN);
     let client = meshring_ctl::api::client::Client::new(&node.run_dir());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let body = runtime.block_on(client.call(hyper::Method::GET, "/metrics", bytes::Bytes::new())).unwrap();
@@ -306,6 +308,10 @@ fn metrics_are_declared_and_count_per_proxy_worker_and_cluster() {
         format!(
             "meshring_cluster_requests_total{{{labels},cluster=\"outbound|9080|v1|reviews.default.svc.cluster.local\"}} 4\n"
         ),
+        format!(
+            "meshring_cluster_grpc_responses_total{{{labels},cluster=\"outbound|9080|v1|reviews.default.svc.cluster.local\",grpc_response_status=\"14\"}} 1\n"
+        ),
+        ",grpc_response_status=\"unknown\"} 1\n".to_owned(),
         format!("meshring_request_duration_seconds_count{{{labels}}} 1\n"),
         "meshring_generation_active 1\n".to_owned(),
     ] {

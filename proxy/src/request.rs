@@ -5,6 +5,7 @@ mod authorize;
 mod debug;
 mod denial;
 mod ext_authz;
+mod grpc;
 mod lease;
 mod plan;
 
@@ -38,6 +39,7 @@ use self::{
     authorize::{Changes, Passed, Source, authorize},
     debug::{debug_generation, debug_lines},
     denial::{Denial, answer, deny, refuse_path},
+    grpc::Call,
     plan::{Plan, Target, request_address},
 };
 use crate::{
@@ -217,6 +219,10 @@ async fn exchange(
     head: &RequestHead,
 ) -> After {
     let record = Record::start(&worker.stats);
+    let call = Call::of(&input.unread()[..head.len], &scratch.request);
+    if call.is_grpc() {
+        record.call();
+    }
     if worker.overloaded() {
         let denial = Denial::Overload("the worker's memory for messages is used up");
         let last = RequestHead { keep_alive: false, ..*head };
@@ -277,12 +283,17 @@ async fn exchange(
         let response = last_hop::answer(&request, &mut texts.lines);
         return answer(worker, conn, input, head, &record, &response, &NoEdits).await;
     }
+    if call.is_late() {
+        record.due(Some(record.started_ms()));
+        return deny(worker, conn, input, head, &record, Denial::Late).await;
+    }
     let Direction::Outbound = listener.direction else {
         let target = Target::Application { endpoint: listener.application(worker), shared: listener.cluster(worker) };
         let extra = passed.to_client.clone();
-        let plan = Plan { target, response_edits: Edits::default(), timeout_ms: 0, extra };
+        let timeout_ms = call.timeout_ms(0);
+        let plan = Plan { target, response_edits: Edits::default(), timeout_ms, extra };
         let rewritten = Rewritten { path: request.replaced_path(), authority: None };
-        let edits = passed.edits(&pinned, Edits::default());
+        let edits = passed.edits(&pinned, Edits::default(), call.left_ms(timeout_ms, &record));
         let mut how = Outgoing { edits: &edits, query: passed.query.as_deref(), element: None };
         how.element = conn.secured_peer().and_then(|peer| peer.element.as_deref());
         let out = serialized(worker, &request, &how, &rewritten, &hop(false), &mut texts.lines);
@@ -302,11 +313,11 @@ async fn exchange(
             let plan = Plan {
                 target: Target::Cluster { chosen, cluster, literal },
                 response_edits: Edits::of_response(&chosen),
-                timeout_ms: chosen.rule.timeout_ms.to_native(),
+                timeout_ms: call.timeout_ms(chosen.rule.timeout_ms.to_native()),
                 extra,
             };
             let hop = hop(rewritten.authority.is_some());
-            let edits = passed.edits(&pinned, edits);
+            let edits = passed.edits(&pinned, edits, call.left_ms(plan.timeout_ms, &record));
             let how = Outgoing { edits: &edits, query: passed.query.as_deref(), element: None };
             let out = serialized(worker, &request, &how, &rewritten, &hop, &mut texts.lines);
             forward(worker, conn, input, response_fields, head, &record, &pinned, &plan, out).await

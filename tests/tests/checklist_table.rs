@@ -20,8 +20,8 @@ enum Level {
 
 use Level::{Both, EndToEnd};
 
-/// Items 1 to 67: HTTP/1.1.
-const ITEMS: [(Level, &str); 67] = [
+/// Items 1 to 67: HTTP/1.1; then HTTP/2.
+const ITEMS: [(Level, &str); 83] = [
     (Both, "A line that ends in a bare LF is refused"),
     (Both, "A CR without LF is refused"),
     (Both, "NUL and other control characters are refused"),
@@ -89,6 +89,22 @@ const ITEMS: [(Level, &str); 67] = [
     (EndToEnd, "A client that has closed its half still gets its response"),
     (Both, "Slow headers are 408, a silent upstream 504, a reset 502, no endpoint 503"),
     (Both, "A reset on a reused connection: one retry for idempotent methods, 502 for a POST"),
+    (Both, "An upper-case field name is a stream error"),
+    (Both, "A pseudo field that is repeated, unknown, missing, late or in trailers is a stream error"),
+    (Both, "A `:path` that is empty or begins without a slash is a stream error"),
+    (Both, "CR, LF and NUL in a value, white space at an end of it and an empty name are stream errors"),
+    (Both, "Fields about an HTTP/1.1 connection are stream errors"),
+    (Both, "TE with anything but `trailers` is a stream error"),
+    (Both, "Host unlike `:authority` is a stream error"),
+    (Both, "A `:scheme` other than `http` and `https` is 400"),
+    (Both, "A Content-Length that the body does not keep is a stream error and ends the HTTP/1.1 upstream"),
+    (Both, "Cookie crumbs are joined with `; `, and each counts as a field"),
+    (EndToEnd, "Trailers without END_STREAM are an error"),
+    (EndToEnd, "HPACK that is broken is COMPRESSION_ERROR"),
+    (EndToEnd, "A window that overflows is FLOW_CONTROL_ERROR; reset streams and padding get their credit back"),
+    (EndToEnd, "A field that is never indexed stays so"),
+    (EndToEnd, "A shutdown sends GOAWAY with 2^31-1, then the final one"),
+    (Both, "Our errors to gRPC are 200 with the grpc-status that fits, and trailers only"),
 ];
 
 /// Attacks on proxies, by kind.
@@ -301,12 +317,13 @@ fn every_item_has_its_tests_and_the_table_says_which() {
     let whole = tests_in("tests/tests");
     let mut missing = Vec::new();
     let mut out = String::from(
-        "# HTTP/1.1 checklist\n\n\
+        "# HTTP checklist\n\n\
          Made from the names of the tests by `tests/tests/checklist_table.rs`; write it anew with\n\
          `MESHRING_BLESS=1 cargo test -p meshring-tests --test checklist_table`.\n\n\
          Refused means: 400, or the status given; `connection: close` and the end of the connection; nothing of what stands\n\
-         behind the request is served; not one byte reaches an upstream. End-to-end tests drive the proxy by a client whose\n\
-         every byte they write and an upstream that records every byte, on io_uring and on epoll.\n\n\
+         behind the request is served; not one byte reaches an upstream. A stream error (HTTP/2) means: RST_STREAM with\n\
+         PROTOCOL_ERROR, not one byte at an upstream, and the other streams of the connection go on. End-to-end tests drive the\n\
+         proxy by a client whose every byte they write and an upstream that records every byte, on io_uring and on epoll.\n\n\
          | item | rule | codec and units | end to end |\n|---|---|---|---|\n",
     );
     for (at, (level, what)) in ITEMS.into_iter().enumerate() {

@@ -11,6 +11,7 @@ use clap::ValueEnum;
 
 use super::install;
 use super::launch::{self, Launched, Site};
+use crate::http2::client::Request;
 use crate::limits::{CHILD_POLL_INTERVAL, READY_MAX};
 use crate::process::{Process, check_interrupted};
 use crate::{client, mesh, tls};
@@ -77,8 +78,10 @@ impl Contender {
             Program::Peer { peer, binary } => launch::peer(*peer, binary, site, address)?,
         };
         let tls = site.protocol.client_tls(site.certificates);
-        let tls = tls.map(|tls| tls::Client::new(&tls, site.protocol.host(), tls::Alpn::Http1)).transpose()?;
-        let mut running = Running { address, tls, pids, processes };
+        let alpn = if site.protocol.is_http2() { tls::Alpn::Http2 } else { tls::Alpn::Http1 };
+        let tls = tls.map(|tls| tls::Client::new(&tls, site.protocol.host(), alpn)).transpose()?;
+        let http2 = site.protocol.is_http2().then(|| site.protocol.http2_request(address)).transpose()?;
+        let mut running = Running { address, tls, http2, pids, processes };
         running.wait_until_ready(site).with_context(|| format!("{} is not ready", self.name))?;
         Ok(running)
     }
@@ -88,6 +91,8 @@ impl Contender {
 pub(super) struct Running {
     pub(super) address: SocketAddr,
     tls: Option<tls::Client>,
+    /// What is asked over HTTP/2; none with HTTP/1.1.
+    http2: Option<Request>,
     processes: Vec<Process>,
     pids: Vec<u32>,
 }
@@ -121,6 +126,9 @@ impl Running {
 
     fn attempt(&self, host: &str) -> std::io::Result<u16> {
         let mut socket = client::open_socket(self.address, Duration::from_secs(2), self.tls.as_ref())?;
+        if let Some(request) = &self.http2 {
+            return client::Http2::begin(socket, request)?.exchange();
+        }
         let request = format!("GET / HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
         Ok(client::exchange(&mut socket, request.as_bytes())?.status)
     }

@@ -83,6 +83,7 @@ impl Site<'_> {
     /// Writes a configuration with its placeholders replaced; gives its path. `action` is what becomes of a request.
     fn write_config(&self, dir: &Path, template: &Template, action: &str, ports: Ports) -> anyhow::Result<PathBuf> {
         let utf8 = |path: &Path| path.to_str().map(str::to_owned).context("the temporary folder's name is not UTF-8");
+        let http2 = self.protocol.is_http2();
         let user = if rustix::process::geteuid().is_root() { "user root root;" } else { "" };
         let text = template
             .text
@@ -90,6 +91,9 @@ impl Site<'_> {
             .replace("{{INBOUND_PORT}}", &ports.inbound.port().to_string())
             .replace("{{BACKEND_PORT}}", &self.backend.port().to_string())
             .replace("{{ACTION}}", action)
+            .replace("{{ALPN}}", if http2 { "h2,http/1.1" } else { "http/1.1" })
+            .replace("{{CODEC}}", if http2 { "AUTO" } else { "HTTP1" })
+            .replace("{{HTTP2}}", if http2 { "on" } else { "off" })
             .replace("{{CERTIFICATES}}", &utf8(self.certificates.dir())?)
             .replace("{{DIR}}", &utf8(&self.dir)?)
             .replace("{{USER}}", user);
@@ -114,15 +118,18 @@ pub(super) fn peer(peer: Peer, binary: &Path, site: &Site<'_>, listen: SocketAdd
 /// The configuration of each of a peer's processes, and what becomes of a request.
 fn peer_templates(peer: Peer, protocol: Protocol) -> (Vec<Template>, &'static str) {
     let template = match (peer, protocol) {
-        (Peer::Envoy, Protocol::H1) => template!("envoy.yaml"),
+        (Peer::Envoy, Protocol::H1 | Protocol::H2c) => template!("envoy.yaml"),
         (Peer::Envoy, Protocol::Mtls) => {
             return (vec![template!("envoy-mtls-server.yaml"), template!("envoy-mtls-client.yaml")], "");
         }
-        (Peer::Envoy, Protocol::Tls | Protocol::Handshakes) => template!("envoy-tls.yaml"),
-        (Peer::Haproxy, Protocol::H1 | Protocol::Mtls) => template!("haproxy.cfg"),
-        (Peer::Haproxy, Protocol::Tls | Protocol::Handshakes) => template!("haproxy-tls.cfg"),
-        (Peer::Nginx, Protocol::H1 | Protocol::Mtls) => template!("nginx.conf"),
-        (Peer::Nginx, Protocol::Tls | Protocol::Handshakes) => template!("nginx-tls.conf"),
+        (Peer::Envoy, Protocol::Grpc) => template!("envoy-grpc.yaml"),
+        (Peer::Envoy, Protocol::Tls | Protocol::H2 | Protocol::Handshakes) => template!("envoy-tls.yaml"),
+        (Peer::Haproxy, Protocol::H1 | Protocol::H2c | Protocol::Mtls) => template!("haproxy.cfg"),
+        (Peer::Haproxy, Protocol::Grpc) => template!("haproxy-grpc.cfg"),
+        (Peer::Haproxy, Protocol::Tls | Protocol::H2 | Protocol::Handshakes) => template!("haproxy-tls.cfg"),
+        (Peer::Nginx, Protocol::H1 | Protocol::H2c | Protocol::Mtls) => template!("nginx.conf"),
+        (Peer::Nginx, Protocol::Grpc) => template!("nginx-grpc.conf"),
+        (Peer::Nginx, Protocol::Tls | Protocol::H2 | Protocol::Handshakes) => template!("nginx-tls.conf"),
     };
     let action = match (peer, protocol) {
         (Peer::Envoy, Protocol::Handshakes) => "direct_response: { status: 200, body: { inline_string: ok } }",
@@ -130,6 +137,7 @@ fn peer_templates(peer: Peer, protocol: Protocol) -> (Vec<Template>, &'static st
         (Peer::Haproxy, Protocol::Handshakes) => "http-request return status 200 content-type text/plain string ok",
         (Peer::Haproxy, _) => "default_backend echo",
         (Peer::Nginx, Protocol::Handshakes) => "return 200 ok;",
+        (Peer::Nginx, Protocol::Grpc) => "grpc_pass grpc://echo;",
         (Peer::Nginx, _) => "proxy_pass http://echo;",
     };
     (vec![template], action)
@@ -154,8 +162,9 @@ pub(super) fn meshring(binaries: &mesh::Binaries, site: &Site<'_>, listen: Socke
     }
     let ports = Ports::new(listen)?;
     let template = match site.protocol {
-        Protocol::H1 => template!("mesh.yaml"),
-        Protocol::Tls | Protocol::Handshakes => template!("mesh-tls.yaml"),
+        Protocol::H1 | Protocol::H2c => template!("mesh.yaml"),
+        Protocol::Grpc => template!("mesh-grpc.yaml"),
+        Protocol::Tls | Protocol::H2 | Protocol::Handshakes => template!("mesh-tls.yaml"),
         Protocol::Mtls => template!("mesh-mtls.yaml"),
     };
     let action = match site.protocol {

@@ -57,10 +57,13 @@ pub(crate) struct CompareArgs {
     /// Length of the warm-up before
     #[arg(long, default_value = "1s", value_parser = parse_duration)]
     warm_up: Duration,
-    /// Keep-alive connections of the generator
-    #[arg(long, short, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=2000))]
-    connections: u32,
-    /// Bytes of the response body
+    /// Keep-alive connections of the generator [default: 64, with h2, h2c and grpc 8]
+    #[arg(long, short, value_parser = clap::value_parser!(u32).range(1..=2000))]
+    connections: Option<u32>,
+    /// Streams at a time on each connection of HTTP/2 [default: 8]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
+    streams: Option<u32>,
+    /// Bytes of the response body, or of the message with grpc
     #[arg(long, default_value_t = 100)]
     body_bytes: usize,
     /// Requests per second of the measurement at a constant rate, or `none` to leave it out [default: 3000, with mtls
@@ -130,6 +133,14 @@ impl CompareArgs {
         }
     }
 
+    fn connections(&self) -> u32 {
+        self.connections.unwrap_or(self.protocol.default_connections())
+    }
+
+    fn streams(&self) -> u32 {
+        self.streams.unwrap_or(self.protocol.default_streams())
+    }
+
     /// The proxies to compare with, each once.
     fn distinct_peers(&self) -> anyhow::Result<Vec<Peer>> {
         let mut peers = Vec::new();
@@ -148,6 +159,7 @@ impl CompareArgs {
 /// Runs the command.
 pub(crate) fn run(args: &CompareArgs, interrupted: &Arc<AtomicBool>) -> anyhow::Result<ExitCode> {
     check_cores(args)?;
+    check_streams(args)?;
     let result = compare(args, interrupted);
     let comparison = round::prefer_interrupt(result, interrupted)?;
     if let Some(path) = &args.json {
@@ -206,6 +218,13 @@ fn compare(args: &CompareArgs, interrupted: &AtomicBool) -> anyhow::Result<Compa
         }
     }
     Ok(Comparison::new(args, contenders.into_iter().zip(measurements)))
+}
+
+fn check_streams(args: &CompareArgs) -> anyhow::Result<()> {
+    match args.streams {
+        Some(2..) if !args.protocol.is_http2() => bail!("--streams needs a --protocol of HTTP/2"),
+        _ => Ok(()),
+    }
 }
 
 fn check_cores(args: &CompareArgs) -> anyhow::Result<()> {

@@ -102,6 +102,8 @@ pub(super) struct Settings {
     duration_s: f64,
     warm_up_s: f64,
     pub(super) connections: u32,
+    /// At a time on each connection.
+    pub(super) streams: u32,
     pub(super) body_bytes: usize,
     pub(super) constant_rate: Option<f64>,
     proxy_core: usize,
@@ -157,7 +159,8 @@ impl Comparison {
             rounds: args.rounds,
             duration_s: args.duration.as_secs_f64(),
             warm_up_s: args.warm_up.as_secs_f64(),
-            connections: args.connections,
+            connections: args.connections(),
+            streams: args.streams(),
             body_bytes: args.body_bytes,
             constant_rate: args.constant_rate(),
             proxy_core: args.proxy_core,
@@ -179,7 +182,7 @@ impl Comparison {
 
     /// How the figures came about, in one line.
     pub(super) fn caption(&self) -> String {
-        let Settings { protocol, rounds, duration_s, connections, body_bytes, proxy_core, load_core, .. } =
+        let Settings { protocol, rounds, duration_s, connections, streams, body_bytes, proxy_core, load_core, .. } =
             self.settings;
         let date = self.date.split('T').next().unwrap_or_default();
         let Machine { cpu, cores, kernel } = &self.machine;
@@ -187,7 +190,7 @@ impl Comparison {
             "{}, {} on core {proxy_core}, \
              generator and backend on core {load_core}; median of {rounds} interleaved rounds of {duration_s} s; {date}, \
              {cpu}, {cores} cores, Linux {kernel}",
-            protocol.load(connections, body_bytes),
+            protocol.load(connections, streams, body_bytes),
             protocol.workers(),
         )
     }

@@ -11,6 +11,7 @@ use super::CompareArgs;
 use super::contender::{Contender, Running};
 use super::launch::Site;
 use super::progress::Progress;
+use super::protocol::Protocol;
 use crate::limits::GENERATOR_OVERRUN_MAX;
 use crate::load::report::LoadReport;
 use crate::process::usage::{self, Memory};
@@ -128,16 +129,17 @@ impl Load<'_> {
     }
 
     fn arguments(&self, running: &Running) -> Vec<OsString> {
-        let tls = self.args.protocol.generator_tls(self.site.certificates);
+        let protocol = self.args.protocol;
+        let tls = protocol.generator_tls(self.site.certificates);
         let scheme = if tls.is_some() { "https" } else { "http" };
         let nanos = |duration: Duration| format!("{}ns", duration.as_nanos());
         let mut arguments = vec![
             "load".to_owned(),
-            format!("{scheme}://{}/", running.address),
+            format!("{scheme}://{}{}", running.address, protocol.path()),
             "--header".to_owned(),
-            format!("host: {}", self.args.protocol.host()),
+            format!("host: {}", protocol.host()),
             "--connections".to_owned(),
-            self.args.connections.to_string(),
+            self.args.connections().to_string(),
             "--duration".to_owned(),
             nanos(self.duration),
             "--timeout".to_owned(),
@@ -148,7 +150,13 @@ impl Load<'_> {
         if let Some(rate) = self.rate {
             arguments.extend(["--rate".to_owned(), rate.to_string()]);
         }
-        if self.args.protocol.new_connections() {
+        if protocol.is_http2() {
+            arguments.extend(["--h2".to_owned(), "--streams".to_owned(), self.args.streams().to_string()]);
+        }
+        if protocol == Protocol::Grpc {
+            arguments.extend(["--grpc".to_owned(), "--body-bytes".to_owned(), self.args.body_bytes.to_string()]);
+        }
+        if protocol.new_connections() {
             arguments.push("--new-connections".to_owned());
         }
         let tls = tls.as_ref().map(TlsArgs::to_arguments).unwrap_or_default();

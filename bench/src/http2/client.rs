@@ -105,6 +105,7 @@ pub(crate) struct Client {
     sending: usize,
     window: SendWindow,
     unreturned: Unreturned,
+    pongs: u64,
     going_away: bool,
 }
 
@@ -125,6 +126,7 @@ impl Client {
             sending: 0,
             window: SendWindow::new(WINDOW_BYTES_DEFAULT),
             unreturned: Unreturned::default(),
+            pongs: 0,
             going_away: false,
         }
     }
@@ -152,6 +154,16 @@ impl Client {
     /// Whether a request can be sent now.
     pub(crate) fn can_send(&self) -> bool {
         self.settled && !self.is_ending() && self.open < self.streams_max()
+    }
+
+    /// Asks the server for a sign that it has taken what was sent so far.
+    pub(crate) fn ping(&self, out: &mut Vec<u8>) {
+        write_frame(kind::PING, 0, 0, &[0; 8], out);
+    }
+
+    /// How many such signs have come.
+    pub(crate) fn pongs(&self) -> u64 {
+        self.pongs
     }
 
     fn next_id(&self) -> u32 {
@@ -252,7 +264,11 @@ impl Client {
             kind::SETTINGS => self.take_settings(frame, out),
             kind::PUSH_PROMISE => Err(ConnectionError::Protocol("a push, which was not allowed")),
             kind::PING if frame.payload.len() != 8 => Err(ConnectionError::FrameSize(frame.payload.len())),
-            kind::PING if !frame.has(flag::ACK) => {
+            kind::PING if frame.has(flag::ACK) => {
+                self.pongs += 1;
+                Ok(())
+            }
+            kind::PING => {
                 write_frame(kind::PING, flag::ACK, 0, frame.payload, out);
                 Ok(())
             }

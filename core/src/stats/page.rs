@@ -46,10 +46,13 @@ const W_GENERATION: usize = 0;
 const W_COUNTERS: usize = LINE;
 const W_HISTOGRAM: usize = W_COUNTERS + Counter::ALL.len().next_multiple_of(LINE);
 const W_CLUSTERS: usize = W_HISTOGRAM + histogram::BUCKETS.next_multiple_of(LINE);
-const BLOCK_WORDS: usize = W_CLUSTERS + CLUSTER_SLOTS * LINE;
+const W_GRPC: usize = W_CLUSTERS + CLUSTER_SLOTS * LINE;
+/// Of one cluster, on cache lines of its own. The part of slots without a name is never touched, and costs no memory.
+const GRPC_WORDS: usize = GrpcStatus::COUNT.next_multiple_of(LINE);
+const BLOCK_WORDS: usize = W_GRPC + CLUSTER_SLOTS * GRPC_WORDS;
 
 /// Changes with the meaning of any word: control refuses a page of another layout.
-const LAYOUT: u64 = 1 << 32 | (Counter::ALL.len() as u64) << 16 | histogram::BUCKETS as u64;
+const LAYOUT: u64 = 2 << 32 | (Counter::ALL.len() as u64) << 16 | histogram::BUCKETS as u64;
 
 /// What is counted per cluster and worker: one cache line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,6 +74,50 @@ pub enum ClusterCounter {
     Active,
     /// Sum of response times, in microseconds.
     LatencySumUs,
+}
+
+/// How a gRPC call ended: `grpc-status`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GrpcStatus(u8);
+
+impl GrpcStatus {
+    /// Without a status, or with one that gRPC does not define.
+    pub const UNKNOWN: Self = Self(17);
+    /// How many there are.
+    pub const COUNT: usize = 18;
+
+    /// Of a code; [`UNKNOWN`](Self::UNKNOWN) for one above 16.
+    #[must_use]
+    pub fn new(code: u8) -> Self {
+        Self(code.min(Self::UNKNOWN.0))
+    }
+
+    /// Of a field's value.
+    #[must_use]
+    pub fn parse(value: &[u8]) -> Self {
+        match *value {
+            [digit @ b'0'..=b'9'] => Self(digit - b'0'),
+            [b'1', digit @ b'0'..=b'6'] => Self(10 + digit - b'0'),
+            _ => Self::UNKNOWN,
+        }
+    }
+
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..=Self::UNKNOWN.0).map(Self)
+    }
+
+    /// Whether it is an error, or nobody knows.
+    #[must_use]
+    pub fn is_error(self) -> bool {
+        self.0 != 0
+    }
+}
+
+impl std::fmt::Display for GrpcStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if *self == Self::UNKNOWN { f.write_str("unknown") } else { self.0.fmt(f) }
+    }
 }
 
 /// A proxy's statistics, mapped by the proxy (writable) or by control (read-only).
@@ -224,6 +271,13 @@ impl StatsPage {
         (0..self.workers).fold(0, |sum, worker| sum.wrapping_add(self.word(at(worker)).load(Relaxed)))
     }
 
+    /// A cluster's gRPC calls that ended with this status, summed over workers.
+    #[must_use]
+    pub fn grpc_total(&self, slot: usize, status: GrpcStatus) -> u64 {
+        let at = |worker| Self::block(worker) + W_GRPC + slot * GRPC_WORDS + usize::from(status.0);
+        (0..self.workers).fold(0, |sum, worker| sum.wrapping_add(self.word(at(worker)).load(Relaxed)))
+    }
+
     /// Request durations, summed over workers: counts per bucket of [`histogram`].
     #[must_use]
     pub fn durations(&self) -> Vec<u64> {
@@ -264,6 +318,12 @@ impl WorkerSlots {
     #[inline]
     pub fn cluster(&self, slot: usize, counter: ClusterCounter, delta: u64) {
         self.add_word(self.base + W_CLUSTERS + slot * LINE + counter as usize, delta);
+    }
+
+    /// Counts a gRPC call to a cluster by how it ended.
+    #[inline]
+    pub fn grpc(&self, slot: usize, status: GrpcStatus) {
+        self.add_word(self.base + W_GRPC + slot * GRPC_WORDS + usize::from(status.0), 1);
     }
 
     /// Says which generation this worker's new requests run on.

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, thread};
 
-use super::{ClusterCounter, Counter, StatsPage, histogram};
+use super::{ClusterCounter, Counter, GrpcStatus, StatsPage, histogram};
 use crate::{
     id::Generation,
     limits::{CLUSTER_NAME_BYTES_MAX, CLUSTER_SLOTS, WORKERS_MAX},
@@ -96,6 +96,31 @@ fn clusters_are_counted_under_their_names() {
     assert_eq!(control.cluster_total(second, ClusterCounter::Requests), 20);
     assert_eq!(control.cluster_total(second, ClusterCounter::LatencySumUs), 1234);
     assert_eq!(control.cluster_total(first, ClusterCounter::LatencySumUs), 0);
+}
+
+#[test]
+fn grpc_calls_are_counted_by_cluster_and_status() {
+    let (proxy, control) = both(2);
+    let [first, last] = [proxy.cluster_slot("a"), CLUSTER_SLOTS - 1];
+    proxy.worker(0).grpc(first, GrpcStatus::new(0));
+    proxy.worker(1).grpc(first, GrpcStatus::new(0));
+    proxy.worker(1).grpc(last, GrpcStatus::UNKNOWN);
+    let counts = |slot| GrpcStatus::all().map(|status| control.grpc_total(slot, status)).collect::<Vec<_>>();
+    let (mut of_first, mut of_last) = ([0; GrpcStatus::COUNT], [0; GrpcStatus::COUNT]);
+    (of_first[0], of_last[17]) = (2, 1);
+    assert_eq!((counts(first), counts(last)), (of_first.to_vec(), of_last.to_vec()));
+}
+
+#[test]
+fn a_grpc_status_is_one_that_grpc_defines_or_unknown() {
+    for code in 0..=16_u8 {
+        assert_eq!(GrpcStatus::parse(code.to_string().as_bytes()), GrpcStatus::new(code));
+        assert_eq!(GrpcStatus::new(code).to_string(), code.to_string());
+    }
+    for value in ["", "17", "-1", "00", "1 ", "OK", "100"] {
+        assert_eq!(GrpcStatus::parse(value.as_bytes()), GrpcStatus::UNKNOWN, "{value:?}");
+    }
+    assert_eq!((GrpcStatus::new(99), GrpcStatus::UNKNOWN.to_string()), (GrpcStatus::UNKNOWN, "unknown".into()));
 }
 
 #[test]

@@ -58,6 +58,7 @@ struct ClusterRates {
     /// Of all requests to the same service and port, in percent.
     share: f64,
     failures_per_second: f64,
+    grpc_errors_per_second: f64,
     mean_us: f64,
 }
 
@@ -85,7 +86,7 @@ pub(super) async fn run(client: &Client, options: &Options) -> Done {
 fn between(before: &Stats, now: &Stats) -> Picture {
     let seconds = (now.at_ns.saturating_sub(before.at_ns)).max(1) as f64 / 1e9;
     let mut proxies = Vec::new();
-    let mut clusters: BTreeMap<&str, [u64; 3]> = BTreeMap::new();
+    let mut clusters: BTreeMap<&str, [u64; 4]> = BTreeMap::new();
     for proxy in &now.proxies {
         let old = before.proxies.iter().find(|old| (old.pid, &old.proxy) == (proxy.pid, &proxy.proxy));
         proxies.push(proxy_rates(old, proxy, seconds));
@@ -95,17 +96,19 @@ fn between(before: &Stats, now: &Stats) -> Picture {
             sums[0] += cluster.requests.saturating_sub(old.map_or(0, |old| old.requests));
             sums[1] += cluster.failures.saturating_sub(old.map_or(0, |old| old.failures));
             sums[2] += cluster.latency_sum_us.saturating_sub(old.map_or(0, |old| old.latency_sum_us));
+            sums[3] += cluster.grpc_errors.saturating_sub(old.map_or(0, |old| old.grpc_errors));
         }
     }
     let mut services: BTreeMap<(&str, &str), u64> = BTreeMap::new();
     for (name, sums) in &clusters {
         *services.entry(service(name)).or_default() += sums[0];
     }
-    let rates = clusters.iter().map(|(name, &[requests, failures, latency_us])| ClusterRates {
+    let rates = clusters.iter().map(|(name, &[requests, failures, latency_us, grpc_errors])| ClusterRates {
         cluster: (*name).to_owned(),
         requests_per_second: requests as f64 / seconds,
         share: 100.0 * requests as f64 / services[&service(name)].max(1) as f64,
         failures_per_second: failures as f64 / seconds,
+        grpc_errors_per_second: grpc_errors as f64 / seconds,
         mean_us: latency_us as f64 / requests.max(1) as f64,
     });
     Picture { generation: now.generation.0, proxies, clusters: rates.collect() }
@@ -169,13 +172,14 @@ fn text(picture: &Picture) -> String {
     let mut text = format!("generation {}, {proxies}\n\n", picture.generation);
     text.push_str(&output::table(&std::iter::once(head).chain(rows).collect::<Vec<_>>()));
     if !picture.clusters.is_empty() {
-        let head = ["CLUSTER", "REQ/S", "SHARE", "FAILURES/S", "MEAN"].map(str::to_owned).to_vec();
+        let head = ["CLUSTER", "REQ/S", "SHARE", "FAILURES/S", "GRPC ERRORS/S", "MEAN"].map(str::to_owned).to_vec();
         let rows = picture.clusters.iter().map(|cluster| {
             vec![
                 cluster.cluster.clone(),
                 format!("{:.0}", cluster.requests_per_second),
                 format!("{:.1} %", cluster.share),
                 format!("{:.0}", cluster.failures_per_second),
+                format!("{:.0}", cluster.grpc_errors_per_second),
                 milliseconds(cluster.mean_us),
             ]
         });
@@ -198,6 +202,7 @@ mod tests {
             requests,
             failures: 0,
             latency_sum_us: requests * 100,
+            grpc_errors: requests / 10,
         };
         let mut durations = vec![0; histogram::BUCKETS];
         durations[histogram::bucket(100)] = v1 + v2;
@@ -223,7 +228,7 @@ mod tests {
         assert_eq!(picture.proxies[0].requests_per_second, 500.0);
         let shares: Vec<f64> = picture.clusters.iter().map(|cluster| cluster.share).collect();
         assert_eq!(shares, [20.0, 80.0]);
-        assert_eq!(picture.clusters[1].mean_us, 100.0);
+        assert_eq!((picture.clusters[1].mean_us, picture.clusters[1].grpc_errors_per_second), (100.0, 40.0));
         assert!((100..=112).contains(&picture.proxies[0].p50_us), "{}", picture.proxies[0].p50_us);
         let proxy = &picture.proxies[0];
         assert_eq!((proxy.tls_handshakes_per_second, proxy.tls_refused_per_second), (4.0, 0.0));

@@ -5,7 +5,7 @@ pub mod prometheus;
 
 use meshring_core::{
     id::Generation,
-    stats::{ClusterCounter, Counter, StatsPage},
+    stats::{ClusterCounter, Counter, GrpcStatus, StatsPage},
 };
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +64,9 @@ pub struct ClusterStats {
     pub failures: u64,
     /// Sum of response times, in microseconds.
     pub latency_sum_us: u64,
+    /// gRPC calls that ended with another status than 0, or without one.
+    #[serde(default)]
+    pub grpc_errors: u64,
 }
 
 impl Stats {
@@ -100,6 +103,10 @@ fn clusters(page: &StatsPage) -> Vec<ClusterStats> {
         failures: page.cluster_total(slot, ClusterCounter::Responses5xx)
             + page.cluster_total(slot, ClusterCounter::Failures),
         latency_sum_us: page.cluster_total(slot, ClusterCounter::LatencySumUs),
+        grpc_errors: GrpcStatus::all()
+            .filter(|status| status.is_error())
+            .map(|status| page.grpc_total(slot, status))
+            .sum(),
     });
     stats.collect()
 }

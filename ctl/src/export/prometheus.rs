@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use meshring_core::stats::{ClusterCounter, Counter, StatsPage, histogram};
+use meshring_core::stats::{ClusterCounter, Counter, GrpcStatus, StatsPage, histogram};
 
 use crate::control::{
     fleet::{Fleet, Proxy},
@@ -29,6 +29,7 @@ pub fn render(fleet: &Fleet, view: &View) -> String {
     }
     durations(&mut text, &proxies);
     clusters(&mut text, &proxies);
+    grpc(&mut text, &proxies);
     text
 }
 
@@ -166,4 +167,24 @@ fn clusters(text: &mut String, proxies: &[Proxy]) {
     let seconds =
         |page: &StatsPage, slot| (page.cluster_total(slot, ClusterCounter::LatencySumUs) as f64 / 1e6).to_string();
     each("cluster_latency_seconds_total", "counter", "Sum of the response times of a cluster.", None, &seconds);
+}
+
+/// With Istio's label. Only what was seen: 18 series for each cluster that never speaks gRPC would be noise.
+fn grpc(text: &mut String, proxies: &[Proxy]) {
+    let name = "cluster_grpc_responses_total";
+    head(text, name, "counter", "gRPC calls to a cluster by grpc-status, `unknown` where there was none.");
+    for proxy in proxies {
+        for (slot, cluster) in proxy.stats.clusters().iter().enumerate().filter(|(_, cluster)| !cluster.is_empty()) {
+            for status in GrpcStatus::all() {
+                let count = proxy.stats.grpc_total(slot, status);
+                if count > 0 {
+                    let (labels, cluster) = (labels(proxy), escape(cluster));
+                    let _ = writeln!(
+                        text,
+                        "meshring_{name}{{{labels},cluster=\"{cluster}\",grpc_response_status=\"{status}\"}} {count}"
+                    );
+                }
+            }
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use meshring_core::{
     clock::monotonic_ns,
-    stats::{ClusterCounter, Counter, WorkerSlots},
+    stats::{ClusterCounter, Counter, GrpcStatus, WorkerSlots},
 };
 
 /// One request, from its parsed head to its end. Dropping it counts the request.
@@ -14,14 +14,25 @@ pub(crate) struct Record<'w> {
     status: Cell<u16>,
     cluster: Cell<Option<usize>>,
     complete: Cell<bool>,
+    /// How it ended as a gRPC call; `None` where it is none.
+    grpc: Cell<Option<GrpcStatus>>,
+    /// When it must have ended, in milliseconds of the monotonic clock; `u64::MAX` where nobody says.
+    due_ms: Cell<u64>,
 }
 
 impl<'w> Record<'w> {
     /// A request was understood.
     pub(crate) fn start(stats: &'w WorkerSlots) -> Self {
         stats.add(Counter::Requests, 1);
-        let cells = (Cell::new(0), Cell::new(None), Cell::new(false));
-        Self { stats, started_ns: monotonic_ns(), status: cells.0, cluster: cells.1, complete: cells.2 }
+        Self {
+            stats,
+            started_ns: monotonic_ns(),
+            status: Cell::new(0),
+            cluster: Cell::new(None),
+            complete: Cell::new(false),
+            grpc: Cell::new(None),
+            due_ms: Cell::new(u64::MAX),
+        }
     }
 
     /// When it began, in milliseconds of the monotonic clock.
@@ -40,6 +51,33 @@ impl<'w> Record<'w> {
     /// Its response has this status.
     pub(crate) fn status(&self, status: u16) {
         self.status.set(status);
+    }
+
+    /// It is a gRPC call, which has no status yet.
+    pub(crate) fn call(&self) {
+        self.grpc.set(Some(GrpcStatus::UNKNOWN));
+    }
+
+    /// Whether it is a gRPC call.
+    pub(crate) fn is_call(&self) -> bool {
+        self.grpc.get().is_some()
+    }
+
+    /// As a gRPC call it has ended so. Of a request that is none this says nothing.
+    pub(crate) fn grpc_status(&self, status: GrpcStatus) {
+        if self.is_call() {
+            self.grpc.set(Some(status));
+        }
+    }
+
+    /// It must have ended by then, in milliseconds of the monotonic clock.
+    pub(crate) fn due(&self, at_ms: Option<u64>) {
+        self.due_ms.set(at_ms.unwrap_or(u64::MAX));
+    }
+
+    /// Whether it should have ended by now.
+    pub(crate) fn is_overdue(&self, now_ms: u64) -> bool {
+        now_ms >= self.due_ms.get()
     }
 
     /// Its response was written to the end.
@@ -71,6 +109,9 @@ impl Drop for Record<'_> {
             stats.cluster(slot, ClusterCounter::Active, 1_u64.wrapping_neg());
             stats.cluster(slot, ClusterCounter::LatencySumUs, elapsed_us);
             stats.cluster(slot, class.map_or(ClusterCounter::Failures, |(_, counter)| counter), 1);
+            if let Some(status) = self.grpc.get() {
+                stats.grpc(slot, status);
+            }
         }
     }
 }

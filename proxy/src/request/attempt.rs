@@ -10,7 +10,7 @@ use std::{
 
 use meshring_core::{
     http::{fields::Fields, request::RequestHead},
-    limits::{ATTEMPTS_MAX, CONNECT_MS_MAX, RESPONSE_HEAD_MS_MAX},
+    limits::{ATTEMPTS_MAX, CONNECT_MS_MAX, GRPC_SILENCE_MS_MAX, RESPONSE_HEAD_MS_MAX},
     stats::Counter,
 };
 
@@ -35,7 +35,7 @@ use crate::{
     worker::{
         Worker,
         buffers::{Buffer, Input},
-        conn::{Conn, exhausted},
+        conn::{Conn, exhausted, pass_trailers},
         deadlines::{Expiry, now_ms},
         generation::Pinned,
         join::both,
@@ -63,13 +63,16 @@ pub(super) async fn forward(
     // Nothing more is read from a client whose request is whole: its buffer is for others meanwhile.
     input.release();
     let total_at_ms = (plan.timeout_ms > 0).then(|| record.started_ms() + u64::from(plan.timeout_ms));
+    record.due(total_at_ms);
     // A body that did not fit beside the head is gone once it was sent: only a whole request can be sent again.
     let replayable = body.ended();
     let uploading = Cell::new(!replayable);
     let continued = Cell::new(!head.expect_continue);
+    // A stream of messages may have none for long; a call has a deadline where its client wants one.
+    let silence_ms_max = if record.is_call() { GRPC_SILENCE_MS_MAX } else { RESPONSE_HEAD_MS_MAX };
     // An upstream is silent from when it has all of the request, or is asked whether it wants the body.
     let head_at_ms = match replayable || head.expect_continue {
-        true => record.started_ms() + RESPONSE_HEAD_MS_MAX,
+        true => record.started_ms() + silence_ms_max,
         false => u64::MAX,
     };
     let exchange = Exchange {
@@ -81,6 +84,7 @@ pub(super) async fn forward(
         edits: plan.response_edits,
         extra: &plan.extra,
         total_at_ms,
+        silence_ms_max,
         head_at_ms: Cell::new(total_at_ms.unwrap_or(head_at_ms)),
         awaits_head: Cell::new(true),
         continued: &continued,
@@ -132,6 +136,7 @@ pub(super) async fn forward(
         };
         worker.stats.add(if lease.reused { Counter::UpstreamReused } else { Counter::UpstreamConnects }, 1);
         lease.conn.timer.set(exchange.head_at_ms.get(), Expiry::ShutdownBoth);
+        pass_trailers(&conn.read, &lease.conn.write);
         let mut response_input = Input::new(worker.buffers.lazy());
         // RFC 9110 section 9.2.2 and RFC 9112 section 9.3.1: a reused connection that closes without a byte was most likely
         // closed before the request came; an idempotent request may be sent once more.
@@ -259,9 +264,11 @@ pub(super) async fn streamed(
     let worker = exchange.worker;
     let limits = &worker.limits;
     let ends_at_ms = Cell::new(u64::MAX);
-    let rate = BodyRate::new(limits.body_rate_min, limits.body_grace_ms);
+    let rate_min = if exchange.record.is_call() { 0 } else { limits.body_rate_min };
+    let rate = BodyRate::new(rate_min, limits.body_grace_ms);
     let patience = Patience {
         total_at_ms: exchange.total_at_ms,
+        silence_ms_max: exchange.silence_ms_max,
         upload: Some(Upload { rate, ends_at_ms: &ends_at_ms, begun: exchange.continued }),
         is_alone: false,
     };
@@ -274,7 +281,7 @@ pub(super) async fn streamed(
         let sent = relay::relay_body(body, input, from, to, out, patience).await;
         if matches!(sent, Ok(()) | Err(BodyError::Write(_))) && exchange.awaits_head.get() {
             // Now it is the upstream's turn.
-            let at_ms = exchange.total_at_ms.unwrap_or_else(|| now_ms() + RESPONSE_HEAD_MS_MAX);
+            let at_ms = exchange.total_at_ms.unwrap_or_else(|| now_ms() + exchange.silence_ms_max);
             exchange.head_at_ms.set(at_ms);
             upstream.set(at_ms, Expiry::ShutdownBoth);
         }

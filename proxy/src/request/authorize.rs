@@ -11,6 +11,7 @@ use std::{
 use meshring_core::{
     http::{
         forwarding,
+        grpc::write_grpc_timeout,
         serialize::{self, HeaderEdits},
     },
     stats::Counter,
@@ -23,6 +24,7 @@ use meshring_core::{
 use super::{
     denial::Denial,
     ext_authz::{self, Lines, Verdict},
+    grpc,
 };
 use crate::{
     accept::{Direction, Listener},
@@ -141,10 +143,16 @@ impl Passed<'_> {
     }
 
     /// What changes on the request's head: ours first, then what the rule of its route says (Envoy's order of filters).
-    pub(super) fn edits<'a>(&'a self, pinned: &'a Pinned, route: Edits<'a>) -> Changes<'a> {
+    /// `grpc_timeout_ms`: what replaces `grpc-timeout`.
+    pub(super) fn edits<'a>(
+        &'a self,
+        pinned: &'a Pinned,
+        route: Edits<'a>,
+        grpc_timeout_ms: Option<u64>,
+    ) -> Changes<'a> {
         let policy = pinned.table().inbound_policy(pinned.viewpoint());
         let tokens = self.tokens.as_ref().zip(policy).map(|(outcome, policy)| outcome.edits(pinned.table(), policy));
-        Changes { tokens, external: &self.to_upstream, route }
+        Changes { tokens, external: &self.to_upstream, route, grpc_timeout_ms }
     }
 }
 
@@ -154,17 +162,22 @@ pub(super) struct Changes<'a> {
     tokens: Option<crate::policy::jwt::TokenEdits<'a, 'a>>,
     external: &'a Lines,
     route: Edits<'a>,
+    grpc_timeout_ms: Option<u64>,
 }
 
 impl HeaderEdits for Changes<'_> {
     fn is_empty(&self) -> bool {
-        self.tokens.as_ref().is_none_or(HeaderEdits::is_empty) && self.external.is_empty() && self.route.is_empty()
+        self.tokens.as_ref().is_none_or(HeaderEdits::is_empty)
+            && self.external.is_empty()
+            && self.route.is_empty()
+            && self.grpc_timeout_ms.is_none()
     }
 
     fn removes(&self, name: &[u8]) -> bool {
         self.route.removes(name)
             || self.tokens.as_ref().is_some_and(|tokens| tokens.removes(name))
             || self.external.iter().any(|(known, _)| name.eq_ignore_ascii_case(known))
+            || (self.grpc_timeout_ms.is_some() && name.eq_ignore_ascii_case(grpc::TIMEOUT))
     }
 
     fn append(&self, out: &mut Vec<u8>) {
@@ -173,6 +186,11 @@ impl HeaderEdits for Changes<'_> {
         }
         for (name, value) in self.external {
             serialize::field(out, name, value);
+        }
+        if let Some(ms) = self.grpc_timeout_ms.filter(|_| !self.route.removes(grpc::TIMEOUT)) {
+            out.extend_from_slice(b"grpc-timeout: ");
+            write_grpc_timeout(out, ms);
+            out.extend_from_slice(b"\r\n");
         }
         self.route.append(out);
     }

@@ -9,11 +9,11 @@ use meshring_core::{
         serialize::{self, HeaderEdits, NoEdits},
         status::reason,
     },
-    stats::Counter,
+    stats::{Counter, GrpcStatus},
     table::lookup::NoRoute,
 };
 
-use super::attempt::NotSecured;
+use super::{attempt::NotSecured, grpc};
 use crate::{
     observe::Record,
     policy::jwt,
@@ -64,6 +64,8 @@ pub(super) enum Denial {
         status: u16,
         why: String,
     },
+    /// The client does not wait any more.
+    Late,
     BadBody(BadBody),
     Overload(&'static str),
     Exhausted {
@@ -92,6 +94,7 @@ impl Denial {
             Self::BadToken(refused) => refused.bad.status(),
             Self::Forbidden { .. } => 403,
             Self::External { status, .. } | Self::ExternalFailed { status, .. } => *status,
+            Self::Late => 504,
             Self::BadBody(bad) => bad.status(),
             Self::Upstream { status, .. } => *status,
         }
@@ -138,6 +141,7 @@ impl Denial {
             Self::TlsRequired { is_gateway: false } => {
                 ("tls_required", "this workload takes mutual TLS only (PeerAuthentication mode STRICT)".into())
             }
+            Self::Late => ("late", "the request's own deadline has passed".into()),
             Self::BadBody(bad) => (bad.code(), bad.to_string()),
             Self::Misdirected => ("misdirected", "the TLS handshake was not for this host".into()),
             Self::BadToken(refused) => (refused.bad.code(), refused.bad.message().into()),
@@ -212,8 +216,19 @@ pub(super) async fn deny(
         Denial::External { body, .. } => ("", &body[..]),
         _ => ("text/plain", text.as_bytes()),
     };
-    let response = Response { status, content_type, body, extra };
-    answer(worker, conn, input, head, record, &response, &NoEdits).await
+    if !record.is_call() {
+        let response = Response { status, content_type, body, extra };
+        return answer(worker, conn, input, head, record, &response, &NoEdits).await;
+    }
+    let code = grpc::code(status, record);
+    let message = if body.is_empty() { text.as_bytes() } else { body };
+    let lines = grpc::trailers_only(code, message, extra);
+    record.status(status);
+    record.grpc_status(GrpcStatus::new(code));
+    let response = Response { status: 200, content_type: "", body: b"", extra: &lines };
+    let after = local::answer(worker, conn, input, head, &response, &NoEdits).await;
+    record.complete();
+    after
 }
 
 /// Answers a request whose head, and perhaps part of its body, has left the input. The connection goes on only where

@@ -14,6 +14,7 @@ use meshring_core::{
         status::framing_for,
     },
     limits::{BODY_IDLE_MS_MAX, BUFFER_BYTES, BUFFERS_IN_A_ROW_MAX, SPLICE_BYTES_MIN, SPLICE_PARTS_MAX},
+    stats::GrpcStatus,
 };
 
 use crate::{
@@ -22,7 +23,7 @@ use crate::{
     worker::{
         Worker,
         buffers::{Buffer, Input},
-        conn::{ReadHalf, WriteHalf, fill, readable, write_all},
+        conn::{ReadHalf, WriteHalf, fill, pass_trailers, readable, write_all},
         deadlines::{Expiry, Timer, now_ms},
         join::yield_now,
         splice::{Moved, Splice},
@@ -108,6 +109,8 @@ pub(crate) struct Body {
     left_bytes: u64,
     ended: bool,
     ends_with_stream: bool,
+    /// How a gRPC call ended, from the trailer section.
+    grpc_status: Option<GrpcStatus>,
 }
 
 /// Bytes that a chunk's header and end may add to its data.
@@ -117,6 +120,8 @@ const CHUNK_OVERHEAD_BYTES: usize = 32;
 const BODY_READ_BYTES_MAX: usize = 16 * 1024 - 2 * CHUNK_OVERHEAD_BYTES;
 /// Likewise for a head with what follows it: the next hop's head is a little longer than this one's.
 pub(crate) const HEAD_READ_BYTES_MAX: usize = BUFFER_BYTES - 1024;
+/// How a gRPC call ended.
+const GRPC_STATUS: &[u8] = b"grpc-status";
 /// Less free space than this in the outgoing buffer is not worth another chunk.
 const ROOM_BYTES_MIN: usize = 256;
 
@@ -127,7 +132,7 @@ impl Body {
         // No body at all, or a length of 0: nothing will be written, not even a last chunk.
         let ended = decoder.is_done();
         let ends_with_stream = received == BodyFraming::UntilClose;
-        Self { decoder, coding: Coding::of(sent), left_bytes: u64::MAX, ended, ends_with_stream }
+        Self { decoder, coding: Coding::of(sent), left_bytes: u64::MAX, ended, ends_with_stream, grpc_status: None }
     }
 
     /// With a limit to its data, in bytes.
@@ -182,6 +187,9 @@ impl Body {
     }
 
     fn trailer(&mut self, name: &[u8], value: &[u8], out: &mut Vec<u8>) {
+        if name.eq_ignore_ascii_case(GRPC_STATUS) {
+            self.grpc_status = Some(GrpcStatus::parse(value));
+        }
         if let Coding::Chunked { in_trailers } = &mut self.coding {
             if !std::mem::replace(in_trailers, true) {
                 out.extend_from_slice(LAST_CHUNK_BEFORE_TRAILERS);
@@ -271,6 +279,8 @@ impl BodyRate {
 pub(crate) struct Patience<'a> {
     /// An end to it all, where the rule has a timeout.
     pub(crate) total_at_ms: Option<u64>,
+    /// Silence of the one who sends.
+    pub(crate) silence_ms_max: u64,
     /// What is relayed is a request body.
     pub(crate) upload: Option<Upload<'a>>,
     /// Nothing goes the other way on either socket meanwhile, so that they may be made non-blocking: operations of the ring fail
@@ -290,18 +300,24 @@ pub(crate) struct Upload<'a> {
 
 impl Patience<'_> {
     /// For the response.
-    pub(crate) fn total(total_at_ms: Option<u64>) -> Self {
-        Self { total_at_ms, upload: None, is_alone: false }
+    pub(crate) fn response(exchange: &Exchange<'_>) -> Self {
+        let Exchange { total_at_ms, silence_ms_max, .. } = *exchange;
+        Self { total_at_ms, silence_ms_max, upload: None, is_alone: false }
     }
 
+    /// For the side that receives.
     fn next(&self) -> u64 {
-        let idle_at = now_ms() + BODY_IDLE_MS_MAX;
+        self.within(BODY_IDLE_MS_MAX)
+    }
+
+    fn within(&self, ms_max: u64) -> u64 {
+        let idle_at = now_ms() + ms_max;
         self.total_at_ms.map_or(idle_at, |total| total.min(idle_at))
     }
 
-    /// As [`next`](Self::next), for the side that sends and has been waited for since then.
+    /// For the side that sends and has been waited for since then.
     fn next_read(&self, since_ms: u64) -> u64 {
-        let at_ms = self.next();
+        let at_ms = self.within(self.silence_ms_max);
         self.upload.map_or(at_ms, |upload| {
             let rate_at_ms = match upload.begun.get() {
                 true => since_ms.saturating_add(upload.rate.left_ms()),
@@ -343,6 +359,7 @@ pub(crate) async fn relay_body(
         let needs_input = body.encode(input, out)?;
         if !out.is_empty() {
             input.release();
+            pass_trailers(from.half, to.half);
             to.timer.set(patience.next(), Expiry::ShutdownBoth);
             let result = write_all(to.half, out).await;
             to.timer.clear();
@@ -504,6 +521,8 @@ pub(crate) struct Exchange<'a> {
     pub(crate) extra: &'a [u8],
     /// See [`Patience::total_at_ms`].
     pub(crate) total_at_ms: Option<u64>,
+    /// See [`Patience::silence_ms_max`].
+    pub(crate) silence_ms_max: u64,
     /// When the head of the final response must be there.
     pub(crate) head_at_ms: Cell<u64>,
     /// Whether that head is still to come.
@@ -552,7 +571,7 @@ pub(crate) async fn relay_response(
         }
         if exchange.version == Version::Http11 && !is_repeated_continue {
             serialize::response_head(out, input.unread(), &head, fields, &ResponseOut::new(&head, &exchange.edits));
-            to.timer.set(Patience::total(exchange.total_at_ms).next(), Expiry::ShutdownBoth);
+            to.timer.set(Patience::response(exchange).next(), Expiry::ShutdownBoth);
             let result = write_all(to.half, out).await;
             to.timer.clear();
             result.map_err(Failure::Client)?;
@@ -600,6 +619,12 @@ async fn relay_final(
     exchange.awaits_head.set(false);
     from.timer.clear();
     exchange.record.status(head.status);
+    // A call that fails at once ends with its head.
+    if exchange.record.is_call()
+        && let Some(status) = fields.values_named(input.unread(), GRPC_STATUS).next()
+    {
+        exchange.record.grpc_status(GrpcStatus::parse(status));
+    }
     let framing = framing_for(exchange.version, head.framing);
     // A response that comes while the request's body is still on its way ends the connection: whether the rest of the
     // body would ever come is not ours to know.
@@ -620,9 +645,12 @@ async fn relay_final(
     input.consume(head.len);
     let mut body = Body::new(head.framing, framing);
     let is_alone = !exchange.uploading.get();
-    let patience = Patience { is_alone, ..Patience::total(exchange.total_at_ms) };
+    let patience = Patience { is_alone, ..Patience::response(exchange) };
     match relay_body(&mut body, input, from, to, out, patience).await {
         Ok(()) => {
+            if let Some(status) = body.grpc_status {
+                exchange.record.grpc_status(status);
+            }
             exchange.record.complete();
             // Bytes behind the end of a response belong to nobody (RFC 9112 section 9.5): that connection is done.
             let upstream_reusable = head.keep_alive && input.is_empty() && head.framing != BodyFraming::UntilClose;

@@ -108,6 +108,7 @@ fn the_deadline_of_a_response_head_is_gone_once_the_head_has_come() {
             edits: Edits::default(),
             extra: b"",
             total_at_ms: None,
+            silence_ms_max: RESPONSE_HEAD_MS_MAX,
             head_at_ms: Cell::new(now_ms() + RESPONSE_HEAD_MS_MAX),
             awaits_head: Cell::new(true),
             continued: &continued,

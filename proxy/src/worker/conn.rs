@@ -527,6 +527,13 @@ pub(crate) async fn write_all(to: &mut WriteHalf, buffer: &mut Buffer) -> io::Re
     Ok(())
 }
 
+/// Before a body's last piece is written: see [`Stream::take_trailers_of`].
+pub(crate) fn pass_trailers(from: &ReadHalf, to: &WriteHalf) {
+    if let (ReadHalf::Stream(from), WriteHalf::Stream(to)) = (from, to) {
+        to.take_trailers_of(from);
+    }
+}
+
 /// Waits until what must go out before is with the kernel.
 async fn ready_to_write(tls: &Tls, to: &SocketWriter, bytes: usize) -> io::Result<()> {
     loop {

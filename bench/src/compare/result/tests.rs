@@ -61,6 +61,7 @@ pub(in crate::compare) fn example() -> Comparison {
             duration_s: 5.0,
             warm_up_s: 1.0,
             connections: 64,
+            streams: 1,
             body_bytes: 100,
             constant_rate: Some(3000.0),
             proxy_core: 0,

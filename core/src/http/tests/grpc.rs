@@ -55,7 +55,7 @@ fn a_timeout_that_is_written_is_read_and_is_never_shorter() {
 }
 
 #[test]
-fn statuses_of_http_have_a_status_of_grpc() {
+fn item_83_statuses_of_http_have_a_status_of_grpc() {
     for (http, grpc) in [(400, 13), (401, 16), (403, 7), (404, 12), (429, 14), (502, 14), (503, 14), (504, 14)] {
         assert_eq!(status_of(http), grpc, "{http}");
     }

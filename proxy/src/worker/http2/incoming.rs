@@ -32,8 +32,10 @@ pub(super) struct Opened {
 enum Coding {
     /// Nothing follows.
     None,
-    /// As it is: by length, or as a tunnel.
-    Plain,
+    /// As it is, so many bytes more.
+    Length(u64),
+    /// As it is: a tunnel.
+    Raw,
     /// In chunks.
     Chunked,
 }
@@ -59,6 +61,11 @@ pub(super) struct Incoming {
     data: Bytes,
     /// What follows the data.
     after: &'static [u8],
+    /// What would make the message look whole: it is told when END_STREAM has come, since a length that the frames belie must
+    /// never look so (RFC 9113 section 8.1.1).
+    withheld: Option<(Bytes, Bytes)>,
+    /// Those of a body whose length is announced: its text has no place for them.
+    trailers: Option<HeaderMap>,
     coding: Coding,
     source: Source,
 }
@@ -67,17 +74,28 @@ impl Incoming {
     pub(super) fn request(text: Vec<u8>, body: RecvStream) -> Self {
         // What the head announces is told by the head: a body whose length is not known is chunked.
         let ended = body.is_end_stream();
-        let coding = match (ended, http2::request_from_text(&text).map(|request| request.framing)) {
-            (true, _) => Coding::None,
-            (false, Some(BodyFraming::Chunked)) => Coding::Chunked,
-            (false, _) => Coding::Plain,
+        let coding = match http2::request_from_text(&text) {
+            _ if ended => Coding::None,
+            Some(request) if request.protocol.is_some() || request.path.is_none() => Coding::Raw,
+            Some(request) => Coding::of(request.framing),
+            None => Coding::None,
         };
         let source = if ended { Source::Done } else { Source::Body(body) };
-        Self { text: text.into(), data: Bytes::new(), after: b"", coding, source }
+        let mut incoming = Self { coding, source, text: text.into(), ..Self::unopened() };
+        incoming.withhold();
+        incoming
     }
 
     pub(super) fn unopened() -> Self {
-        Self { text: Bytes::new(), data: Bytes::new(), after: b"", coding: Coding::None, source: Source::Unopened }
+        Self {
+            text: Bytes::new(),
+            data: Bytes::new(),
+            after: b"",
+            withheld: None,
+            trailers: None,
+            coding: Coding::None,
+            source: Source::Unopened,
+        }
     }
 
     pub(super) fn opened(&mut self, opened: Opened) {
@@ -91,6 +109,11 @@ impl Incoming {
             self.source = Source::Failed;
         }
         is_unopened
+    }
+
+    /// What a stream on the other side may take along, see `trailers`.
+    pub(super) fn take_trailers(&mut self) -> Option<HeaderMap> {
+        self.trailers.take()
     }
 
     /// Moves what is there to `input`, as far as there is room and `at_most` allows; waits for the first of it.
@@ -168,16 +191,31 @@ impl Incoming {
                 Source::Body(body) => match ready!(body.poll_data(cx)) {
                     Some(Ok(data)) if data.is_empty() => {}
                     Some(Ok(data)) => {
-                        if self.coding == Coding::Chunked {
-                            self.text = Bytes::copy_from_slice(chunk_header(data.len() as u64).as_bytes());
-                            self.after = CHUNK_END;
+                        let len = data.len() as u64;
+                        match &mut self.coding {
+                            Coding::Chunked => {
+                                self.text = Bytes::copy_from_slice(chunk_header(len).as_bytes());
+                                self.after = CHUNK_END;
+                            }
+                            // More than was announced is an error of the h2 crate's.
+                            Coding::Length(left) => *left = left.saturating_sub(len),
+                            Coding::None | Coding::Raw => {}
                         }
                         self.data = data;
-                        return Poll::Ready(Ok(true));
+                        self.withhold();
+                        if self.withheld.is_none() {
+                            return Poll::Ready(Ok(true));
+                        }
                     }
                     Some(Err(error)) => return Poll::Ready(Err(error.into())),
                     None => {
                         let trailers = ready!(body.poll_trailers(cx))?;
+                        if let Some((text, data)) = self.withheld.take() {
+                            (self.text, self.data) = (text, data);
+                            self.trailers = trailers;
+                            // The rest is moved, then the source is asked once more.
+                            return Poll::Ready(Ok(true));
+                        }
                         self.source = Source::Done;
                         if self.coding == Coding::Chunked {
                             self.text = last_chunk(trailers.as_ref())?;
@@ -209,18 +247,33 @@ impl Incoming {
             .map(|(protocol, accept)| Upgraded { protocol, accept: accept.as_ref().map(<[u8; 28]>::as_slice) });
         let framing = http2::response_to_text(&mut text, status, lines(&head.headers), ended, opened.method, upgraded)
             .map_err(malformed)?;
-        self.coding = match framing {
-            _ if is_tunnel => Coding::Plain,
-            BodyFraming::Chunked => Coding::Chunked,
-            BodyFraming::Length(_) | BodyFraming::UntilClose => Coding::Plain,
-            BodyFraming::None => Coding::None,
-        };
+        self.coding = if is_tunnel { Coding::Raw } else { Coding::of(framing) };
         if ended && self.coding == Coding::Chunked {
             text.extend_from_slice(LAST_CHUNK);
         }
         self.source = if ended { Source::Done } else { Source::Body(body) };
         self.text = text.into();
+        self.withhold();
         Poll::Ready(Ok(()))
+    }
+
+    /// Keeps back what would make the message look whole before it is.
+    fn withhold(&mut self) {
+        let Source::Body(body) = &self.source else { return };
+        if self.coding == Coding::Length(0) && !body.is_end_stream() {
+            self.withheld = Some((std::mem::take(&mut self.text), std::mem::take(&mut self.data)));
+        }
+    }
+}
+
+impl Coding {
+    fn of(framing: BodyFraming) -> Self {
+        match framing {
+            BodyFraming::Chunked => Self::Chunked,
+            BodyFraming::Length(length) => Self::Length(length),
+            BodyFraming::UntilClose => Self::Raw,
+            BodyFraming::None => Self::None,
+        }
     }
 }
 

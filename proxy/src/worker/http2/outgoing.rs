@@ -257,6 +257,17 @@ impl Outgoing {
         Poll::Ready(Ok(()))
     }
 
+    /// What goes out behind a body of an announced length.
+    pub(super) fn put_trailers(&mut self, received: HeaderMap) {
+        let mut trailers = HeaderMap::with_capacity(received.len());
+        for (name, value) in &received {
+            if http2::is_trailer(name.as_str().as_bytes()) {
+                trailers.append(name, value.clone());
+            }
+        }
+        self.trailers = Some(trailers).filter(|trailers| !trailers.is_empty());
+    }
+
     /// Ends our side of a tunnel.
     pub(super) fn end(&mut self) {
         if let (Framing::Raw, Sink::Body(body)) = (&self.framing, &mut self.sink) {
@@ -298,12 +309,49 @@ fn fields_of<'a>(fields: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Result<H
     for (name, value) in fields {
         let name = HeaderName::from_bytes(name).map_err(not_ours)?;
         let mut value = HeaderValue::from_bytes(value).map_err(not_ours)?;
-        // RFC 7541 section 7.1.3: what could be guessed byte by byte from the size of what is compressed with it.
-        value.set_sensitive(name == http::header::AUTHORIZATION || name == http::header::PROXY_AUTHORIZATION);
+        value.set_sensitive(!may_be_indexed(&name));
         map.append(name, value);
     }
     Ok(map)
 }
+
+/// Whether a field may go into the table of compression. What the other hop has sent as never to be indexed must stay so (RFC
+/// 7541 section 7.1.3), which the h2 crate does not tell: so it is done only to fields that are no secret anywhere.
+fn may_be_indexed(name: &HeaderName) -> bool {
+    use http::header as h;
+    [
+        h::ACCEPT,
+        h::ACCEPT_ENCODING,
+        h::ACCEPT_LANGUAGE,
+        h::CACHE_CONTROL,
+        h::CONTENT_ENCODING,
+        h::CONTENT_LENGTH,
+        h::CONTENT_TYPE,
+        h::DATE,
+        h::FORWARDED,
+        h::SERVER,
+        h::TE,
+        h::TRAILER,
+        h::USER_AGENT,
+        h::VARY,
+        h::VIA,
+    ]
+    .contains(name)
+        || OWN_FIELDS.contains(&name.as_str())
+}
+
+/// What the proxy itself writes, and gRPC's fields.
+const OWN_FIELDS: [&str; 9] = [
+    "grpc-accept-encoding",
+    "grpc-encoding",
+    "grpc-status",
+    "grpc-timeout",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-proto",
+    "x-request-id",
+];
 
 fn response(head: &ResponseText<'_>) -> Result<Response<()>, Broken> {
     let mut response = Response::new(());

@@ -159,6 +159,14 @@ impl Stream {
         .await
     }
 
+    /// Takes along the trailers of a body whose length is announced, of which HTTP/1.1 text does not tell. All of them have come
+    /// before the last piece of that body is read.
+    pub(crate) fn take_trailers_of(&self, from: &Self) {
+        if let Some(trailers) = from.incoming.borrow_mut().take_trailers() {
+            self.outgoing.borrow_mut().put_trailers(trailers);
+        }
+    }
+
     /// Ends it with an error: the peer must not take what it has for all of the message.
     pub(crate) fn abort(&self) {
         self.outgoing.borrow_mut().reset(Reason::INTERNAL_ERROR);
