@@ -99,6 +99,12 @@ fn is_about_connection(kind: FieldKind) -> bool {
     )
 }
 
+/// What a target in absolute form is in origin form: [`request_to_text`](super::request_to_text) writes the former for `https`.
+fn origin_form(target: &[u8]) -> &[u8] {
+    let Some(rest) = target.strip_prefix(b"https://") else { return target };
+    rest.iter().position(|&b| b == b'/').map_or(b"*", |at| &rest[at..])
+}
+
 /// Takes the request head at the beginning of `text` apart, as [`request_head`](crate::http::request_head) writes it.
 /// `None`: it is not whole, or not one of ours.
 #[must_use]
@@ -111,6 +117,7 @@ pub fn request_from_text(text: &[u8]) -> Option<RequestText<'_>> {
         return None;
     }
     let section = Section::read(section)?;
+    let target = if method == b"CONNECT" { target } else { origin_form(target) };
     let head = RequestText {
         len: line.len() + 2 + section.len,
         method,

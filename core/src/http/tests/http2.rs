@@ -90,6 +90,8 @@ fn https_survives_as_absolute_form_and_goes_upstream_in_origin_form() {
         assert!(head.https && head.len == text.len());
         assert_eq!(head.authority_full.of(text.as_bytes()), b"A.b:8443");
         assert_eq!(head.path_of(text.as_bytes()), seen.as_bytes());
+        let taken = request_from_text(text.as_bytes()).unwrap();
+        assert_eq!((taken.path, taken.authority), (Some(path.as_bytes()), &b"A.b:8443"[..]));
         let mut out = Vec::new();
         request_head(&mut out, text.as_bytes(), &head, &fields, &RequestOut::new(&head, &NoEdits));
         let expected = format!("{method} {sent} HTTP/1.1\r\nhost: A.b:8443\r\nx: y\r\n\r\n");
