@@ -1,7 +1,9 @@
 //! `meshring-bench backend`: a server that answers every request with the same response, as cheaply as it can.
 
+mod connection;
+
 use std::ffi::OsString;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -13,13 +15,15 @@ use anyhow::Context;
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 
-use crate::http::{RequestDecoder, RequestEvent};
-use crate::limits::{BACKEND_OUTPUT_BYTES_MAX, EVENTS_PER_WAIT_MAX, READ_BUFFER_BYTES};
+use self::connection::{Connection, Responses};
+use crate::limits::{EVENTS_PER_WAIT_MAX, READ_BUFFER_BYTES};
 use crate::poller::{Event, Interest, Poller, Token};
 use crate::process::{Process, Spawn};
 use crate::tls::{self, Socket};
 
-/// Serves a fixed HTTP/1.1 response on one thread: keep-alive, pipelining, request bodies discarded.
+/// Serves a fixed response on one thread over HTTP/1.1 (keep-alive, pipelining) and HTTP/2 (by prior knowledge, by ALPN
+/// with TLS); request bodies are discarded. A gRPC call gets its message back, with grpc-status 0. Requests for /hold are
+/// never answered.
 ///
 /// Prints "listening on ADDRESS" when it is ready. Runs until it is interrupted.
 #[derive(Debug, clap::Args)]
@@ -45,6 +49,7 @@ pub(crate) fn run(args: &BackendArgs, interrupted: &AtomicBool) -> anyhow::Resul
     let listener = TcpListener::bind(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
+    crate::process::raise_file_limit();
     let tls = match (&args.tls_cert, &args.tls_key) {
         (Some(cert), Some(key)) => Some(tls::Server::new(cert, key)?),
         _ => None,
@@ -84,54 +89,6 @@ pub(crate) fn start(core: Option<usize>, body_bytes: usize, log_dir: &Path) -> a
     Ok((backend, address))
 }
 
-/// The responses, encoded once.
-struct Responses {
-    whole: Vec<u8>,
-    head_bytes: usize,
-    whole_then_close: Vec<u8>,
-    head_bytes_then_close: usize,
-}
-
-impl Responses {
-    fn new(body_bytes: usize) -> Self {
-        let encode = |extra: &str| {
-            let head =
-                format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n{extra}content-length: {body_bytes}\r\n\r\n");
-            let head_bytes = head.len();
-            let mut whole = head.into_bytes();
-            whole.resize(head_bytes + body_bytes, b'x');
-            (whole, head_bytes)
-        };
-        let (whole, head_bytes) = encode("");
-        let (whole_then_close, head_bytes_then_close) = encode("connection: close\r\n");
-        Self { whole, head_bytes, whole_then_close, head_bytes_then_close }
-    }
-
-    fn answer(&self, is_head: bool, keep_alive: bool) -> &[u8] {
-        let (whole, head_bytes) = if keep_alive {
-            (&self.whole, self.head_bytes)
-        } else {
-            (&self.whole_then_close, self.head_bytes_then_close)
-        };
-        if is_head { &whole[..head_bytes] } else { whole }
-    }
-}
-
-const BAD_REQUEST: &[u8] = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
-const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-
-struct Connection {
-    socket: Socket,
-    turn: u32,
-    decoder: RequestDecoder,
-    /// Responses that the socket did not take yet; the first `sent` bytes of them are gone.
-    output: Vec<u8>,
-    sent: usize,
-    interest: Interest,
-    /// After the output the connection ends.
-    closing: bool,
-}
-
 struct Backend {
     listener: TcpListener,
     tls: Option<tls::Server>,
@@ -166,10 +123,10 @@ impl Backend {
             return self.accept();
         }
         let Some(Some(connection)) = self.slots.get_mut(event.token.slot as usize) else { return Ok(()) };
-        if connection.turn != event.token.turn {
+        if connection.turn() != event.token.turn {
             return Ok(());
         }
-        let open = (!event.writable || connection.flush())
+        let open = (!event.writable || connection.flush(&self.responses))
             && (!event.readable || connection.receive(&self.responses, &mut self.buffer))
             && connection.update_interest(&self.poller, event.token);
         if !open {
@@ -213,94 +170,7 @@ impl Backend {
             self.slots.len() as u32 - 1
         });
         self.poller.add(socket.as_fd(), Token { slot, turn: self.turn }, Interest::Read)?;
-        self.slots[slot as usize] = Some(Connection {
-            socket,
-            turn: self.turn,
-            decoder: RequestDecoder::default(),
-            output: Vec::new(),
-            sent: 0,
-            interest: Interest::Read,
-            closing: false,
-        });
+        self.slots[slot as usize] = Some(Connection::new(socket, self.turn));
         Ok(())
-    }
-}
-
-impl Connection {
-    /// Reads and answers; false once the connection is of no more use.
-    fn receive(&mut self, responses: &Responses, buffer: &mut [u8]) -> bool {
-        while !self.closing && self.output.len() - self.sent < BACKEND_OUTPUT_BYTES_MAX {
-            let count = match self.socket.read(buffer) {
-                Ok(0) => return false,
-                Ok(count) => count,
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => return error.kind() == ErrorKind::WouldBlock,
-            };
-            self.answer(responses, &buffer[..count]);
-            if !self.flush() {
-                return false;
-            }
-            if count < buffer.len() {
-                break;
-            }
-        }
-        true
-    }
-
-    /// Appends the responses to all requests that end in `bytes`.
-    fn answer(&mut self, responses: &Responses, mut bytes: &[u8]) {
-        while !self.closing {
-            match self.decoder.next(bytes) {
-                Ok((_, RequestEvent::NeedMore)) => return,
-                Ok((used, RequestEvent::ExpectsContinue)) => {
-                    bytes = &bytes[used..];
-                    self.output.extend_from_slice(CONTINUE);
-                }
-                Ok((used, RequestEvent::Complete(request))) => {
-                    bytes = &bytes[used..];
-                    self.closing = !request.keep_alive;
-                    self.output.extend_from_slice(responses.answer(request.is_head, request.keep_alive));
-                }
-                Err(_) => {
-                    self.output.extend_from_slice(BAD_REQUEST);
-                    self.closing = true;
-                }
-            }
-        }
-    }
-
-    /// Sends what the socket takes; false once the connection is of no more use.
-    fn flush(&mut self) -> bool {
-        while self.sent < self.output.len() || self.socket.has_output() {
-            let step = match &self.output[self.sent..] {
-                [] => self.socket.flush(),
-                left => self.socket.write(left).map(|count| self.sent += count),
-            };
-            match step {
-                Ok(()) => {}
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return error.kind() == ErrorKind::WouldBlock,
-            }
-        }
-        self.output.clear();
-        self.sent = 0;
-        if self.closing {
-            self.socket.close();
-        }
-        !self.closing
-    }
-
-    fn update_interest(&mut self, poller: &Poller, token: Token) -> bool {
-        let unsent = self.output.len() - self.sent;
-        let wanted = match unsent {
-            0 if !self.socket.has_output() => Interest::Read,
-            _ if self.closing || unsent >= BACKEND_OUTPUT_BYTES_MAX => Interest::Write,
-            _ => Interest::ReadWrite,
-        };
-        if wanted == self.interest {
-            return true;
-        }
-        self.interest = wanted;
-        poller.modify(&self.socket, token, wanted).is_ok()
     }
 }

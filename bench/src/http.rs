@@ -323,7 +323,12 @@ fn parse_response_head(bytes: &[u8], to_head: bool) -> ParsedHead<(Answer, Body)
 pub(crate) struct Request {
     pub(crate) keep_alive: bool,
     pub(crate) is_head: bool,
+    /// Whether its target begins with [`HOLD`].
+    pub(crate) is_held: bool,
 }
+
+/// The backend never answers requests whose path begins so.
+pub(crate) const HOLD: &str = "/hold";
 
 /// What comes next in a stream of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -381,7 +386,8 @@ fn parse_request_head(bytes: &[u8]) -> ParsedHead<(Request, Body, bool)> {
         if fields.chunked { Body::Chunked(Chunked::new()) } else { Body::Exact(fields.content_length.unwrap_or(0)) };
     let keep_alive = fields.persistent(request.version);
     let is_head = request.method == Some("HEAD");
-    Ok(Some((length, (Request { keep_alive, is_head }, body, fields.expect_continue))))
+    let is_held = request.path.is_some_and(|path| path.starts_with(HOLD));
+    Ok(Some((length, (Request { keep_alive, is_head, is_held }, body, fields.expect_continue))))
 }
 
 #[cfg(test)]

@@ -66,7 +66,7 @@ struct IdleReport {
 pub(crate) fn run(args: &IdleArgs, interrupted: &AtomicBool) -> anyhow::Result<ExitCode> {
     args.url.require_trust(&args.tls);
     let address = args.url.resolve()?;
-    let tls = args.url.tls(&args.tls)?;
+    let tls = args.url.tls(&args.tls, tls::Alpn::Http1)?;
     let request = encode_request(&args.url, None, &args.headers, 0, false);
     let exchange_on_new = || exchange_on_new(address, tls.as_ref(), &request, args.timeout);
     let files_max = raise_file_limit();

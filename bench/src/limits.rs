@@ -96,3 +96,24 @@ pub(crate) const HOSTILE_CONNECT_MAX: Duration = Duration::from_secs(10);
 
 /// Connections to one peer from one loopback address: below the 28,232 ports of Linux' default range.
 pub(crate) const HOSTILE_PORTS_PER_ADDRESS: usize = 20_000;
+
+/// Size of HPACK's table that the bench keeps for its peer, and uses of the peer's: the default (RFC 9113, section 6.5.2).
+pub(crate) const HEADER_TABLE_BYTES: usize = 4096;
+
+/// What a peer may send on one HTTP/2 stream unasked: more than any body of a comparison, so that no window slows one down.
+pub(crate) const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+
+/// What a peer may send on one HTTP/2 connection unasked: all of 16 streams.
+pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+
+/// Most streams at a time on one HTTP/2 connection of the generator. Proxies allow 100 to 1,000 unless they are told otherwise.
+pub(crate) const STREAMS_MAX: usize = 100_000;
+
+/// Streams at a time that the backend allows: more than any proxy opens.
+pub(crate) const BACKEND_STREAMS_MAX: u32 = 1_000_000;
+
+/// Longest gRPC message that the backend echoes: gRPC's own default.
+pub(crate) const GRPC_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Unsent bytes of a connection at which the generator writes no more request bodies to its buffer.
+pub(crate) const GENERATOR_OUTPUT_BYTES_MAX: usize = 256 * 1024;

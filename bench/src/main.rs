@@ -7,6 +7,7 @@ mod cold_start;
 mod compare;
 mod hostile;
 mod http;
+mod http2;
 mod idle;
 mod limits;
 mod load;

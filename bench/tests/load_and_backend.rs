@@ -259,3 +259,90 @@ fn idle_tls_connections_are_measured() {
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&report["connections"], &report["lost"]), (&50.into(), &0.into()));
 }
+
+#[test]
+fn requests_over_http2_share_the_connections_in_streams() {
+    let backend = Backend::start(&["--body-bytes", "1000"]);
+    let few = ["--h2", "--connections", "4", "--streams", "8", "--duration", "60s"];
+    let (output, report) = backend.load(&[&few[..], &["--requests", "5000"]].concat());
+    assert_eq!(output.status.code(), Some(0), "{report}");
+    assert_eq!((&report["statuses"]["2xx"], &report["failed"]), (&5000.into(), &0.into()), "{report}");
+    assert_eq!(report["streams"], 8);
+    assert!(report["bytes_received"].as_u64().unwrap() > 5_000_000);
+
+    let open_loop = ["--h2", "--connections", "2", "--streams", "4", "--rate", "1000", "--duration", "500ms"];
+    let (output, report) = backend.load(&open_loop);
+    assert_eq!((output.status.code(), &report["statuses"]["2xx"]), (Some(0), &500.into()), "{report}");
+
+    let (output, report) = backend.load(&[&few[..], &["--requests", "100", "--method", "HEAD"]].concat());
+    assert_eq!((output.status.code(), &report["statuses"]["2xx"]), (Some(0), &100.into()), "{report}");
+}
+
+#[test]
+fn grpc_calls_are_answered_with_their_message() {
+    let backend = Backend::start(&[]);
+    // An empty message; one; one that does not fit into a frame; one that does not fit into a window.
+    for bytes in ["0", "100", "20000", "3000000"] {
+        let arguments = ["--grpc", "--connections", "2", "--streams", "3", "--requests", "60", "--duration", "60s"];
+        let (output, report) = backend.load(&[&arguments[..], &["--body-bytes", bytes]].concat());
+        assert_eq!(output.status.code(), Some(0), "{bytes}: {report}");
+        assert_eq!(report["statuses"]["2xx"], 60, "{bytes}: {report}");
+    }
+    // One more byte than gRPC takes by default.
+    let too_long = ["--grpc", "--connections", "1", "--requests", "2", "--body-bytes", "4194304"];
+    let (output, report) = backend.load(&too_long);
+    assert_eq!((output.status.code(), &report["failures"]["grpc"]), (Some(1), &2.into()), "{report}");
+}
+
+#[test]
+fn bodies_larger_than_the_windows_pass_in_both_directions_over_http2() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = Backend::start(&["--body-bytes", "5000000"]);
+    let arguments = ["--h2", "--body-bytes", "3000000", "--connections", "2", "--streams", "4", "--requests", "40"];
+    let (output, report) = backend.load(&arguments);
+    assert_eq!((output.status.code(), &report["statuses"]["2xx"]), (Some(0), &40.into()), "{report}");
+    let (backend, ca) = Backend::start_tls(dir.path());
+    let (output, report) = backend.load_with("https", &[&arguments[..], &["--ca", &ca]].concat());
+    assert_eq!((output.status.code(), &report["statuses"]["2xx"]), (Some(0), &40.into()), "{report}");
+    assert_eq!(report["tls"]["full_handshakes"], 2, "{report}");
+}
+
+#[test]
+fn requests_that_are_held_back_time_out_and_spare_their_connections() {
+    let backend = Backend::start(&[]);
+    for arguments in [&["--h2", "--streams", "2"][..], &[]] {
+        let output = Command::new(BINARY)
+            .args(["load", &format!("http://{}/hold/x", backend.address), "-o", "json"])
+            .args(["--connections", "1", "--requests", "4", "--timeout", "100ms"])
+            .args(arguments)
+            .output()
+            .unwrap();
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((output.status.code(), &report["failures"]["timeouts"]), (Some(1), &4.into()), "{report}");
+    }
+}
+
+#[test]
+fn streams_need_http2_and_http2_needs_a_server_that_speaks_it() {
+    for arguments in [&["--streams", "2"][..], &["--h2", "--new-connections"], &["--grpc", "--method", "PUT"]] {
+        let output = Command::new(BINARY).args(["load", "http://127.0.0.1:1/"]).args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+    }
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut preface = [0; 24];
+            let _ = stream.read_exact(&mut preface);
+            let _ = stream.write_all(b"HTTP/1.1 505 HTTP Version Not Supported\r\ncontent-length: 0\r\n\r\n");
+        }
+    });
+    let output = Command::new(BINARY)
+        .args(["load", &format!("http://{address}/"), "-o", "json", "--h2", "--connections", "1", "--requests", "2"])
+        .output()
+        .unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{report}");
+    assert!(report["failures"]["malformed"].as_u64() >= Some(2), "{report}");
+}

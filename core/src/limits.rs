@@ -138,6 +138,36 @@ pub const DRAIN_MS_MAX: u64 = 30_000;
 /// Redirects and rewrites may grow a target to this size, in bytes: it must still fit a head buffer.
 pub const TARGET_BYTES_MAX: usize = 8 * 1024;
 
+// ---- HTTP/2 -------------------------------------------------------------------------------------------------------
+
+/// Requests that a client may have in flight on one connection: what gRPC's clients count on, and 100 requests of one
+/// client at a time are more than one worker serves at once.
+pub const HTTP2_STREAMS_MAX: u32 = 100;
+/// Requests in flight on one upstream connection, where neither the server nor `maxConcurrentStreams` wants fewer (Envoy: 1024).
+pub const HTTP2_UPSTREAM_STREAMS_MAX: usize = 1024;
+/// What a peer may send on one stream before we have given it on, in bytes: four buffers, and the protocol's own default.
+pub const HTTP2_STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+/// Likewise on all streams of a connection, in bytes: eight streams at full speed. What lies in it is the peer's, not
+/// ours: a reader that stalls stops its sender.
+pub const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 512 * 1024;
+/// What a stream keeps for a peer that gives it no credit, in bytes: a buffer.
+pub const HTTP2_SEND_BUFFER_BYTES_MAX: usize = 16 * 1024;
+/// Largest header list, in bytes as RFC 9113 section 6.5.2 counts them: what the bounds of a head leave room for.
+pub const HTTP2_HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;
+/// Streams that we have reset and whose late frames are still put up with.
+pub const HTTP2_RESETS_REMEMBERED_MAX: usize = 50;
+/// Requests that a client has reset before they were looked at; a client with more of them is up to CVE-2023-44487.
+pub const HTTP2_PENDING_RESETS_MAX: usize = 20;
+/// Resets that a client has provoked by errors of its own, over the life of a connection (CVE-2025-8671): an honest one makes none.
+pub const HTTP2_LOCAL_RESETS_MAX: usize = 128;
+/// How often a client with requests in flight is asked whether it is still there, in milliseconds. Half-open peers are to be gone
+/// within a minute, together with [`HTTP2_PONG_MS_MAX`].
+pub const HTTP2_PING_INTERVAL_MS: u64 = 30_000;
+/// How long it may take to answer, in milliseconds (gRPC's keepalive timeout: 20 s).
+pub const HTTP2_PONG_MS_MAX: u64 = 20_000;
+/// A connection without requests is ended after this time, in milliseconds: as with HTTP/1.1.
+pub const HTTP2_IDLE_MS_MAX: u64 = DOWNSTREAM_IDLE_MS_MAX;
+
 // ---- security -----------------------------------------------------------------------------------------------------
 
 /// Largest material (chain, key and trust bundles) that a proxy takes, in bytes: a bundle of public roots is 250 KiB.

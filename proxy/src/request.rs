@@ -6,6 +6,7 @@ mod debug;
 mod denial;
 mod ext_authz;
 mod grpc;
+mod lease;
 mod plan;
 
 use std::{
@@ -19,6 +20,7 @@ use meshring_core::{
         fields::Fields,
         forwarding::{self, Hop},
         head::Method,
+        http2,
         path::without_parameters,
         request::RequestHead,
         serialize::{self, NoEdits, RequestOut},
@@ -53,7 +55,7 @@ use crate::{
     route::{self, Decision, Request},
     worker::{
         Worker,
-        buffers::{Buffer, Input},
+        buffers::{Buffer, Held, Input},
         conn::Conn,
         generation::Pinned,
         join::yield_now,
@@ -69,6 +71,8 @@ pub(crate) enum End {
     Partial(PartialHead),
     /// The connection is done.
     Closed,
+    /// The client speaks HTTP/2: what it has sent so far.
+    Http2(Held),
 }
 
 /// Tables of header fields and texts of a request, reused from request to request.
@@ -137,7 +141,8 @@ pub(crate) async fn serve(worker: &Rc<Worker>, conn: &mut Conn, listener: &Liste
         let begin = std::mem::take(&mut begin);
         match parse::request_head(worker, conn, &mut input, &mut scratch.request, begin, bounds).await {
             Next::Request(head) => {
-                if exchange(worker, conn, listener, client, &mut input, &mut scratch, &head).await == After::Close {
+                let after = exchange(worker, conn, listener, client, &mut input, &mut scratch, &head).await;
+                if after == After::Close || conn.stream().is_some() {
                     break End::Closed;
                 }
                 served = served.wrapping_add(1);
@@ -148,6 +153,10 @@ pub(crate) async fn serve(worker: &Rc<Worker>, conn: &mut Conn, listener: &Liste
             Next::Idle => break End::Idle,
             Next::Partial(partial) => break End::Partial(partial),
             Next::Closed => break End::Closed,
+            // RFC 9113 section 3.4: only a connection's first bytes are its preface.
+            Next::Refused(_) if served == 0 && conn.stream().is_none() && http2::begins_preface(input.unread()) => {
+                break End::Http2(worker.buffers.hold(input.unread()));
+            }
             Next::Refused(refusal) => {
                 input.clear();
                 input.release();
@@ -173,6 +182,12 @@ pub(crate) async fn serve(worker: &Rc<Worker>, conn: &mut Conn, listener: &Liste
     };
     worker.give_scratch(scratch);
     end
+}
+
+/// Answers a stream whose request is none.
+pub(crate) async fn refuse_stream(worker: &Worker, conn: &mut Conn, refusal: Refusal) {
+    worker.stats.add(Counter::RequestsRefused, 1);
+    refuse(worker, conn, refusal.status(), refusal.code(), &refusal).await;
 }
 
 /// The last words to a client whose request head has not come in time.

@@ -10,7 +10,7 @@ use meshring_core::{
         build::{ClusterEndpoints, VirtualHostInput},
         model::{
             Action, BalancePolicy, ClusterKind, Condition, DestinationHeaders, Match, PORT_ANY, Redirect, RedirectPort,
-            Rewrite, Route, RouteOptions, Settings,
+            Rewrite, Route, RouteOptions, Settings, UpstreamProtocol,
         },
         regexes::anchored,
     },
@@ -64,6 +64,11 @@ impl World {
             self.builder.endpoints(endpoints.iter().map(|&(address, weight)| (address, weight.into())));
         let endpoints = ClusterEndpoints::Range { first, count };
         self.builder.cluster(&cluster_name(name), policy, ClusterKind::Static, endpoints)
+    }
+
+    /// What is spoken with a cluster; without it what the client speaks.
+    pub fn protocol(&mut self, cluster: ClusterId, protocol: UpstreamProtocol) {
+        self.builder.cluster_protocol(cluster, protocol, 0);
     }
 
     /// A cluster that cannot have endpoints.

@@ -77,7 +77,7 @@ impl Contender {
             Program::Peer { peer, binary } => launch::peer(*peer, binary, site, address)?,
         };
         let tls = site.protocol.client_tls(site.certificates);
-        let tls = tls.map(|tls| tls::Client::new(&tls, site.protocol.host())).transpose()?;
+        let tls = tls.map(|tls| tls::Client::new(&tls, site.protocol.host(), tls::Alpn::Http1)).transpose()?;
         let mut running = Running { address, tls, pids, processes };
         running.wait_until_ready(site).with_context(|| format!("{} is not ready", self.name))?;
         Ok(running)

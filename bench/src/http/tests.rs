@@ -144,8 +144,9 @@ fn pipelined_requests_with_bodies_decode_the_same_when_split_at_every_byte() {
         POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc\
         POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n\
         HEAD / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
-    let plain = RequestEvent::Complete(Request { keep_alive: true, is_head: false });
-    let expected = vec![plain, plain, plain, RequestEvent::Complete(Request { keep_alive: false, is_head: true })];
+    let plain = RequestEvent::Complete(Request { keep_alive: true, is_head: false, is_held: false });
+    let expected =
+        vec![plain, plain, plain, RequestEvent::Complete(Request { keep_alive: false, is_head: true, is_held: false })];
     for split in 0..=bytes.len() {
         let (first, second) = bytes.split_at(split);
         assert_eq!(request_events([first, second].into_iter()), expected, "split after {split} bytes");
@@ -156,7 +157,7 @@ fn pipelined_requests_with_bodies_decode_the_same_when_split_at_every_byte() {
 #[test]
 fn a_client_that_waits_for_100_continue_is_told_to_go_on_once() {
     let head: &[u8] = b"POST / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n";
-    let complete = RequestEvent::Complete(Request { keep_alive: true, is_head: false });
+    let complete = RequestEvent::Complete(Request { keep_alive: true, is_head: false, is_held: false });
     assert_eq!(request_events([head, b"abc"].into_iter()), vec![RequestEvent::ExpectsContinue, complete]);
     let whole = [head, b"abc"].concat();
     assert_eq!(request_events([&whole[..]].into_iter()), vec![complete], "the body came unasked");

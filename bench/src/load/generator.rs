@@ -2,21 +2,21 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 
 use super::LoadArgs;
-use super::report::{Failure, Failures, LoadReport, Mode, Statuses, TlsReport};
-use super::schedule::Schedule;
+use super::pace::Pace;
+use super::report::{Failure, LoadReport};
+use super::tally::{Tally, UNSENT};
 use super::target::encode_request;
+use super::waiting::{Waiting, kind_of, start_connect};
 use crate::http::{Answer, ResponseDecoder};
-use crate::limits::{EVENTS_PER_WAIT_MAX, READ_BUFFER_BYTES, RECONNECT_PAUSE, SWEEP_INTERVAL};
+use crate::limits::{EVENTS_PER_WAIT_MAX, READ_BUFFER_BYTES, RECONNECT_PAUSE};
 use crate::poller::{Event, Interest, Poller, Token};
-use crate::stats::Latencies;
 use crate::tls::{self, Socket};
 
 /// Sends the load that the arguments describe. Ends early, with the report so far, once `interrupted` is set.
@@ -26,59 +26,10 @@ pub(super) fn run(args: &LoadArgs, interrupted: &AtomicBool) -> anyhow::Result<L
     let mut generator = Generator::new(args, address)?;
     generator.establish(interrupted)?;
     let start = Instant::now();
-    generator.pace = match args.rate {
-        Some(rate) => Pace::Open(Schedule::new(start, rate, args.duration, args.requests)),
-        None => {
-            Pace::Closed { end: start + args.duration, left: args.requests.map_or(u64::MAX, std::num::NonZeroU64::get) }
-        }
-    };
+    generator.pace = Pace::starting(args, start);
     generator.run(interrupted)?;
-    Ok(generator.report(args, start))
+    Ok(generator.tally.report(args, start))
 }
-
-/// When requests are sent.
-enum Pace {
-    /// Connections are being opened; no requests yet.
-    NotStarted,
-    Open(Schedule),
-    Closed {
-        end: Instant,
-        left: u64,
-    },
-}
-
-impl Pace {
-    /// Takes the next request that is to be sent now; gives its intended send time.
-    fn take_due(&mut self, now: Instant) -> Option<Instant> {
-        match self {
-            Self::NotStarted => None,
-            Self::Open(schedule) => schedule.take_due(now),
-            Self::Closed { end, left } => {
-                let due = now < *end && *left > 0;
-                *left -= u64::from(due);
-                due.then_some(now)
-            }
-        }
-    }
-
-    fn exhausted(&self, now: Instant) -> bool {
-        match self {
-            Self::NotStarted => true,
-            Self::Open(schedule) => schedule.next_at().is_none(),
-            Self::Closed { end, left } => now >= *end || *left == 0,
-        }
-    }
-
-    fn stop(&mut self) {
-        match self {
-            Self::NotStarted => {}
-            Self::Open(schedule) => schedule.stop(),
-            Self::Closed { left, .. } => *left = 0,
-        }
-    }
-}
-
-const UNSENT: &str = "all connections were busy";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -123,7 +74,7 @@ struct Generator {
     timeout: Duration,
     new_connections: bool,
     pace: Pace,
-    poller: Poller,
+    waiting: Waiting,
     connections: Vec<Connection>,
     /// Connections that can take a request: idle ones, and closed ones, which it opens again.
     free: VecDeque<u32>,
@@ -132,25 +83,15 @@ struct Generator {
     in_flight: usize,
     connecting: usize,
     buffer: Box<[u8]>,
-    statuses: Statuses,
-    failures: Failures,
-    first_failure: Option<String>,
-    latencies: Latencies,
-    bytes_received: u64,
-    /// None without TLS.
-    tls: Option<TlsReport>,
-    last_end: Option<Instant>,
-    /// What the poller's timer is set to.
-    armed: Option<Instant>,
-    next_sweep: Instant,
+    tally: Tally,
 }
 
 impl Generator {
     fn new(args: &LoadArgs, address: SocketAddr) -> anyhow::Result<Self> {
         let now = Instant::now();
         let to_head = args.method.as_ref().is_some_and(super::target::Method::is_head);
-        let tls = args.url.tls(&args.tls)?;
-        let tls_report = tls.is_some().then(TlsReport::default);
+        let tls = args.url.tls(&args.tls, tls::Alpn::Http1)?;
+        let tally = Tally::new(tls.is_some())?;
         let tls_of_one = || match &tls {
             Some(tls) if args.resume => Some(tls.with_memory()),
             tls => tls.clone(),
@@ -180,22 +121,14 @@ impl Generator {
             timeout: args.timeout,
             new_connections: args.new_connections,
             pace: Pace::NotStarted,
-            poller: Poller::new().context("cannot create an epoll set")?,
+            waiting: Waiting::new()?,
             connections,
             free: VecDeque::with_capacity(args.connections),
             resting: VecDeque::new(),
             in_flight: 0,
             connecting: 0,
             buffer: vec![0; READ_BUFFER_BYTES].into_boxed_slice(),
-            statuses: Statuses::default(),
-            failures: Failures::default(),
-            first_failure: None,
-            latencies: Latencies::new()?,
-            bytes_received: 0,
-            tls: tls_report,
-            last_end: None,
-            armed: None,
-            next_sweep: now + SWEEP_INTERVAL,
+            tally,
         })
     }
 
@@ -233,33 +166,19 @@ impl Generator {
                 return Ok(());
             }
             // The timer is of use only if a connection can take the request when its time comes.
-            let wake = match &self.pace {
-                Pace::Open(schedule) if !self.free.is_empty() => schedule.next_at(),
-                _ => None,
-            };
+            let wake = if self.free.is_empty() { None } else { self.pace.next_at() };
             self.turn(&mut events, wake)?;
         }
     }
 
     /// Waits for events, or until `wake`, and handles what has come, deadlines included.
     fn turn(&mut self, events: &mut Vec<Event>, wake: Option<Instant>) -> anyhow::Result<()> {
-        let mut timeout = SWEEP_INTERVAL;
-        if let Some(wake) = wake {
-            let after = wake.saturating_duration_since(Instant::now());
-            if after.is_zero() {
-                timeout = Duration::ZERO;
-            } else if after < SWEEP_INTERVAL && self.armed != Some(wake) {
-                self.poller.wake_after(after).context("cannot set a timer")?;
-                self.armed = Some(wake);
-            }
-        }
-        self.poller.wait(events, Some(timeout)).context("cannot wait for events")?;
+        self.waiting.wait(events, wake)?;
         for event in events.iter() {
             self.handle(*event);
         }
         let now = Instant::now();
-        if now >= self.next_sweep {
-            self.next_sweep = now + SWEEP_INTERVAL;
+        if self.waiting.take_sweep(now) {
             self.sweep(now);
         }
         Ok(())
@@ -270,7 +189,7 @@ impl Generator {
         while !self.free.is_empty() {
             let Some(intended) = self.pace.take_due(now) else { return };
             if intended + self.timeout <= now {
-                self.count_failure(Failure::Unsent, &UNSENT, now);
+                self.tally.count_failure(Failure::Unsent, &UNSENT, now);
             } else if let Some(slot) = self.free.pop_front() {
                 self.assign(slot, intended, now);
             }
@@ -300,7 +219,7 @@ impl Generator {
         }
         let token = Token { slot, turn: connection.turn };
         match start_connect(self.address).and_then(|stream| {
-            self.poller.add(&stream, token, Interest::Write)?;
+            self.waiting.poller.add(&stream, token, Interest::Write)?;
             match &connection.tls {
                 None => Ok(Socket::plain(stream)),
                 Some(tls) => Ok(Socket::secure(stream, tls.connection()?)),
@@ -336,9 +255,10 @@ impl Generator {
         let connection = &mut self.connections[slot as usize];
         let Some(socket) = &connection.socket else { return };
         let opened = match socket.stream().take_error() {
-            Ok(None) => {
-                socket.stream().set_nodelay(true).and_then(|()| connection.watch(&self.poller, slot, Interest::Read))
-            }
+            Ok(None) => socket
+                .stream()
+                .set_nodelay(true)
+                .and_then(|()| connection.watch(&self.waiting.poller, slot, Interest::Read)),
             Ok(Some(error)) | Err(error) => Err(error),
         };
         match opened {
@@ -358,28 +278,15 @@ impl Generator {
         let done = socket.handshake();
         let blocked = matches!(done, Ok(false)) && socket.has_output();
         let wanted = if blocked { Interest::ReadWrite } else { Interest::Read };
-        let done = done.and_then(|done| connection.watch(&self.poller, slot, wanted).map(|()| done));
+        if let Ok(true) = done {
+            self.tally.count_handshake(socket);
+        }
+        let done = done.and_then(|done| connection.watch(&self.waiting.poller, slot, wanted).map(|()| done));
         match done {
             Ok(false) => {}
-            Ok(true) => {
-                self.count_handshake(slot);
-                self.established(slot);
-            }
+            Ok(true) => self.established(slot),
             // Whatever ends a handshake: a server that does not want to speak TLS just closes.
             Err(error) => self.fail(slot, Failure::Tls, &error),
-        }
-    }
-
-    fn count_handshake(&mut self, slot: u32) {
-        let (Some(report), Some(socket)) = (&mut self.tls, &self.connections[slot as usize].socket) else { return };
-        match socket.is_resumed() {
-            true => report.resumed_handshakes += 1,
-            false => {
-                report.full_handshakes += 1;
-                if report.negotiated.is_none() {
-                    report.negotiated = socket.negotiated();
-                }
-            }
         }
     }
 
@@ -411,12 +318,12 @@ impl Generator {
                 Ok(()) if connection.sent < self.request.len() || socket.has_output() => {}
                 Ok(()) => {
                     connection.state = State::Awaiting;
-                    break connection.watch(&self.poller, slot, Interest::Read);
+                    break connection.watch(&self.waiting.poller, slot, Interest::Read);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     connection.state = State::Sending;
-                    break connection.watch(&self.poller, slot, Interest::ReadWrite);
+                    break connection.watch(&self.waiting.poller, slot, Interest::ReadWrite);
                 }
                 Err(error) => break Err(error),
             }
@@ -438,7 +345,7 @@ impl Generator {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) => return self.fail(slot, kind_of(&error), &error),
             };
-            self.bytes_received += count as u64;
+            self.tally.bytes_received += count as u64;
             if connection.intended.is_none() {
                 return self.fail(slot, Failure::Malformed, &"bytes on an idle connection");
             }
@@ -473,10 +380,8 @@ impl Generator {
         let now = Instant::now();
         let connection = &mut self.connections[slot as usize];
         if let Some(intended) = connection.intended.take() {
-            self.latencies.record(now.saturating_duration_since(intended));
-            self.statuses.count(answer.status);
+            self.tally.count_answer(answer.status, intended, now);
             self.in_flight -= 1;
-            self.last_end = Some(now);
         }
         if answer.keep_alive && connection.state == State::Awaiting {
             connection.state = State::Idle;
@@ -502,23 +407,15 @@ impl Generator {
         connection.state = State::Closed;
         if connection.intended.take().is_some() {
             self.in_flight -= 1;
-            self.count_failure(failure, reason, now);
+            self.tally.count_failure(failure, reason, now);
         } else if failure == Failure::Malformed {
-            self.count_failure(failure, reason, now);
+            self.tally.count_failure(failure, reason, now);
         }
         match self.pace {
             // A free connection stays in the queue of free ones.
             _ if was_free => {}
             Pace::Closed { .. } => self.resting.push_back((now + RECONNECT_PAUSE, slot)),
             Pace::Open(_) | Pace::NotStarted => self.free.push_back(slot),
-        }
-    }
-
-    fn count_failure(&mut self, failure: Failure, reason: &dyn std::fmt::Display, now: Instant) {
-        self.failures.count(failure);
-        self.last_end = Some(now);
-        if self.first_failure.is_none() {
-            self.first_failure = Some(format!("{failure:?}: {reason}"));
         }
     }
 
@@ -546,49 +443,8 @@ impl Generator {
                 if schedule.take_due(expired).is_none() {
                     break;
                 }
-                self.count_failure(Failure::Unsent, &UNSENT, now);
+                self.tally.count_failure(Failure::Unsent, &UNSENT, now);
             }
         }
-    }
-
-    fn report(&self, args: &LoadArgs, start: Instant) -> LoadReport {
-        let elapsed_s = self.last_end.unwrap_or(start).saturating_duration_since(start).as_secs_f64();
-        let answers = self.statuses.total();
-        LoadReport {
-            url: args.url.to_string(),
-            mode: if args.rate.is_some() { Mode::OpenLoop } else { Mode::ClosedLoop },
-            rate: args.rate.map(super::schedule::Rate::per_second),
-            connections: args.connections,
-            elapsed_s,
-            requests: answers + self.failures.total(),
-            failed: LoadReport::failed_of(&self.statuses, &self.failures),
-            requests_per_s: if elapsed_s > 0.0 { answers as f64 / elapsed_s } else { 0.0 },
-            bytes_received: self.bytes_received,
-            statuses: self.statuses,
-            failures: self.failures,
-            latency_us: self.latencies.summary(),
-            tls: self.tls.clone(),
-            first_failure: self.first_failure.clone(),
-        }
-    }
-}
-
-/// What kind of failure ended an open connection.
-fn kind_of(error: &io::Error) -> Failure {
-    match error.kind() {
-        _ if tls::is_tls_error(error) => Failure::Tls,
-        // The end of the connection without the end of TLS.
-        ErrorKind::UnexpectedEof => Failure::ClosedEarly,
-        _ => Failure::Reset,
-    }
-}
-
-/// A socket that connects without blocking.
-fn start_connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let socket = socket_with(family, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
-    match connect(&socket, &address) {
-        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(TcpStream::from(socket)),
-        Err(error) => Err(error.into()),
     }
 }

@@ -1,9 +1,13 @@
-//! `meshring-bench load`: an HTTP/1.1 load generator on one thread.
+//! `meshring-bench load`: a load generator for HTTP/1.1, HTTP/2 and gRPC on one thread.
 
 mod generator;
+mod multiplexed;
+mod pace;
 pub(crate) mod report;
 mod schedule;
+mod tally;
 pub(crate) mod target;
+mod waiting;
 
 use std::io::Write;
 use std::num::NonZeroU64;
@@ -12,20 +16,22 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use clap::error::ErrorKind;
+
 use self::report::LoadReport;
 use self::schedule::Rate;
 use self::target::{HeaderField, Method, Url};
-use crate::limits::CONNECTIONS_MAX;
+use crate::limits::{CONNECTIONS_MAX, STREAMS_MAX};
 use crate::tls::TlsArgs;
 use crate::{OutputFormat, parse_duration};
 
-/// Sends HTTP/1.1 requests and measures how they are answered.
+/// Sends HTTP/1.1 requests, HTTP/2 requests or gRPC calls and measures how they are answered.
 ///
 /// With --rate the loop is open: requests are sent at a constant rate, and latency counts from the time at which a
 /// request was to be sent, so that a stall is seen by all requests that it delays. Without it the loop is closed:
-/// each connection sends its next request when it has the last answer.
+/// each connection, or each of its streams, sends its next request when it has the last answer.
 ///
-/// Exit status: 0 if all requests were answered with 2xx or 3xx, 1 if one was not, 2 for wrong usage.
+/// Exit status: 0 if all requests were answered with 2xx or 3xx, and grpc-status 0 with --grpc, 1 if one was not, 2 for wrong usage.
 #[derive(Debug, clap::Args)]
 pub(crate) struct LoadArgs {
     /// Where to send requests, such as http://127.0.0.1:8080/path, or https:// with --ca or --insecure
@@ -36,6 +42,15 @@ pub(crate) struct LoadArgs {
     /// Connections at a time
     #[arg(long, short, default_value_t = 64, value_parser = parse_connections)]
     pub(crate) connections: usize,
+    /// Speak HTTP/2: at once with http:// (prior knowledge), by ALPN with https://
+    #[arg(long, conflicts_with = "new_connections")]
+    pub(crate) h2: bool,
+    /// Call gRPC, over HTTP/2: each request is a POST with one message of --body-bytes and its prefix
+    #[arg(long, conflicts_with_all = ["new_connections", "method"])]
+    pub(crate) grpc: bool,
+    /// Streams at a time on each connection, with --h2 or --grpc
+    #[arg(long, default_value_t = 1, value_parser = parse_streams)]
+    pub(crate) streams: usize,
     /// How long to send, such as 500ms, 5s or 2m
     #[arg(long, short, default_value = "5s", value_parser = parse_duration)]
     pub(crate) duration: Duration,
@@ -73,12 +88,36 @@ pub(crate) fn parse_connections(text: &str) -> Result<usize, String> {
     }
 }
 
+pub(crate) fn parse_streams(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count) if (1..=STREAMS_MAX).contains(&count) => Ok(count),
+        _ => Err(format!("a number from 1 to {STREAMS_MAX}")),
+    }
+}
+
+impl LoadArgs {
+    fn is_http2(&self) -> bool {
+        self.h2 || self.grpc
+    }
+}
+
 /// Runs the command.
 pub(crate) fn run(args: &LoadArgs, interrupted: &Arc<AtomicBool>) -> anyhow::Result<ExitCode> {
     args.url.require_trust(&args.tls);
-    let report = generator::run(args, interrupted)?;
+    if args.streams > 1 && !args.is_http2() {
+        let message = "--streams needs --h2 or --grpc: HTTP/1.1 carries one request at a time\n";
+        clap::Error::raw(ErrorKind::MissingRequiredArgument, message).exit();
+    }
+    let report = generate(args, interrupted)?;
     print_report(&report, args.output)?;
     Ok(if report.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn generate(args: &LoadArgs, interrupted: &AtomicBool) -> anyhow::Result<LoadReport> {
+    match args.is_http2() {
+        true => multiplexed::run(args, interrupted),
+        false => generator::run(args, interrupted),
+    }
 }
 
 fn print_report(report: &LoadReport, output: OutputFormat) -> anyhow::Result<()> {

@@ -20,8 +20,16 @@ pub(crate) enum Failure {
     ClosedEarly,
     /// No whole answer within the timeout, counted from the intended send time.
     Timeout,
-    /// The answer is not HTTP/1.1.
+    /// The answer is not HTTP/1.1, or not HTTP/2.
     Malformed,
+    /// The stream was reset (RST_STREAM); HTTP/2 only, as are the next three.
+    StreamReset,
+    /// The stream was refused (REFUSED_STREAM).
+    StreamRefused,
+    /// The server had gone away before it took the stream (GOAWAY).
+    GoneAway,
+    /// A grpc-status other than 0.
+    Grpc,
     /// Not sent within the timeout, because all connections were busy (open loop only).
     Unsent,
 }
@@ -36,6 +44,14 @@ pub(crate) struct Failures {
     pub(crate) closed_early: u64,
     pub(crate) timeouts: u64,
     pub(crate) malformed: u64,
+    #[serde(default)]
+    pub(crate) stream_resets: u64,
+    #[serde(default)]
+    pub(crate) streams_refused: u64,
+    #[serde(default)]
+    pub(crate) gone_away: u64,
+    #[serde(default)]
+    pub(crate) grpc: u64,
     pub(crate) unsent: u64,
 }
 
@@ -48,13 +64,21 @@ impl Failures {
             Failure::ClosedEarly => &mut self.closed_early,
             Failure::Timeout => &mut self.timeouts,
             Failure::Malformed => &mut self.malformed,
+            Failure::StreamReset => &mut self.stream_resets,
+            Failure::StreamRefused => &mut self.streams_refused,
+            Failure::GoneAway => &mut self.gone_away,
+            Failure::Grpc => &mut self.grpc,
             Failure::Unsent => &mut self.unsent,
         } += 1;
     }
 
     pub(crate) fn total(&self) -> u64 {
-        let Self { connect, tls, resets, closed_early, timeouts, malformed, unsent } = self;
-        connect + tls + resets + closed_early + timeouts + malformed + unsent
+        let Self { connect, tls, resets, closed_early, timeouts, malformed, unsent, .. } = self;
+        connect + tls + resets + closed_early + timeouts + malformed + unsent + self.total_of_http2()
+    }
+
+    fn total_of_http2(&self) -> u64 {
+        self.stream_resets + self.streams_refused + self.gone_away + self.grpc
     }
 }
 
@@ -123,6 +147,9 @@ pub(crate) struct LoadReport {
     /// Requests per second asked for; none in the closed loop.
     pub(crate) rate: Option<f64>,
     pub(crate) connections: usize,
+    /// Streams at a time on each connection; none with HTTP/1.1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) streams: Option<usize>,
     /// From the first intended send time to the last end of a request.
     pub(crate) elapsed_s: f64,
     /// Answers with any status, and failures.
@@ -156,7 +183,8 @@ impl fmt::Display for LoadReport {
             Some(rate) => format!("open loop at {rate}/s"),
             None => "closed loop".to_owned(),
         };
-        writeln!(f, "{}: {how}, {} connections, {:.2} s", self.url, self.connections, self.elapsed_s)?;
+        let streams = self.streams.map(|streams| format!(" of {streams} streams")).unwrap_or_default();
+        writeln!(f, "{}: {how}, {} connections{streams}, {:.2} s", self.url, self.connections, self.elapsed_s)?;
         let failed = thousands(self.failed);
         writeln!(f, "requests  {:>12}  {:.1}/s  {failed} failed", thousands(self.requests), self.requests_per_s)?;
         let Statuses { successful, redirection, client_error, server_error, other } = self.statuses;
@@ -164,12 +192,19 @@ impl fmt::Display for LoadReport {
             f,
             "statuses  2xx {successful}  3xx {redirection}  4xx {client_error}  5xx {server_error}  other {other}"
         )?;
-        let Failures { connect, tls, resets, closed_early, timeouts, malformed, unsent } = self.failures;
+        let Failures { connect, tls, resets, closed_early, timeouts, malformed, unsent, .. } = self.failures;
         writeln!(
             f,
             "failures  connect {connect}  TLS {tls}  resets {resets}  closed early {closed_early}  timeouts {timeouts}  \
              malformed {malformed}  unsent {unsent}"
         )?;
+        let Failures { stream_resets, streams_refused, gone_away, grpc, .. } = self.failures;
+        if self.failures.total_of_http2() > 0 {
+            writeln!(
+                f,
+                "          streams reset {stream_resets}  refused {streams_refused}  gone away {gone_away}  gRPC {grpc}"
+            )?;
+        }
         if let Some(first) = &self.first_failure {
             writeln!(f, "          first: {first}")?;
         }

@@ -4,9 +4,10 @@ use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::error::ErrorKind;
 
+use crate::http2;
 use crate::tls::{self, TlsArgs};
 
 /// An absolute `http` or `https` URL (RFC 9110, sections 4.2.1 and 4.2.2).
@@ -41,14 +42,18 @@ impl Url {
     }
 
     /// How to speak TLS with it; none for `http`.
-    pub(crate) fn tls(&self, args: &TlsArgs) -> anyhow::Result<Option<tls::Client>> {
-        self.secure.then(|| tls::Client::new(args, self.host())).transpose()
+    pub(crate) fn tls(&self, args: &TlsArgs, alpn: tls::Alpn) -> anyhow::Result<Option<tls::Client>> {
+        self.secure.then(|| tls::Client::new(args, self.host(), alpn)).transpose()
     }
 
     /// The authority without its port, and without the brackets of an IPv6 address.
     fn host(&self) -> &str {
         let port = if self.has_port() { self.authority.rfind(':') } else { None };
         self.authority[..port.unwrap_or(self.authority.len())].trim_matches(['[', ']'])
+    }
+
+    fn scheme(&self) -> &'static str {
+        if self.secure { "https" } else { "http" }
     }
 
     fn has_port(&self) -> bool {
@@ -59,8 +64,7 @@ impl Url {
 
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = if self.secure { "https" } else { "http" };
-        write!(f, "{scheme}://{}{}", self.authority, self.path)
+        write!(f, "{}://{}{}", self.scheme(), self.authority, self.path)
     }
 }
 
@@ -173,6 +177,45 @@ pub(crate) fn encode_request(
     let mut bytes = request.into_bytes();
     bytes.resize(bytes.len() + body_bytes, b'x');
     bytes
+}
+
+/// Fields that belong to a connection of HTTP/1.1 (RFC 9113, section 8.2.2).
+const CONNECTION_FIELDS: [&str; 4] = ["connection", "keep-alive", "proxy-connection", "upgrade"];
+
+/// The same as [`encode_request`] for HTTP/2. With `grpc` it is a call with one message of `body_bytes`.
+pub(crate) fn http2_request(
+    url: &Url,
+    method: Option<&Method>,
+    headers: &[HeaderField],
+    body_bytes: usize,
+    grpc: bool,
+) -> anyhow::Result<http2::client::Request> {
+    let default = if body_bytes > 0 || grpc { "POST" } else { "GET" };
+    let method = method.map_or(default, |method| method.0.as_str());
+    let (hosts, others): (Vec<_>, Vec<_>) = headers
+        .iter()
+        .map(|field| (field.name.to_ascii_lowercase(), field.value.as_str()))
+        .partition(|(name, _)| name == "host");
+    let authority = hosts.first().map_or(url.authority.as_str(), |(_, value)| *value);
+    let mut fields =
+        vec![(":method", method), (":scheme", url.scheme()), (":path", url.path.as_str()), (":authority", authority)];
+    for (name, value) in &others {
+        if CONNECTION_FIELDS.contains(&name.as_str()) {
+            bail!("{name} is a field of HTTP/1.1 that HTTP/2 does not have");
+        }
+        fields.push((name, value));
+    }
+    let length = body_bytes.to_string();
+    let mut body = Vec::new();
+    if grpc {
+        fields.extend([("content-type", "application/grpc"), ("te", "trailers")]);
+        body.push(0);
+        body.extend(u32::try_from(body_bytes).context("--body-bytes is too long for one gRPC message")?.to_be_bytes());
+    } else if body_bytes > 0 {
+        fields.push(("content-length", &length));
+    }
+    body.resize(body.len() + body_bytes, b'x');
+    Ok(http2::client::Request::new(&fields, body, grpc))
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ fn load(address: std::net::SocketAddr, arguments: &str) -> LoadReport {
     let url = format!("http://{address}/");
     let words = ["load", &url].into_iter().chain(arguments.split_whitespace());
     let args = Wrapper::try_parse_from(words).unwrap().args;
-    let report = generator::run(&args, &AtomicBool::new(false)).unwrap();
+    let report = generate(&args, &AtomicBool::new(false)).unwrap();
     assert_eq!(report.statuses.total() + report.failures.total(), report.requests, "{report}");
     report
 }

@@ -24,8 +24,21 @@ use rustls::{
 
 pub(crate) use self::socket::{Negotiated, Socket, is_tls_error};
 
-/// The only application protocol that the bench speaks (RFC 7301).
-const ALPN: &[u8] = b"http/1.1";
+/// The application protocol that a client offers (RFC 7301).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Alpn {
+    Http1,
+    Http2,
+}
+
+impl Alpn {
+    const fn id(self) -> &'static [u8] {
+        match self {
+            Self::Http1 => b"http/1.1",
+            Self::Http2 => b"h2",
+        }
+    }
+}
 
 /// Sessions that one connection of the generator remembers: it resumes the last one.
 const SESSIONS_REMEMBERED: usize = 1;
@@ -133,7 +146,7 @@ pub(crate) struct Client {
 
 impl Client {
     /// `host` is the URL's, without brackets; it is asked for unless the arguments name another one. Nothing is resumed.
-    pub(crate) fn new(args: &TlsArgs, host: &str) -> anyhow::Result<Self> {
+    pub(crate) fn new(args: &TlsArgs, host: &str, alpn: Alpn) -> anyhow::Result<Self> {
         let name = args.sni.as_deref().unwrap_or(host);
         let name = ServerName::try_from(name.to_owned()).with_context(|| format!("{name:?} is not a server's name"))?;
         let provider = Arc::new(provider(args)?);
@@ -153,7 +166,7 @@ impl Client {
                 .with_context(|| format!("{} and {} do not belong together", cert.display(), key.display()))?,
             _ => builder.with_no_client_auth(),
         };
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = vec![alpn.id().to_vec()];
         config.resumption = Resumption::disabled();
         Ok(Self { config: Arc::new(config), name })
     }
@@ -183,7 +196,7 @@ impl Server {
             .with_no_client_auth()
             .with_single_cert(chain(cert)?, private_key(key)?)
             .with_context(|| format!("{} and {} do not belong together", cert.display(), key.display()))?;
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = [Alpn::Http2, Alpn::Http1].map(|alpn| alpn.id().to_vec()).into();
         Ok(Self(Arc::new(config)))
     }
 

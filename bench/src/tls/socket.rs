@@ -7,6 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustls::{Connection, HandshakeKind};
 use serde::{Deserialize, Serialize};
 
+use super::Alpn;
+
 /// Bytes in, bytes out, as with a [`TcpStream`]: what does not wait gives [`ErrorKind::WouldBlock`].
 ///
 /// With TLS the handshake proceeds by itself while bytes are read. A connection that ends without TLS' own end gives
@@ -76,6 +78,11 @@ impl Socket {
             cipher_suite: format!("{:?}", tls.negotiated_cipher_suite()?.suite()),
             group: tls.negotiated_key_exchange_group().map(|group| format!("{:?}", group.name())),
         })
+    }
+
+    /// Whether both sides have agreed on HTTP/2; true without TLS, where nothing is negotiated.
+    pub(crate) fn speaks_http2(&self) -> bool {
+        self.tls.as_ref().is_none_or(|tls| tls.alpn_protocol() == Some(Alpn::Http2.id()))
     }
 
     /// Whether the handshake resumed a session.

@@ -73,7 +73,7 @@ fn shake(server: &Server, client: &Client) -> io::Result<Socket> {
 #[test]
 fn a_narrow_client_gets_one_version_one_group_and_one_suite() {
     let (_dir, certificates) = certificates();
-    let client = Client::new(&TlsArgs::narrow(certificates.ca(), "echo.bench"), "127.0.0.1").unwrap();
+    let client = Client::new(&TlsArgs::narrow(certificates.ca(), "echo.bench"), "127.0.0.1", Alpn::Http1).unwrap();
     let socket = shake(&server(&certificates), &client).unwrap();
     let expected = Negotiated {
         version: "TLSv1_3".to_owned(),
@@ -95,7 +95,7 @@ fn arguments_give_the_same_again() {
 fn sessions_are_resumed_only_with_a_memory() {
     let (_dir, certificates) = certificates();
     let server = server(&certificates);
-    let client = Client::new(&TlsArgs::narrow(certificates.ca(), "echo.bench"), "echo.bench").unwrap();
+    let client = Client::new(&TlsArgs::narrow(certificates.ca(), "echo.bench"), "echo.bench", Alpn::Http1).unwrap();
     for _ in 0..3 {
         assert!(!shake(&server, &client).unwrap().is_resumed());
     }
@@ -114,19 +114,19 @@ fn the_name_and_the_root_are_checked_unless_told_otherwise() {
     let server = server(&own);
     let args = |ca: &Certificates, name: &str| TlsArgs::narrow(ca.ca(), name);
     for wrong in [args(&own, "other.bench"), args(&other, "echo.bench")] {
-        let error = shake(&server, &Client::new(&wrong, "echo.bench").unwrap()).err().unwrap();
+        let error = shake(&server, &Client::new(&wrong, "echo.bench", Alpn::Http1).unwrap()).err().unwrap();
         assert!(is_tls_error(&error), "{error}");
     }
     let insecure = args(&own, "other.bench").without_checks();
-    shake(&server, &Client::new(&insecure, "other.bench").unwrap()).unwrap();
+    shake(&server, &Client::new(&insecure, "other.bench", Alpn::Http1).unwrap()).unwrap();
     let nothing = TlsArgs { ca: None, ..args(&own, "echo.bench") };
-    assert!(Client::new(&nothing, "echo.bench").unwrap_err().to_string().contains("--insecure"));
+    assert!(Client::new(&nothing, "echo.bench", Alpn::Http1).unwrap_err().to_string().contains("--insecure"));
 }
 
 #[test]
 fn what_is_not_tls_is_a_tls_error_and_an_end_is_none() {
     let (_dir, certificates) = certificates();
-    let client = Client::new(&TlsArgs::narrow(certificates.ca(), "echo.bench"), "echo.bench").unwrap();
+    let client = Client::new(&TlsArgs::narrow(certificates.ca(), "echo.bench"), "echo.bench", Alpn::Http1).unwrap();
     let (near, mut far) = pair();
     far.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
     let error = Socket::secure(near, client.connection().unwrap()).handshake().unwrap_err();
@@ -147,16 +147,16 @@ fn a_key_of_another_certificate_and_an_unknown_suite_are_refused() {
     assert!(Server::new(&file("server.key"), &file("server.key")).is_err());
     let narrow = TlsArgs::narrow(certificates.ca(), "echo.bench");
     let args = TlsArgs { cipher_suite: Some("NULL".to_owned()), ..narrow.clone() };
-    let error = Client::new(&args, "echo.bench").unwrap_err().to_string();
+    let error = Client::new(&args, "echo.bench", Alpn::Http1).unwrap_err().to_string();
     assert!(error.contains("TLS13_AES_256_GCM_SHA384"), "{error}");
     let args = TlsArgs { version: Some(Version::Tls12), ..narrow };
-    assert!(Client::new(&args, "echo.bench").is_err());
+    assert!(Client::new(&args, "echo.bench", Alpn::Http1).is_err());
 }
 
 #[test]
 fn much_is_written_and_read_through_sockets_that_do_not_wait() {
     let (_dir, certificates) = certificates();
-    let client = Client::new(&TlsArgs::narrow(certificates.ca(), "echo.bench"), "echo.bench").unwrap();
+    let client = Client::new(&TlsArgs::narrow(certificates.ca(), "echo.bench"), "echo.bench", Alpn::Http1).unwrap();
     let (near, far) = pair();
     for stream in [&near, &far] {
         stream.set_nonblocking(true).unwrap();

@@ -6,6 +6,7 @@ mod forwarding;
 mod grpc;
 mod heads;
 mod http2;
+mod http2_properties;
 mod lines;
 mod paths;
 mod properties;

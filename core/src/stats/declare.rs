@@ -42,12 +42,16 @@ counters! {
     RequestsAborted = "downstream_requests_aborted_total", "Requests whose client went away before the response was complete.";
     HeadTimeouts = "downstream_head_timeouts_total", "Requests whose head did not arrive in time (408).";
     BodyTimeouts = "downstream_body_timeouts_total", "Requests whose body came below the minimum rate (408).";
+    Http2Connections = "downstream_http2_connections_total", "Downstream connections that speak HTTP/2.";
+    Http2ConnectionErrors = "downstream_http2_connection_errors_total", "HTTP/2 connections of clients that ended with an error.";
+    Http2StreamsCancelled = "downstream_http2_streams_cancelled_total", "HTTP/2 requests that their client has reset.";
     RequestsOverload = "downstream_requests_overload_total", "Requests answered with 503 because memory or descriptors were used up.";
     BufferBytes = "buffer_bytes", "Bytes in I/O buffers outside of the pool (gauge).";
     NoRoute = "no_route_total", "Requests for a host, port or path that no configuration knows (404).";
     NoEndpoint = "no_endpoint_total", "Requests whose cluster has no endpoint (503).";
     UpstreamConnects = "upstream_connects_total", "Upstream connections that were opened.";
     UpstreamConnectFailures = "upstream_connect_failures_total", "Upstream connections that were refused or timed out.";
+    UpstreamHttp2Connections = "upstream_http2_connections_total", "Upstream connections that speak HTTP/2.";
     UpstreamReused = "upstream_reused_total", "Requests sent on a pooled upstream connection.";
     UpstreamRetries = "upstream_retries_total", "Further attempts after one that cannot have been processed.";
     UpstreamResets = "upstream_resets_total", "Upstream connections that broke in mid-request (502).";

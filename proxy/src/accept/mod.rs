@@ -10,12 +10,12 @@ use std::{
     cell::OnceCell,
     net::{SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream},
     os::fd::{AsFd as _, OwnedFd},
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
 };
 
 use meshring_core::{
-    http::head::Bounds,
+    http::{error::Refusal, head::Bounds},
     limits::{CONNECTIONS_TURNED_AWAY_MAX, DOWNSTREAM_IDLE_MS_MAX, HANDOVER_DIFFERENCE_MIN, UNSENT_BYTES_MAX},
     stats::Counter,
 };
@@ -27,7 +27,14 @@ use crate::{
     request::{self, End},
     upstream::Endpoint,
     worker::{
-        self, Worker, accept_loop, congestion, conn::Conn, deadlines::now_ms, generation::ClusterShared, guarded,
+        self, Worker, accept_loop,
+        buffers::Held,
+        congestion,
+        conn::Conn,
+        deadlines::now_ms,
+        generation::ClusterShared,
+        guarded,
+        http2::{Stream, server},
         mailbox::Message,
     },
 };
@@ -224,9 +231,36 @@ fn time_out<'a>(worker: &'a Rc<Worker>, conn: &'a mut Conn) -> Pin<Box<dyn Futur
     Box::pin(request::time_out(worker, conn))
 }
 
+/// As [`requests`]: a connection that speaks HTTP/2.
+fn http2<'a>(
+    worker: &'a Rc<Worker>,
+    conn: &'a mut Conn,
+    listener: &'a Rc<Listener>,
+    first: Held,
+) -> Pin<Box<dyn Future<Output = ()> + 'a>> {
+    Box::pin(async move { server::serve(worker, conn, listener, first).await })
+}
+
+/// The life of one stream of an HTTP/2 connection: one request, or the answer to what is none. It ends at once when the client
+/// cancels it.
+pub(crate) async fn serve_stream(worker: &Rc<Worker>, stream: Stream, listener: &Listener, refusal: Option<Refusal>) {
+    let mut conn = Conn::of_stream(stream, &worker.deadlines);
+    let Some(stream) = conn.stream().cloned() else { return };
+    // Pinned where it is made: moved there, it would have its place in this future twice.
+    let serving = pin!(async {
+        match refusal {
+            Some(refusal) => request::refuse_stream(worker, &mut conn, refusal).await,
+            None => drop(request::serve(worker, &mut conn, listener, Begin::Readable).await),
+        }
+    });
+    if server::until_cancelled(&stream, serving).await.is_err() {
+        worker.stats.add(Counter::Http2StreamsCancelled, 1);
+    }
+}
+
 /// The life of a connection. While it is idle, or in the middle of a head that does not come, this small future is all
 /// that it costs; the large one of a request exists only between the first byte of a request and the next such time.
-pub(crate) async fn serve(worker: &Rc<Worker>, mut conn: Conn, listener: &Listener) {
+pub(crate) async fn serve(worker: &Rc<Worker>, mut conn: Conn, listener: &Rc<Listener>) {
     let mut begin = Begin::Silence;
     if security::may_be_tls(worker, listener) {
         begin = match opened(worker, &mut conn, listener).await {
@@ -237,6 +271,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, mut conn: Conn, listener: &Listen
     loop {
         begin = match requests(worker, &mut conn, listener, begin).await {
             End::Closed => return,
+            End::Http2(first) => return http2(worker, &mut conn, listener, first).await,
             End::Idle if worker.draining() => return,
             End::Idle => {
                 if !conn.readable_until(now_ms() + DOWNSTREAM_IDLE_MS_MAX, true).await {

@@ -22,6 +22,15 @@ impl Random {
         Self(Cell::new(seed | 1))
     }
 
+    /// Sixteen bytes, for what must differ but is no secret.
+    pub(crate) fn bytes(&self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        for part in bytes.chunks_exact_mut(4) {
+            part.copy_from_slice(&self.below(u32::MAX).to_ne_bytes());
+        }
+        bytes
+    }
+
     /// Below `bound`, which is at least 1.
     #[inline]
     pub(crate) fn below(&self, bound: u32) -> u32 {

@@ -16,6 +16,7 @@ use meshring_core::{
 
 use super::{
     denial::{Denial, deny_late},
+    lease::{self, Unleased},
     plan::Plan,
 };
 use crate::{
@@ -100,15 +101,16 @@ pub(super) async fn forward(
             return failed(worker, conn, input, head, record, Failure::Timeout, endpoint.address()).await;
         }
         record.sent_to(plan.target.slot());
-        let mut lease = match endpoint.lease(&worker.deadlines, reuse, left_ms).await {
+        let http2 = plan.target.http2(pinned, conn.stream().is_some());
+        let mut lease = match lease::lease(worker, &endpoint, http2, reuse, left_ms).await {
             Ok(lease) => lease,
-            Err(error) if let Some(code) = exhausted(&error) => {
+            Err(Unleased::Connect(error)) if let Some(code) = exhausted(&error) => {
                 // What others keep for later is worth less than a request now.
                 worker.endpoints.close_idle();
                 let denial = Denial::Exhausted { code, error };
                 return deny_late(worker, conn, input, head, record, denial).await;
             }
-            Err(error) => {
+            Err(Unleased::Connect(error)) => {
                 worker.stats.add(Counter::UpstreamConnectFailures, 1);
                 if attempt < ATTEMPTS_MAX && error.kind() != io::ErrorKind::TimedOut {
                     worker.stats.add(Counter::UpstreamRetries, 1);
@@ -118,29 +120,28 @@ pub(super) async fn forward(
                 let denial = Denial::ConnectFailed { address: endpoint.address(), error };
                 return deny_late(worker, conn, input, head, record, denial).await;
             }
+            Err(Unleased::Secure(error)) => {
+                endpoint.avoid();
+                if attempt < ATTEMPTS_MAX && error.is_worth_another() {
+                    worker.stats.add(Counter::UpstreamRetries, 1);
+                    tried = Some(endpoint);
+                    continue;
+                }
+                let denial = Denial::TlsFailed { address: endpoint.address(), error };
+                return deny_late(worker, conn, input, head, record, denial).await;
+            }
         };
         worker.stats.add(if lease.reused { Counter::UpstreamReused } else { Counter::UpstreamConnects }, 1);
-        if !lease.reused
-            && let Some(origination) = endpoint.security()
-            && let Err(error) = secure(worker, &mut lease.conn, origination, left_ms).await
-        {
-            drop(lease);
-            endpoint.avoid();
-            if attempt < ATTEMPTS_MAX && error.is_worth_another() {
-                worker.stats.add(Counter::UpstreamRetries, 1);
-                tried = Some(endpoint);
-                continue;
-            }
-            let denial = Denial::TlsFailed { address: endpoint.address(), error };
-            return deny_late(worker, conn, input, head, record, denial).await;
-        }
         lease.conn.timer.set(exchange.head_at_ms.get(), Expiry::ShutdownBoth);
         let mut response_input = Input::new(worker.buffers.lazy());
         // RFC 9110 section 9.2.2 and RFC 9112 section 9.3.1: a reused connection that closes without a byte was most likely
         // closed before the request came; an idempotent request may be sent once more.
         let can_send_again = lease.reused && reuse == Reuse::Any && attempt < ATTEMPTS_MAX;
+        // Of a stream the server may say that it was not processed: then any method may be sent again.
+        let stream = lease.conn.stream().filter(|_| replayable && attempt < ATTEMPTS_MAX).cloned();
         let result = if body.ended() {
-            whole(&exchange, &mut lease, conn, &mut response_input, response_fields, &mut out, can_send_again).await
+            let is_kept = can_send_again || stream.is_some();
+            whole(&exchange, &mut lease, conn, &mut response_input, response_fields, &mut out, is_kept).await
         } else {
             streamed(&exchange, &mut lease, conn, input, &mut body, &mut response_input, response_fields, &mut out)
                 .await
@@ -151,7 +152,7 @@ pub(super) async fn forward(
                 drop(out);
                 return finish(&exchange, conn, input, lease, relayed).await;
             }
-            Err(Failure::NoResponse) if can_send_again => {
+            Err(Failure::NoResponse) if can_send_again || stream.is_some_and(|stream| stream.is_unprocessed()) => {
                 worker.stats.add(Counter::UpstreamRetries, 1);
                 reuse = Reuse::Never;
             }
@@ -194,12 +195,13 @@ pub(super) fn secure<'a>(
     worker: &'a Worker,
     conn: &'a mut Conn,
     origination: &'a Origination,
+    http2: bool,
     ms_max: u64,
 ) -> Pin<Box<dyn Future<Output = Result<(), NotSecured>> + 'a>> {
     Box::pin(async move {
         worker.stats.add(Counter::TlsUpstream, 1);
         let shake = async {
-            let client = worker.materials.cluster(&origination.settings, origination.tls12)?;
+            let client = worker.materials.cluster(&origination.settings, origination.tls12, http2)?;
             Ok(handshake::connect(worker, conn, &client, &origination.name, ms_max).await?)
         };
         let result: Result<(), NotSecured> = shake.await;
@@ -226,6 +228,7 @@ pub(super) async fn whole(
     let bytes_max = exchange.bounds.head_bytes + 1;
     let read = upstream.ask(out, is_kept, response_input, HEAD_READ_BYTES_MAX, bytes_max).await;
     if let Err(error) = &read
+        && upstream.stream().is_none()
         && upstream.secured_peer().is_some()
         && error.kind() != io::ErrorKind::BrokenPipe
     {

@@ -124,7 +124,7 @@ async fn answer(
         };
         if !lease.reused
             && let Some(origination) = endpoint.security()
-            && let Err(error) = secure(worker, &mut lease.conn, origination, left_ms).await
+            && let Err(error) = secure(worker, &mut lease.conn, origination, false, left_ms).await
         {
             endpoint.avoid();
             last = Failure::Tls(error);

@@ -2,7 +2,12 @@
 
 use std::{net::SocketAddr, rc::Rc};
 
-use meshring_core::{http::head::Bounds, table::model::ArchivedClusterKind};
+use meshring_core::{
+    http::head::Bounds,
+    table::model::{ArchivedClusterKind, UpstreamProtocol},
+};
+
+use super::lease::Http2;
 
 use crate::{
     balance::ClusterState,
@@ -65,6 +70,25 @@ impl Target<'_> {
                 }
                 cluster.choose(table, &worker.endpoints, &worker.random, now_ms(), tried)
             }
+        }
+    }
+
+    /// Whether HTTP/2 is spoken there. `is_stream`: the client speaks it.
+    pub(super) fn http2(&self, pinned: &Pinned, is_stream: bool) -> Http2 {
+        let table = pinned.table();
+        let (protocol, streams_max) = match self {
+            Self::Application { endpoint, .. } => {
+                (table.application_protocol(pinned.viewpoint(), endpoint.address().port()), 0)
+            }
+            Self::Cluster { chosen, .. } => {
+                let cluster = table.cluster(chosen.cluster());
+                (cluster.protocol.into(), cluster.max_streams.to_native())
+            }
+        };
+        match protocol {
+            UpstreamProtocol::Http2 => Http2::Yes { streams_max },
+            UpstreamProtocol::Downstream if is_stream => Http2::LikeClient { streams_max },
+            UpstreamProtocol::Http1 | UpstreamProtocol::Downstream => Http2::No,
         }
     }
 

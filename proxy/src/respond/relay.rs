@@ -13,9 +13,7 @@ use meshring_core::{
         serialize::{self, ConnectionOption, ResponseOut},
         status::framing_for,
     },
-    limits::{
-        BODY_IDLE_MS_MAX, BUFFER_BYTES, BUFFERS_IN_A_ROW_MAX, HOLD_BUFFER_MS_MAX, SPLICE_BYTES_MIN, SPLICE_PARTS_MAX,
-    },
+    limits::{BODY_IDLE_MS_MAX, BUFFER_BYTES, BUFFERS_IN_A_ROW_MAX, SPLICE_BYTES_MIN, SPLICE_PARTS_MAX},
     stats::GrpcStatus,
 };
 
@@ -25,7 +23,7 @@ use crate::{
     worker::{
         Worker,
         buffers::{Buffer, Input},
-        conn::{ReadHalf, WriteHalf, is_canceled, readable, write_all},
+        conn::{ReadHalf, WriteHalf, fill, readable, write_all},
         deadlines::{Expiry, Timer, now_ms},
         join::yield_now,
         splice::{Moved, Splice},
@@ -323,8 +321,7 @@ impl Patience<'_> {
 }
 
 impl Side<'_, ReadHalf> {
-    /// Reads more, at most so many bytes into an input of at most `bytes_max`, before `until_ms`, which is asked again
-    /// whenever it matters. A sender that is slow is waited for without a buffer, unless a part of what it sends is in it.
+    /// See [`fill`].
     async fn fill(
         &mut self,
         input: &mut Input,
@@ -333,32 +330,7 @@ impl Side<'_, ReadHalf> {
         until_ms: impl Fn() -> u64,
         end: Expiry,
     ) -> io::Result<usize> {
-        loop {
-            let (at_ms, hold_until_ms) = (until_ms(), now_ms() + HOLD_BUFFER_MS_MAX);
-            if at_ms <= hold_until_ms {
-                self.timer.set(at_ms, end);
-            } else {
-                self.timer.set(hold_until_ms, Expiry::CancelRead);
-            }
-            let handle = self.timer.cancel_handle();
-            match input.fill_cancelable(self.half, at_most, bytes_max, handle).await {
-                Err(error) if is_canceled(&error) => {}
-                result => {
-                    self.timer.clear();
-                    self.timer.forget_cancel();
-                    return result;
-                }
-            }
-            input.release();
-            self.timer.drop_canceller();
-            self.timer.set(until_ms(), end);
-            let ready = readable(self.half).await;
-            self.timer.clear();
-            ready?;
-            if self.timer.has_expired() {
-                return Ok(0);
-            }
-        }
+        fill(self.half, self.timer, input, (at_most, bytes_max), until_ms, end).await
     }
 }
 

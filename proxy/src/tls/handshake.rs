@@ -161,6 +161,13 @@ impl Machine {
         }
     }
 
+    fn protocol(&self) -> Option<&[u8]> {
+        match self {
+            Self::Client(client) => client.alpn_protocol(),
+            Self::Server(server) => server.alpn_protocol(),
+        }
+    }
+
     fn is_handshaking(&self) -> bool {
         match self {
             Self::Client(client) => client.is_handshaking(),
@@ -414,8 +421,15 @@ fn finish(
     how: How<'_>,
     leftover: &[u8],
 ) -> Result<(), HandshakeError> {
-    let mut peer =
-        Peer { own: how.own, sni: how.sni, terms: how.terms, is_resumed: machine.is_resumed(), ..Peer::default() };
+    let Some(fd) = conn.fd() else { return Err(HandshakeError::Closed) };
+    let mut peer = Peer {
+        own: how.own,
+        sni: how.sni,
+        terms: how.terms,
+        protocol: machine.protocol().map(Box::from),
+        is_resumed: machine.is_resumed(),
+        ..Peer::default()
+    };
     let mut refused = None;
     if let Some((leaf, intermediates)) = machine.certificates().split_first() {
         peer.certificate_sha256 = digest::digest(&digest::SHA256, leaf).as_ref().try_into().ok();
@@ -438,7 +452,7 @@ fn finish(
             (secrets, KeySchedule::Server(kernel))
         }
     };
-    let tls = Tls::new(conn.fd(), &worker.buffers, &secrets, schedule, peer, leftover)?;
+    let tls = Tls::new(fd, &worker.buffers, &secrets, schedule, peer, leftover)?;
     if let Some(error) = refused {
         tls.fail(match &error {
             TlsError::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {

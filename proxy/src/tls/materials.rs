@@ -29,8 +29,11 @@ use super::verify::{Anchors, Expected, Verifier};
 /// Sessions that can be resumed, for each way to reach a cluster.
 const SESSIONS_MAX: usize = 256;
 /// What sidecars of Istio and of ours offer each other, and what everybody understands.
-const MESH_PROTOCOLS: [&[u8]; 3] = [b"istio-http/1.1", b"istio", b"http/1.1"];
+const MESH_PROTOCOLS: [&[u8]; 3] = [b"istio-http/1.1", b"istio", HTTP11];
+/// Likewise where HTTP/2 is wanted; an upstream that has none may say so.
+const MESH_HTTP2_PROTOCOLS: [&[u8]; 4] = [b"istio-h2", b"istio", HTTP2, HTTP11];
 const HTTP11: &[u8] = b"http/1.1";
+pub(crate) const HTTP2: &[u8] = b"h2";
 const VERSIONS: [&[&SupportedProtocolVersion]; 2] = [&[&TLS13], &[&TLS13, &TLS12]];
 
 /// Why there is no TLS configuration for a connection; for the log and the body of a 503.
@@ -104,6 +107,7 @@ struct ClientKey {
     skips: bool,
     is_mesh: bool,
     tls12: bool,
+    http2: bool,
 }
 
 fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
@@ -176,7 +180,7 @@ impl Credential {
         let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         config.enable_secret_extraction = true;
         // Of the mesh's names a server needs to know the plain one only: Envoy's offers contain it, too.
-        config.alpn_protocols = vec![HTTP11.to_vec()];
+        config.alpn_protocols = vec![HTTP2.to_vec(), HTTP11.to_vec()];
         // Tickets that only this process can read; they die with this material, and so do the sessions in them.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.ticketer = aws_lc_rs::Ticketer::new().map_err(unusable)?;
@@ -212,10 +216,13 @@ impl Credential {
         };
         config.enable_secret_extraction = true;
         config.resumption = Resumption::in_memory_sessions(SESSIONS_MAX);
-        config.alpn_protocols = match key.is_mesh {
-            true => MESH_PROTOCOLS.iter().map(|name| name.to_vec()).collect(),
-            false => vec![HTTP11.to_vec()],
+        let offers: &[&[u8]] = match (key.is_mesh, key.http2) {
+            (true, true) => &MESH_HTTP2_PROTOCOLS,
+            (true, false) => &MESH_PROTOCOLS,
+            (false, true) => &[HTTP2, HTTP11],
+            (false, false) => &[HTTP11],
         };
+        config.alpn_protocols = offers.iter().map(|name| name.to_vec()).collect();
         let client = Arc::new(Client { config: Arc::new(config), verifier, identity: self.identity.clone() });
         write(&self.clients).insert(key, Arc::clone(&client));
         Ok(client)
@@ -341,7 +348,7 @@ impl Materials {
     }
 
     /// For connections to a cluster's endpoints. `tls12`: whether the mesh allows it between workloads.
-    pub(crate) fn cluster(&self, tls: &ClusterTls, tls12: bool) -> Result<Arc<Client>, NoTls> {
+    pub(crate) fn cluster(&self, tls: &ClusterTls, tls12: bool, http2: bool) -> Result<Arc<Client>, NoTls> {
         let names = tls.subject_alt_names.clone();
         let mode = tls.mode;
         let is_mesh = matches!(mode, ClusterTlsMode::AutoMutual | ClusterTlsMode::IstioMutual);
@@ -356,6 +363,7 @@ impl Materials {
             skips: tls.insecure_skip_verify && !is_mesh,
             is_mesh,
             tls12: tls12 || !is_mesh,
+            http2,
         };
         let credential = match tls.material.as_str() {
             "" if mode == ClusterTlsMode::Simple => Arc::clone(&self.bare),

@@ -3,9 +3,11 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, HashSet},
+    future::poll_fn,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     rc::Rc,
+    task::{Poll, Waker},
 };
 
 use meshring_core::{
@@ -20,6 +22,7 @@ use rustls::pki_types::ServerName;
 use crate::worker::{
     conn::{Conn, exhausted},
     deadlines::{Deadlines, now_ms},
+    http2::client::Multiplexed,
 };
 
 /// How long an endpoint that refused a connection is passed over where there are others, in milliseconds.
@@ -60,6 +63,70 @@ pub(crate) struct Endpoint {
     active: Cell<u32>,
     avoid_until_ms: Cell<u64>,
     idle: RefCell<Vec<Idle>>,
+    /// Connections that requests share (HTTP/2).
+    shared: RefCell<Vec<Multiplexed>>,
+    /// Another one of them on its way.
+    joining: RefCell<Option<Rc<Attempt>>>,
+    /// Its server was offered HTTP/2 and has chosen HTTP/1.1.
+    has_http1_only: Cell<bool>,
+}
+
+/// A connection that is being made for all who wait for it.
+#[derive(Debug, Default)]
+pub(crate) struct Attempt {
+    outcome: Cell<Option<Result<(), io::ErrorKind>>>,
+    waiting: RefCell<Vec<Waker>>,
+}
+
+impl Attempt {
+    /// How it has ended. May be dropped.
+    pub(crate) async fn outcome(&self) -> Result<(), io::ErrorKind> {
+        poll_fn(|cx| match self.outcome.get() {
+            Some(outcome) => Poll::Ready(outcome),
+            None => {
+                self.waiting.borrow_mut().push(cx.waker().clone());
+                Poll::Pending
+            }
+        })
+        .await
+    }
+
+    fn end(&self, outcome: Result<(), io::ErrorKind>) {
+        self.outcome.set(Some(outcome));
+        let waiting = self.waiting.take();
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// Who makes a connection that requests share.
+pub(crate) enum Joining {
+    /// Whoever asks.
+    Alone(Joint),
+    /// Somebody else, already.
+    Others(Rc<Attempt>),
+}
+
+/// The duty to make it: whoever drops this has failed.
+#[derive(Debug)]
+pub(crate) struct Joint {
+    endpoint: Rc<Endpoint>,
+    attempt: Rc<Attempt>,
+}
+
+impl Joint {
+    /// Tells the others.
+    pub(crate) fn end(self, outcome: Result<(), io::ErrorKind>) {
+        self.attempt.end(outcome);
+    }
+}
+
+impl Drop for Joint {
+    fn drop(&mut self) {
+        self.endpoint.joining.take();
+        if self.attempt.outcome.get().is_none() {
+            self.attempt.end(Err(io::ErrorKind::ConnectionAborted));
+        }
+    }
 }
 
 /// A connection in use; the endpoint counts the request as active until it is dropped.
@@ -107,6 +174,10 @@ impl Endpoint {
         now_ms < self.avoid_until_ms.get()
     }
 
+    fn has_connections(&self) -> bool {
+        !self.idle.borrow().is_empty() || !self.shared.borrow().is_empty()
+    }
+
     /// An idle connection that is still open, newest first: the older ones age out under low load.
     fn take_idle(&self, reuse: Reuse, now_ms: u64) -> Option<Conn> {
         let mut pool = self.idle.borrow_mut();
@@ -149,8 +220,45 @@ impl Endpoint {
         }
     }
 
+    /// A stream of a connection that is there and has room, the least busy one.
+    pub(crate) fn lease_stream(self: &Rc<Self>, deadlines: &Rc<Deadlines>, streams_max: u32) -> Option<Lease> {
+        let mut shared = self.shared.borrow_mut();
+        shared.retain(Multiplexed::is_open);
+        let stream = shared.iter().min_by_key(|connection| connection.streams())?.stream(streams_max)?;
+        self.active.set(self.active.get() + 1);
+        let active = ActiveRequest(Rc::clone(self));
+        Some(Lease { conn: Conn::of_stream(stream, deadlines), reused: true, active })
+    }
+
+    /// A further connection that requests share.
+    pub(crate) fn share(&self, connection: Multiplexed) {
+        self.shared.borrow_mut().push(connection);
+    }
+
+    /// Who makes one.
+    pub(crate) fn join(self: &Rc<Self>) -> Joining {
+        let mut joining = self.joining.borrow_mut();
+        if let Some(attempt) = &*joining {
+            return Joining::Others(Rc::clone(attempt));
+        }
+        let attempt = Rc::clone(joining.get_or_insert_default());
+        Joining::Alone(Joint { endpoint: Rc::clone(self), attempt })
+    }
+
+    /// Whether its server has been found to speak HTTP/1.1 only.
+    pub(crate) fn has_http1_only(&self) -> bool {
+        self.has_http1_only.get()
+    }
+
+    /// It has.
+    pub(crate) fn note_http1_only(&self) {
+        self.has_http1_only.set(true);
+    }
+
     /// Drops idle connections that are too old or no longer open.
     fn sweep(&self, now_ms: u64) {
+        let idle_since_ms = now_ms.saturating_sub(UPSTREAM_IDLE_MS_MAX);
+        self.shared.borrow_mut().retain(|connection| connection.is_open() && !connection.is_idle_since(idle_since_ms));
         let mut idle = self.idle.borrow_mut();
         idle.retain(|idle| now_ms < idle.until_ms && idle.conn.is_quiet());
         if idle.is_empty() {
@@ -160,12 +268,17 @@ impl Endpoint {
 }
 
 impl Lease {
+    /// The connection, for more than one request.
+    pub(crate) fn into_conn(self) -> Conn {
+        self.conn
+    }
+
     /// Gives the connection back after a complete exchange. `keep_alive_timeout_s`: after so many seconds without a request
     /// the server closes it, if it has said so (`Keep-Alive: timeout=5`).
     pub(crate) fn give_back(self, now_ms: u64, keep_alive_timeout_s: Option<u32>) {
         let Self { conn, active, .. } = self;
         conn.timer.clear();
-        if conn.timer.take_expired() || conn.is_worn() {
+        if conn.timer.take_expired() || conn.is_worn() || conn.stream().is_some() {
             return;
         }
         let announced_ms = keep_alive_timeout_s.map_or(u64::MAX, |s| u64::from(s) * 1_000);
@@ -232,6 +345,9 @@ impl Endpoints {
                 active: Cell::new(0),
                 avoid_until_ms: Cell::new(0),
                 idle: RefCell::default(),
+                shared: RefCell::default(),
+                joining: RefCell::default(),
+                has_http1_only: Cell::new(false),
             })
         };
         let key = (address, security.map(Rc::as_ptr));
@@ -274,14 +390,17 @@ impl Endpoints {
     pub(crate) fn sweep(&self, now_ms: u64) {
         self.by_address.borrow_mut().retain(|_, endpoint| {
             endpoint.sweep(now_ms);
-            Rc::strong_count(endpoint) > 1 || !endpoint.idle.borrow().is_empty()
+            Rc::strong_count(endpoint) > 1 || endpoint.has_connections()
         });
         self.originations.borrow_mut().retain(|origination| Rc::strong_count(origination) > 1);
     }
 
     /// Closes all idle connections; for draining.
     pub(crate) fn close_idle(&self) {
-        self.by_address.borrow().values().for_each(|endpoint| endpoint.idle.borrow_mut().clear());
+        for endpoint in self.by_address.borrow().values() {
+            endpoint.idle.borrow_mut().clear();
+            endpoint.shared.borrow_mut().retain(|connection| connection.streams() > 0);
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use monoio::{
 };
 
 use super::{
-    conn::ReadHalf,
+    conn::{ReadHalf, SocketReader},
     secure::{Taken, Tls},
 };
 
@@ -302,6 +302,20 @@ impl Input {
         Some(count)
     }
 
+    /// Adds at most `at_most` bytes of these, as many as fit into an input of at most `bytes_max`, and drops them from the front of
+    /// `bytes`. How many; `None`: it is full.
+    pub(crate) fn append_from(
+        &mut self,
+        bytes: &mut impl bytes::Buf,
+        at_most: usize,
+        bytes_max: usize,
+    ) -> Option<usize> {
+        let part = bytes.chunk();
+        let count = self.append(&part[..part.len().min(at_most)], bytes_max)?;
+        bytes.advance(count);
+        Some(count)
+    }
+
     /// Gives the storage back while nothing is there; the next read takes some again.
     pub(crate) fn release(&mut self) {
         self.bytes.release();
@@ -358,6 +372,10 @@ impl Input {
         bytes_max: usize,
         handle: CancelHandle,
     ) -> io::Result<usize> {
+        let from = match from {
+            ReadHalf::Socket(socket) => socket,
+            ReadHalf::Stream(stream) => return stream.fill(self, at_most, bytes_max).await,
+        };
         if let Some(tls) = from.tls.clone() {
             return self.fill_secured(from, &tls, at_most, bytes_max, handle).await;
         }
@@ -370,7 +388,7 @@ impl Input {
     /// As [`fill_cancelable`](Self::fill_cancelable), from a secured connection.
     async fn fill_secured(
         &mut self,
-        from: &mut ReadHalf,
+        from: &mut SocketReader,
         tls: &Tls,
         at_most: usize,
         bytes_max: usize,
@@ -402,6 +420,10 @@ impl Input {
 
     /// Reads what is there now, without waiting for anything. `WouldBlock` when there is nothing.
     pub(crate) fn fill_now(&mut self, from: &ReadHalf, bytes_max: usize) -> io::Result<usize> {
+        let from = match from {
+            ReadHalf::Socket(socket) => socket,
+            ReadHalf::Stream(stream) => return stream.fill_now(self, bytes_max),
+        };
         if let Some(tls) = &from.tls {
             return self.fill_secured_now(tls, bytes_max);
         }

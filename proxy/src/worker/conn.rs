@@ -1,4 +1,4 @@
-//! A TCP connection as the stages see it.
+//! A connection as the stages see it: a TCP connection, or one stream of an HTTP/2 connection.
 
 use std::{
     io,
@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use meshring_core::limits::HOLD_BUFFER_MS_MAX;
 use monoio::{
     buf::{IoBuf as _, SliceMut},
     io::{
@@ -21,21 +22,40 @@ use super::{
     buffers::{Buffer, Input},
     congestion,
     deadlines::{Deadlines, Expiry, Timer, now_ms},
+    http2::Stream,
     secure::{Taken, Tls, peer::Peer},
 };
 
 /// The half that is read from.
 #[derive(Debug)]
-pub(crate) struct ReadHalf {
+pub(crate) enum ReadHalf {
+    /// Of a TCP connection.
+    Socket(SocketReader),
+    /// Of a stream.
+    Stream(Rc<Stream>),
+}
+
+/// The half that is written to.
+#[derive(Debug)]
+pub(crate) enum WriteHalf {
+    /// Of a TCP connection.
+    Socket(SocketWriter),
+    /// Of a stream.
+    Stream(Rc<Stream>),
+}
+
+/// What reads from a socket.
+#[derive(Debug)]
+pub(crate) struct SocketReader {
     pub(super) socket: OwnedReadHalf<TcpStream>,
     fd: RawFd,
     /// Once the connection is secured.
     pub(super) tls: Option<Rc<Tls>>,
 }
 
-/// The half that is written to.
+/// What writes to a socket.
 #[derive(Debug)]
-pub(crate) struct WriteHalf {
+pub(crate) struct SocketWriter {
     pub(super) socket: OwnedWriteHalf<TcpStream>,
     fd: RawFd,
     /// Once the connection is secured.
@@ -45,30 +65,38 @@ pub(crate) struct WriteHalf {
 impl ReadHalf {
     /// Whether the stream has ended without the peer's word for it, so that what it has sent may be cut.
     pub(crate) fn is_truncated(&self) -> bool {
-        self.tls.as_ref().is_some_and(|tls| tls.is_truncated())
+        self.tls().is_some_and(|tls| tls.is_truncated())
     }
 
+    fn tls(&self) -> Option<&Rc<Tls>> {
+        match self {
+            Self::Socket(socket) => socket.tls.as_ref(),
+            Self::Stream(_) => None,
+        }
+    }
+}
+
+impl SocketReader {
     /// Its socket, where plain bytes come out of it: without TLS, or with the kernel's.
     pub(super) fn plain_fd(&self) -> Option<RawFd> {
         self.tls.as_ref().is_none_or(|tls| tls.is_kernel() && !tls.has_input()).then_some(self.fd)
     }
 }
 
-impl WriteHalf {
-    /// As [`ReadHalf::plain_fd`], where plain bytes may be written.
+impl SocketWriter {
+    /// As [`SocketReader::plain_fd`], where plain bytes may be written.
     pub(super) fn plain_fd(&self) -> Option<RawFd> {
         self.tls.as_ref().is_none_or(|tls| tls.is_kernel()).then_some(self.fd)
     }
 }
 
-/// A connected socket with its deadline.
+/// A connection with its deadline.
 #[derive(Debug)]
 pub(crate) struct Conn {
     // First, so that the deadline goes before the descriptor: see `deadlines`.
     pub(crate) timer: Timer,
     pub(crate) read: ReadHalf,
     pub(crate) write: WriteHalf,
-    fd: RawFd,
 }
 
 /// How an idle read ended.
@@ -92,58 +120,94 @@ impl Conn {
         let _ = stream.set_nodelay(true);
         let fd = stream.as_raw_fd();
         let (read, write) = stream.into_split();
-        let read = ReadHalf { socket: read, fd, tls: None };
-        let write = WriteHalf { socket: write, fd, tls: None };
-        Self { timer: deadlines.timer(fd), read, write, fd }
+        let read = ReadHalf::Socket(SocketReader { socket: read, fd, tls: None });
+        let write = WriteHalf::Socket(SocketWriter { socket: write, fd, tls: None });
+        Self { timer: deadlines.timer(fd), read, write }
     }
 
-    /// The descriptor, for the handshake.
-    pub(crate) fn fd(&self) -> RawFd {
-        self.fd
+    /// One stream of an HTTP/2 connection: it carries one request and its response as HTTP/1.1 text.
+    pub(crate) fn of_stream(stream: Stream, deadlines: &Rc<Deadlines>) -> Self {
+        let stream = Rc::new(stream);
+        let timer = deadlines.interrupting(stream.interrupt());
+        Self { timer, read: ReadHalf::Stream(Rc::clone(&stream)), write: WriteHalf::Stream(stream) }
+    }
+
+    /// The stream that this is, if it is no socket.
+    pub(crate) fn stream(&self) -> Option<&Rc<Stream>> {
+        match &self.read {
+            ReadHalf::Socket(_) => None,
+            ReadHalf::Stream(stream) => Some(stream),
+        }
+    }
+
+    /// The descriptor, unless this is a stream.
+    pub(crate) fn fd(&self) -> Option<RawFd> {
+        match &self.read {
+            ReadHalf::Socket(socket) => Some(socket.fd),
+            ReadHalf::Stream(_) => None,
+        }
+    }
+
+    fn tls(&self) -> Option<&Rc<Tls>> {
+        self.read.tls()
+    }
+
+    /// Likewise, for what only sockets do.
+    fn socket_fd(&self) -> io::Result<RawFd> {
+        self.fd().ok_or_else(|| io::ErrorKind::Unsupported.into())
     }
 
     /// After a handshake: from now on everything goes through it.
     pub(crate) fn secure(&mut self, tls: Tls) {
-        let tls = Rc::new(tls);
-        self.read.tls = Some(Rc::clone(&tls));
-        self.write.tls = Some(tls);
+        if let (ReadHalf::Socket(read), WriteHalf::Socket(write)) = (&mut self.read, &mut self.write) {
+            let tls = Rc::new(tls);
+            read.tls = Some(Rc::clone(&tls));
+            write.tls = Some(tls);
+        }
     }
 
     /// Whether the connection is to end with the message that it carries: its keys are near their end.
     pub(crate) fn is_worn(&self) -> bool {
-        self.write.tls.as_ref().is_some_and(|tls| tls.is_worn())
+        self.tls().is_some_and(|tls| tls.is_worn())
     }
 
     /// Who is on the other side, as far as a handshake has proved it.
     pub(crate) fn secured_peer(&self) -> Option<&Rc<Peer>> {
-        self.read.tls.as_ref().map(|tls| tls.peer())
+        match &self.read {
+            ReadHalf::Socket(socket) => socket.tls.as_ref().map(|tls| tls.peer()),
+            ReadHalf::Stream(stream) => stream.origin().secured.as_ref(),
+        }
     }
 
     /// Reads what is there from the socket itself, before it is secured. `WouldBlock` when there is nothing.
     pub(crate) fn receive_now(&self, buffer: &mut Buffer) -> io::Result<usize> {
-        super::readiness::receive_now(self.fd, buffer)
+        super::readiness::receive_now(self.socket_fd()?, buffer)
     }
 
     /// Waits until there is something to read, or the end of it; the deadline is the caller's.
     pub(crate) async fn readable(&self) -> io::Result<()> {
-        super::readiness::readable(&self.read).await
+        match &self.read {
+            ReadHalf::Socket(socket) => super::readiness::readable(socket).await,
+            ReadHalf::Stream(stream) => stream.readable().await,
+        }
     }
 
     /// Writes to the socket itself, before it is secured; gives the bytes back.
     pub(crate) async fn send_plain(&mut self, bytes: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
-        let (result, bytes) = self.write.socket.write_all(bytes).await;
+        let WriteHalf::Socket(to) = &mut self.write else { return (Err(io::ErrorKind::Unsupported.into()), bytes) };
+        let (result, bytes) = to.socket.write_all(bytes).await;
         (result.map(drop), bytes)
     }
 
     /// Likewise, last words that must not be waited for.
     pub(crate) fn send_now(&self, bytes: &[u8]) {
         // A peer that does not read gets no last word.
-        let _ = super::readiness::send_now(self.fd, bytes);
+        let _ = self.socket_fd().and_then(|fd| super::readiness::send_now(fd, bytes));
     }
 
     /// Looks at the first bytes without taking them. `WouldBlock` when there is nothing.
     pub(crate) fn peek(&self, bytes: &mut [u8]) -> io::Result<usize> {
-        super::readiness::peek_now(self.fd, bytes)
+        super::readiness::peek_now(self.socket_fd()?, bytes)
     }
 
     /// Over a socket that another worker has accepted.
@@ -153,7 +217,7 @@ impl Conn {
 
     /// A further timer for the time in which both directions are in use. Drop it before the connection.
     pub(crate) fn second_timer(&self) -> Timer {
-        self.timer.beside(self.fd)
+        self.timer.beside()
     }
 
     /// Connects within so many milliseconds.
@@ -183,21 +247,24 @@ impl Conn {
         at_most: usize,
         bytes_max: usize,
     ) -> io::Result<usize> {
-        let Some(tls) = self.read.tls.clone() else {
+        let (ReadHalf::Socket(read), WriteHalf::Socket(write)) = (&mut self.read, &mut self.write) else {
+            return self.ask_stream(out, is_kept, input, at_most, bytes_max).await;
+        };
+        let Some(tls) = read.tls.clone() else {
             let space = input.lend(at_most, bytes_max).ok_or(io::ErrorKind::OutOfMemory)?;
-            let (result, space) = self.ask_plain(out, is_kept, space).await;
+            let (result, space) = ask_plain(read, write, out, is_kept, space).await;
             input.restore(space);
             return result;
         };
         if tls.is_kernel() {
-            return self.ask_kernel(&tls, out, is_kept, input, at_most, bytes_max).await;
+            return ask_kernel(read, write, &tls, out, is_kept, input, at_most, bytes_max).await;
         }
         let mut sent = 0;
         loop {
             let mut records = tls.buffer();
             sent += tls.seal(&out[sent..], &mut records)?;
             if sent < out.len() {
-                let result = write_plain(&mut self.write.socket, &mut records).await;
+                let result = write_plain(&mut write.socket, &mut records).await;
                 tls.written(result.is_ok());
                 result?;
                 continue;
@@ -206,7 +273,7 @@ impl Conn {
                 out.clear();
                 out.release();
             }
-            let (result, space) = self.ask_plain(&mut records, false, tls.lend_space()).await;
+            let (result, space) = ask_plain(read, write, &mut records, false, tls.lend_space()).await;
             tls.restore_space(space);
             tls.written(true);
             drop(records);
@@ -221,60 +288,31 @@ impl Conn {
                     Taken::Closed => return Ok(0),
                     Taken::Nothing => {}
                 }
-                let (read, space) = self.read.socket.read(tls.lend_space()).await;
+                let (again, space) = read.socket.read(tls.lend_space()).await;
                 tls.restore_space(space);
-                result = read;
+                result = again;
             }
         }
     }
 
-    async fn ask_kernel(
+    async fn ask_stream(
         &mut self,
-        tls: &Tls,
         out: &mut Buffer,
         is_kept: bool,
         input: &mut Input,
         at_most: usize,
         bytes_max: usize,
     ) -> io::Result<usize> {
-        ready_to_write(tls, &self.write, out.len()).await?;
-        let space = input.lend(at_most, bytes_max).ok_or(io::ErrorKind::OutOfMemory)?;
-        let (mut result, space) = self.ask_plain(out, is_kept, space).await;
-        input.restore(space);
-        loop {
-            if let Some(count) = tls.kernel_read(result)? {
-                return Ok(count);
-            }
-            let space = input.lend(at_most, bytes_max).ok_or(io::ErrorKind::OutOfMemory)?;
-            let (again, space) = self.read.socket.read(space).await;
-            input.restore(space);
-            result = again;
-        }
-    }
-
-    async fn ask_plain(
-        &mut self,
-        out: &mut Buffer,
-        is_kept: bool,
-        space: SliceMut<Vec<u8>>,
-    ) -> (io::Result<usize>, SliceMut<Vec<u8>>) {
-        let len = out.len();
-        let writing = self.write.socket.write(out.lend());
-        let reading = self.read.socket.read(space);
-        let (written, bytes) = writing.await;
-        out.restore(bytes);
-        if let Ok(written) = written
-            && written < len
-        {
-            // A request larger than the socket's buffer; the read is pending meanwhile. How it ends, the read will say.
-            let _ = write_rest(&mut self.write.socket, out, written).await;
-        }
+        // As with a socket: how a write fails, the read will say.
+        let _ = write_all(&mut self.write, out).await;
         if !is_kept {
-            // An upstream may take its time: as many requests as wait for it, so many buffers less.
             out.clear();
             out.release();
         }
-        reading.await
+        match self.stream() {
+            Some(stream) => stream.fill(input, at_most, bytes_max).await,
+            None => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 
     /// Reads more into an input of at most `bytes_max`; the deadline is the caller's.
@@ -326,16 +364,18 @@ impl Conn {
     /// unread input would reset the connection and take the response from the peer. Bounded in bytes and time, and
     /// without a buffer: whoever was refused must not cost more than before.
     pub(crate) async fn drain(&mut self, bytes_max: usize, ms_max: u64) {
+        // The end of a stream takes nothing from it that was sent before.
+        let ReadHalf::Socket(read) = &self.read else { return };
         self.end_write();
         self.timer.drop_canceller();
         self.timer.set(now_ms() + ms_max, Expiry::ShutdownRead);
         let mut drained = 0;
         while drained < bytes_max {
-            match super::readiness::discard_now(self.fd) {
+            match super::readiness::discard_now(read.fd) {
                 Ok(0) => break,
                 Ok(count) => drained += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if super::readiness::readable(&self.read).await.is_err() {
+                    if super::readiness::readable(read).await.is_err() {
                         break;
                     }
                 }
@@ -347,12 +387,15 @@ impl Conn {
 
     /// The address of the other side, for the log.
     pub(crate) fn peer(&self) -> Option<SocketAddr> {
-        super::readiness::peer(self.fd)
+        match &self.read {
+            ReadHalf::Socket(socket) => super::readiness::peer(socket.fd),
+            ReadHalf::Stream(stream) => stream.origin().peer,
+        }
     }
 
     /// Ends our side: the peer reads what was written, then FIN.
     pub(crate) fn end_write(&self) {
-        if let Some(tls) = &self.write.tls {
+        if let Some(tls) = self.tls() {
             tls.close();
         }
         self.timer.shutdown(Expiry::ShutdownWrite);
@@ -361,24 +404,83 @@ impl Conn {
     /// Ends the connection with a reset: the peer must not take what it has for all of the message, not even where its end
     /// is marked by the end of the connection.
     pub(crate) fn abort(&self) {
-        if let Some(tls) = &self.write.tls {
+        if let Some(tls) = self.tls() {
             tls.forget();
         }
-        super::readiness::reset(self.fd);
+        match &self.read {
+            ReadHalf::Socket(socket) => super::readiness::reset(socket.fd),
+            ReadHalf::Stream(stream) => stream.abort(),
+        }
     }
 
     /// Whether an idle connection is still open and silent. Bytes that nobody asked for make it unusable, too
     /// (RFC 9112 section 9.5).
     pub(crate) fn is_quiet(&self) -> bool {
+        let Some(fd) = self.fd() else { return false };
         // Nearly always nothing has come: one peek tells.
-        super::readiness::is_quiet(self.fd) && self.read.tls.as_ref().is_none_or(|tls| tls.is_empty())
-            || self.read.tls.as_ref().is_some_and(|tls| tls.is_quiet())
+        super::readiness::is_quiet(fd) && self.tls().is_none_or(|tls| tls.is_empty())
+            || self.tls().is_some_and(|tls| tls.is_quiet())
     }
 
     /// The address that an intercepted client meant, if it is not ours (`SO_ORIGINAL_DST`).
     pub(crate) fn original_destination(&self) -> Option<SocketAddr> {
-        super::readiness::original_destination(self.fd)
+        match &self.read {
+            ReadHalf::Socket(socket) => super::readiness::original_destination(socket.fd),
+            ReadHalf::Stream(stream) => stream.origin().original_destination,
+        }
     }
+}
+
+#[expect(clippy::too_many_arguments, reason = "as `Conn::ask`, with the halves taken apart")]
+async fn ask_kernel(
+    read: &mut SocketReader,
+    write: &mut SocketWriter,
+    tls: &Tls,
+    out: &mut Buffer,
+    is_kept: bool,
+    input: &mut Input,
+    at_most: usize,
+    bytes_max: usize,
+) -> io::Result<usize> {
+    ready_to_write(tls, write, out.len()).await?;
+    let space = input.lend(at_most, bytes_max).ok_or(io::ErrorKind::OutOfMemory)?;
+    let (mut result, space) = ask_plain(read, write, out, is_kept, space).await;
+    input.restore(space);
+    loop {
+        if let Some(count) = tls.kernel_read(result)? {
+            return Ok(count);
+        }
+        let space = input.lend(at_most, bytes_max).ok_or(io::ErrorKind::OutOfMemory)?;
+        let (again, space) = read.socket.read(space).await;
+        input.restore(space);
+        result = again;
+    }
+}
+
+async fn ask_plain(
+    read: &mut SocketReader,
+    write: &mut SocketWriter,
+    out: &mut Buffer,
+    is_kept: bool,
+    space: SliceMut<Vec<u8>>,
+) -> (io::Result<usize>, SliceMut<Vec<u8>>) {
+    let len = out.len();
+    let writing = write.socket.write(out.lend());
+    let reading = read.socket.read(space);
+    let (written, bytes) = writing.await;
+    out.restore(bytes);
+    if let Ok(written) = written
+        && written < len
+    {
+        // A request larger than the socket's buffer; the read is pending meanwhile. How it ends, the read will say.
+        let _ = write_rest(&mut write.socket, out, written).await;
+    }
+    if !is_kept {
+        // An upstream may take its time: as many requests as wait for it, so many buffers less.
+        out.clear();
+        out.release();
+    }
+    reading.await
 }
 
 fn read_as(result: &io::Result<usize>) -> IdleRead {
@@ -397,7 +499,7 @@ fn read_as(result: &io::Result<usize>) -> IdleRead {
 impl Drop for Conn {
     fn drop(&mut self) {
         // Before the descriptor goes: the peer must be able to tell an end from a cut.
-        if let Some(tls) = &self.write.tls {
+        if let Some(tls) = self.tls() {
             tls.close();
         }
     }
@@ -405,6 +507,10 @@ impl Drop for Conn {
 
 /// Writes all of a buffer, which holds the same bytes afterwards.
 pub(crate) async fn write_all(to: &mut WriteHalf, buffer: &mut Buffer) -> io::Result<()> {
+    let to = match to {
+        WriteHalf::Socket(socket) => socket,
+        WriteHalf::Stream(stream) => return stream.write_all(buffer).await,
+    };
     let Some(tls) = to.tls.clone() else { return write_plain(&mut to.socket, buffer).await };
     if tls.is_kernel() {
         ready_to_write(&tls, to, buffer.len()).await?;
@@ -422,7 +528,7 @@ pub(crate) async fn write_all(to: &mut WriteHalf, buffer: &mut Buffer) -> io::Re
 }
 
 /// Waits until what must go out before is with the kernel.
-async fn ready_to_write(tls: &Tls, to: &WriteHalf, bytes: usize) -> io::Result<()> {
+async fn ready_to_write(tls: &Tls, to: &SocketWriter, bytes: usize) -> io::Result<()> {
     loop {
         match tls.before_write(bytes) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => super::readiness::writable(to).await?,
@@ -451,13 +557,55 @@ async fn write_rest(to: &mut OwnedWriteHalf<TcpStream>, buffer: &mut Buffer, wri
 
 /// Waits without a buffer until a read would not block.
 pub(crate) async fn readable(half: &ReadHalf) -> io::Result<()> {
-    if let Some(tls) = &half.tls {
+    let socket = match half {
+        ReadHalf::Socket(socket) => socket,
+        ReadHalf::Stream(stream) => return stream.readable().await,
+    };
+    if let Some(tls) = &socket.tls {
         if tls.has_input() {
             return Ok(());
         }
         tls.rest();
     }
-    super::readiness::readable(half).await
+    super::readiness::readable(socket).await
+}
+
+/// Reads more, at most so many bytes into an input of at most `bytes_max`, before `until_ms`, which is asked again
+/// whenever it matters. A sender that is slow is waited for without a buffer, unless a part of what it sends is in it.
+pub(crate) async fn fill(
+    half: &mut ReadHalf,
+    timer: &Timer,
+    input: &mut Input,
+    (at_most, bytes_max): (usize, usize),
+    until_ms: impl Fn() -> u64,
+    end: Expiry,
+) -> io::Result<usize> {
+    loop {
+        let (at_ms, hold_until_ms) = (until_ms(), now_ms() + HOLD_BUFFER_MS_MAX);
+        if at_ms <= hold_until_ms {
+            timer.set(at_ms, end);
+        } else {
+            timer.set(hold_until_ms, Expiry::CancelRead);
+        }
+        let handle = timer.cancel_handle();
+        match input.fill_cancelable(half, at_most, bytes_max, handle).await {
+            Err(error) if is_canceled(&error) => {}
+            result => {
+                timer.clear();
+                timer.forget_cancel();
+                return result;
+            }
+        }
+        input.release();
+        timer.drop_canceller();
+        timer.set(until_ms(), end);
+        let ready = readable(half).await;
+        timer.clear();
+        ready?;
+        if timer.has_expired() {
+            return Ok(0);
+        }
+    }
 }
 
 /// Whether an operation has failed because [`Expiry::CancelRead`] has cancelled it.

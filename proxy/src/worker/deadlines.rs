@@ -1,7 +1,7 @@
 //! Deadlines of connections without a timer per request: each connection owns a slot with the time at which something
 //! must have happened, and one task per worker looks at all of them on a coarse tick. Expiry acts on the socket itself
 //! (`shutdown(2)`), so that the pending read or write completes with an ordinary result: no future is ever dropped in
-//! mid-flight, which on io_uring would lose bytes.
+//! mid-flight, which on io_uring would lose bytes. A stream of an HTTP/2 connection is interrupted to the same effect.
 
 #![allow(unsafe_code, reason = "borrows a raw descriptor; the invariant stands at the block")]
 
@@ -14,6 +14,8 @@ use std::{
 use meshring_core::clock::monotonic_ns;
 use monoio::io::{CancelHandle, Canceller};
 use rustix::net::Shutdown;
+
+use super::interrupt::Interrupt;
 
 const NEVER: u64 = u64::MAX;
 
@@ -30,8 +32,17 @@ pub(crate) enum Expiry {
     CancelRead,
 }
 
+/// What a deadline acts on.
+#[derive(Debug, Clone)]
+enum Target {
+    /// A socket, by `shutdown(2)`.
+    Socket(RawFd),
+    /// Whoever waits for something else.
+    Interrupt(Rc<Interrupt>),
+}
+
 struct Slot {
-    fd: RawFd,
+    target: Target,
     expiry: Expiry,
     expired: bool,
     /// Ended by us at once, and for good: a deadline that is set later must not make it look like the peer's end.
@@ -73,9 +84,18 @@ pub(crate) fn now_ms() -> u64 {
 impl Deadlines {
     /// A slot for a socket. The owner drops the timer before it closes the descriptor.
     pub(crate) fn timer(self: &Rc<Self>, fd: RawFd) -> Timer {
+        self.timer_of(Target::Socket(fd))
+    }
+
+    /// A slot for something that is no socket.
+    pub(crate) fn interrupting(self: &Rc<Self>, interrupt: &Rc<Interrupt>) -> Timer {
+        self.timer_of(Target::Interrupt(Rc::clone(interrupt)))
+    }
+
+    fn timer_of(self: &Rc<Self>, target: Target) -> Timer {
         let mut slots = self.0.borrow_mut();
         let slot =
-            Slot { fd, expiry: Expiry::ShutdownBoth, expired: false, ended: false, idle: false, canceller: None };
+            Slot { target, expiry: Expiry::ShutdownBoth, expired: false, ended: false, idle: false, canceller: None };
         let index = match slots.free.pop() {
             Some(index) => {
                 slots.slots[index as usize] = slot;
@@ -133,6 +153,10 @@ impl Deadlines {
 
 impl Slot {
     fn act(&mut self) {
+        let fd = match &self.target {
+            Target::Socket(fd) => *fd,
+            Target::Interrupt(interrupt) => return interrupt.act(self.expiry),
+        };
         let how = match self.expiry {
             Expiry::CancelRead => {
                 self.canceller = self.canceller.take().map(Canceller::cancel);
@@ -145,16 +169,17 @@ impl Slot {
         // SAFETY: a Timer lives beside its socket in a Conn, which drops the timer first (field order), or in a frame
         // that borrows the Conn; with the timer goes this slot's deadline: a slot with a deadline always names an open
         // descriptor.
-        let socket = unsafe { BorrowedFd::borrow_raw(self.fd) };
+        let socket = unsafe { BorrowedFd::borrow_raw(fd) };
         // ENOTCONN: the peer was faster; the pending operation completes all the same.
         let _ = rustix::net::shutdown(socket, how);
     }
 }
 
 impl Timer {
-    /// Another timer for the same socket.
-    pub(crate) fn beside(&self, fd: RawFd) -> Timer {
-        self.deadlines.timer(fd)
+    /// Another timer for the same socket or stream.
+    pub(crate) fn beside(&self) -> Timer {
+        let target = self.deadlines.0.borrow().slots[self.index as usize].target.clone();
+        self.deadlines.timer_of(target)
     }
 
     /// Sets the deadline, in milliseconds of [`now_ms`]; replaces the one before.
@@ -229,7 +254,9 @@ impl Drop for Timer {
         let mut slots = self.deadlines.0.borrow_mut();
         let index = self.index as usize;
         slots.at_ms[index] = NEVER;
-        slots.slots[index].canceller = None;
+        let slot = &mut slots.slots[index];
+        slot.canceller = None;
+        slot.target = Target::Socket(-1);
         slots.free.push(self.index);
     }
 }

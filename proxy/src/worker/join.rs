@@ -4,6 +4,7 @@ use std::{
     future::{Future, poll_fn},
     pin::Pin,
     task::Poll,
+    time::Duration,
 };
 
 /// Lets the worker's other tasks run. On epoll an operation that can proceed completes at once: without this, a peer that
@@ -18,6 +19,11 @@ pub(crate) async fn yield_now() {
         Poll::Pending
     })
     .await;
+}
+
+/// A future that may be dropped at any time, within so many milliseconds.
+pub(crate) async fn within<F: Future>(ms_max: u64, future: F) -> Option<F::Output> {
+    monoio::time::timeout(Duration::from_millis(ms_max), future).await.ok()
 }
 
 /// Drives both until both are done.

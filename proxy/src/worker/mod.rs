@@ -7,6 +7,8 @@ pub(crate) mod conn;
 pub(crate) mod deadlines;
 pub(crate) mod driver;
 pub(crate) mod generation;
+pub(crate) mod http2;
+pub(crate) mod interrupt;
 pub(crate) mod join;
 pub(crate) mod ktls;
 pub(crate) mod limits;
@@ -16,6 +18,7 @@ mod refusals;
 pub(crate) mod secure;
 pub(crate) mod splice;
 mod tasks;
+pub(crate) mod websocket;
 
 use std::{
     cell::{Cell, RefCell},

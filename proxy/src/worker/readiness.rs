@@ -17,10 +17,10 @@ use rustix::{
     net::{RecvFlags, SendFlags, connect_unspec, getpeername, getsockname, recv, send, sockopt},
 };
 
-use super::conn::{ReadHalf, WriteHalf};
+use super::conn::{SocketReader, SocketWriter};
 
 /// Waits until a read would not block.
-pub(crate) async fn readable(half: &ReadHalf) -> io::Result<()> {
+pub(crate) async fn readable(half: &SocketReader) -> io::Result<()> {
     // SAFETY: monoio's split halves share the stream in an Rc<UnsafeCell>, and both halves of ours live in one Conn
     // that one task owns. `readable` takes `&self`; no `&mut` to the stream is alive, since every read and write
     // borrows its half for the time of its call.
@@ -30,7 +30,7 @@ pub(crate) async fn readable(half: &ReadHalf) -> io::Result<()> {
 }
 
 /// Waits until a write would not block.
-pub(crate) async fn writable(half: &WriteHalf) -> io::Result<()> {
+pub(crate) async fn writable(half: &SocketWriter) -> io::Result<()> {
     // SAFETY: see `readable`.
     let stream = unsafe { &*half.socket.0.get() };
     stream.writable(false).await
@@ -38,7 +38,7 @@ pub(crate) async fn writable(half: &WriteHalf) -> io::Result<()> {
 
 /// Reads what is there behind what `bytes` holds, as far as it has room, without waiting and without the ring: what a
 /// readiness has announced is there. `WouldBlock` when it is not.
-pub(crate) fn read_now(half: &ReadHalf, bytes: &mut Vec<u8>) -> io::Result<usize> {
+pub(crate) fn read_now(half: &SocketReader, bytes: &mut Vec<u8>) -> io::Result<usize> {
     // SAFETY: see `readable`; the reference ends with this line.
     let fd = unsafe { &*half.socket.0.get() }.as_raw_fd();
     receive_now(fd, bytes)

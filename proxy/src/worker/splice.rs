@@ -39,6 +39,7 @@ pub(crate) enum Moved {
 impl Splice {
     /// `None` where one of them is not plain or neither has TLS, or where there is no pipe to be had: then buffers will do.
     pub(crate) fn between(from: &ReadHalf, to: &WriteHalf) -> Option<Self> {
+        let (ReadHalf::Socket(from), WriteHalf::Socket(to)) = (from, to) else { return None };
         let tls = from.tls.as_ref().or(to.tls.as_ref())?;
         let memory = tls.reserve(SPLICE_PIPE_BYTES);
         let (from, to) = (from.plain_fd()?, to.plain_fd()?);
@@ -55,6 +56,7 @@ impl Splice {
 
     /// Takes at most so many bytes out of the sender's socket, without waiting.
     pub(crate) fn take(&mut self, half: &ReadHalf, bytes_max: u64) -> io::Result<Moved> {
+        let ReadHalf::Socket(half) = half else { return Err(io::ErrorKind::Unsupported.into()) };
         let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
         if bytes_max == 0 {
             return Ok(Moved::Nothing);
@@ -85,6 +87,7 @@ impl Splice {
 
     /// Writes what is on its way, as far as the receiver takes it without waiting. True: all of it.
     pub(crate) fn give(&mut self, half: &WriteHalf) -> io::Result<bool> {
+        let WriteHalf::Socket(half) = half else { return Err(io::ErrorKind::Unsupported.into()) };
         if let Some(tls) = &half.tls {
             match tls.before_write(self.pipe.held()) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
@@ -104,6 +107,7 @@ impl Splice {
 
     /// Waits until the receiver takes more; the deadline is the caller's.
     pub(crate) async fn writable(half: &WriteHalf) -> io::Result<()> {
+        let WriteHalf::Socket(half) = half else { return Err(io::ErrorKind::Unsupported.into()) };
         readiness::writable(half).await
     }
 }

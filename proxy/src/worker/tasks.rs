@@ -6,13 +6,13 @@ use std::{
     net::TcpListener as StdTcpListener,
     os::unix::net::UnixStream as StdUnixStream,
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
+    pin::{Pin, pin},
     rc::Rc,
     task::Poll,
     time::Duration,
 };
 
-use meshring_core::{limits::DEADLINE_TICK_MS, stats::Counter};
+use meshring_core::{http::error::Refusal, limits::DEADLINE_TICK_MS, stats::Counter};
 use monoio::{
     io::AsyncReadRent as _,
     net::{TcpListener, UnixStream},
@@ -22,6 +22,7 @@ use super::{
     Start, Worker, build,
     conn::{Conn, exhausted},
     deadlines::now_ms,
+    http2::Stream,
 };
 use crate::accept::{self, Accepted, Listener};
 
@@ -132,17 +133,29 @@ pub(crate) fn turn_away(worker: &Rc<Worker>, conn: Conn) {
 pub(crate) fn guarded(worker: &Rc<Worker>, conn: Conn, listener: Rc<Listener>) {
     let worker = Rc::clone(worker);
     monoio::spawn(async move {
-        let mut serving = pin!(accept::serve(&worker, conn, &listener));
-        let panicked = std::future::poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| serving.as_mut().poll(cx))) {
-            Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(())) => Poll::Ready(false),
-            Err(_) => Poll::Ready(true),
-        })
-        .await;
-        if panicked {
-            worker.stats.add(Counter::Panics, 1);
-        }
+        contained(&worker, pin!(accept::serve(&worker, conn, &listener))).await;
         worker.stats.subtract(Counter::ConnectionsActive, 1);
         worker.mailboxes.remove_connection(worker.index);
     });
+}
+
+/// Serves one stream of an HTTP/2 connection on a task of its own, or refuses it. A panic ends that stream alone.
+pub(super) fn guarded_stream(worker: &Rc<Worker>, stream: Stream, listener: Rc<Listener>, refusal: Option<Refusal>) {
+    let worker = Rc::clone(worker);
+    monoio::spawn(async move {
+        contained(&worker, pin!(accept::serve_stream(&worker, stream, &listener, refusal))).await;
+    });
+}
+
+/// Runs a future; a panic in it is counted and ends it.
+async fn contained(worker: &Worker, mut serving: Pin<&mut impl Future<Output = ()>>) {
+    let panicked = std::future::poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| serving.as_mut().poll(cx))) {
+        Ok(Poll::Pending) => Poll::Pending,
+        Ok(Poll::Ready(())) => Poll::Ready(false),
+        Err(_) => Poll::Ready(true),
+    })
+    .await;
+    if panicked {
+        worker.stats.add(Counter::Panics, 1);
+    }
 }

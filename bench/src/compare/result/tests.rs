@@ -10,6 +10,7 @@ fn phase(cpu_us_per_request: f64, failed: u64) -> Phase {
         mode: Mode::ClosedLoop,
         rate: None,
         connections: 64,
+        streams: None,
         elapsed_s: 1.0,
         requests: 1000,
         failed,

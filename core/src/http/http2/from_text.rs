@@ -115,7 +115,7 @@ pub fn request_from_text(text: &[u8]) -> Option<RequestText<'_>> {
         len: line.len() + 2 + section.len,
         method,
         path: Some(target),
-        authority: section.host?,
+        authority: section.host.filter(|_| !section.is_host_repeated)?,
         protocol: None,
         framing: section.framing.unwrap_or(BodyFraming::None),
         lines: section.lines,
@@ -207,36 +207,39 @@ struct Section<'a> {
     /// Bytes of the section, the empty line included.
     len: usize,
     host: Option<&'a [u8]>,
+    /// In a request that would be ambiguous, in a response it means nothing.
+    is_host_repeated: bool,
     framing: Option<BodyFraming>,
+    /// The last Upgrade; of requests we write it once.
     upgrade: Option<&'a [u8]>,
     /// Whether Connection has `upgrade`.
     is_upgrade: bool,
 }
 
 impl<'a> Section<'a> {
-    /// `None` also where a field that decides about the message comes twice: we never write that.
+    /// `None` also where its framing is ambiguous: we never write that.
     fn read(text: &'a [u8]) -> Option<Self> {
-        let mut section = Self { lines: text, len: 0, host: None, framing: None, upgrade: None, is_upgrade: false };
+        let mut section = Self {
+            lines: text,
+            len: 0,
+            host: None,
+            is_host_repeated: false,
+            framing: None,
+            upgrade: None,
+            is_upgrade: false,
+        };
         let mut lines = Lines(text);
         for line in lines.by_ref() {
-            let is_repeated = match line.kind {
-                FieldKind::Host => section.host.replace(line.value).is_some(),
-                FieldKind::Upgrade => section.upgrade.replace(line.value).is_some(),
-                FieldKind::ContentLength => {
-                    section.framing.replace(BodyFraming::Length(rules::length(line.value)?)).is_some()
-                }
-                FieldKind::TransferEncoding if line.value.eq_ignore_ascii_case(b"chunked") => {
-                    section.framing.replace(BodyFraming::Chunked).is_some()
-                }
+            let framing = match line.kind {
+                FieldKind::ContentLength => BodyFraming::Length(rules::length(line.value)?),
+                FieldKind::TransferEncoding if line.value.eq_ignore_ascii_case(b"chunked") => BodyFraming::Chunked,
                 FieldKind::TransferEncoding => return None,
-                FieldKind::Connection => {
-                    let mut options = line.value.split(|&b| b == b',').map(trim);
-                    section.is_upgrade |= options.any(|option| option.eq_ignore_ascii_case(b"upgrade"));
-                    false
+                _ => {
+                    section.note(line);
+                    continue;
                 }
-                _ => false,
             };
-            if is_repeated {
+            if section.framing.replace(framing).is_some() {
                 return None;
             }
         }
@@ -245,6 +248,18 @@ impl<'a> Section<'a> {
         }
         let lines_len = text.len() - lines.0.len();
         Some(Self { lines: &text[..lines_len], len: lines_len + 2, ..section })
+    }
+
+    fn note(&mut self, line: Line<'a>) {
+        match line.kind {
+            FieldKind::Host => self.is_host_repeated |= self.host.replace(line.value).is_some(),
+            FieldKind::Upgrade => self.upgrade = Some(line.value),
+            FieldKind::Connection => {
+                let mut options = line.value.split(|&b| b == b',').map(trim);
+                self.is_upgrade |= options.any(|option| option.eq_ignore_ascii_case(b"upgrade"));
+            }
+            _ => {}
+        }
     }
 
     /// The protocol that an upgrade is asked for.

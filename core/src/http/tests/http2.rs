@@ -446,6 +446,8 @@ fn a_response_that_we_wrote_is_taken_apart_for_http_2() {
     assert_eq!(of(103, Method::Get), (103, BodyFraming::None, false, 0));
     assert_eq!(of(200, Method::Connect), (200, BodyFraming::None, true, 0));
     assert_eq!(of(403, Method::Connect), (403, BodyFraming::Length(5), false, 1));
+    // Host means nothing in a response.
+    assert!(response_from_text(b"HTTP/1.1 200 OK\r\nhost: a\r\nhost: b\r\n\r\n", Method::Get).is_some());
     let text = b"HTTP/1.1 200 \r\nconnection: close\r\n\r\n";
     assert_eq!(response_from_text(text, Method::Get).map(|head| head.framing), Some(BodyFraming::UntilClose));
 

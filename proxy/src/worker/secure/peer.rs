@@ -20,6 +20,8 @@ pub(crate) struct Peer {
     /// Of a gateway's client: the settings that its handshake was served under
     /// ([`terms`](meshring_core::table::security::ArchivedServerTls::terms)).
     pub(crate) terms: Option<u64>,
+    /// What was agreed upon by ALPN.
+    pub(crate) protocol: Option<Box<[u8]>>,
     /// Whether the session is an earlier one, resumed.
     pub(crate) is_resumed: bool,
 }

@@ -1,0 +1,116 @@
+//! A connection for one attempt: of its own, or a stream of one that others share.
+
+use std::{io, rc::Rc};
+
+use super::attempt::{NotSecured, secure};
+use crate::{
+    tls::materials::HTTP2,
+    upstream::{Endpoint, Joining, Lease, Reuse},
+    worker::{Worker, conn::Conn, deadlines::now_ms, http2::client, join::within},
+};
+
+/// Whether HTTP/2 is spoken with an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Http2 {
+    /// HTTP/1.1.
+    No,
+    /// Where a TLS server agrees to it, and to one that was not asked.
+    Yes {
+        /// Streams of one connection, 0 for as many as the server allows.
+        streams_max: u32,
+    },
+    /// Where a TLS server agrees to it: the client speaks it, the configuration says nothing.
+    LikeClient {
+        /// As above.
+        streams_max: u32,
+    },
+}
+
+/// Why there is none.
+pub(super) enum Unleased {
+    Connect(io::Error),
+    Secure(NotSecured),
+}
+
+/// A connection to an endpoint within so many milliseconds, ready for a request.
+pub(super) async fn lease(
+    worker: &Rc<Worker>,
+    endpoint: &Rc<Endpoint>,
+    http2: Http2,
+    reuse: Reuse,
+    ms_max: u64,
+) -> Result<Lease, Unleased> {
+    let (Http2::Yes { streams_max } | Http2::LikeClient { streams_max }) = http2 else {
+        return whole(worker, endpoint, reuse, ms_max).await;
+    };
+    let until_ms = now_ms() + ms_max;
+    loop {
+        if endpoint.has_http1_only() {
+            return whole(worker, endpoint, reuse, until_ms.saturating_sub(now_ms())).await;
+        }
+        if let Some(lease) = endpoint.lease_stream(&worker.deadlines, streams_max) {
+            return Ok(lease);
+        }
+        let left_ms = until_ms.saturating_sub(now_ms());
+        if left_ms == 0 {
+            return Err(Unleased::Connect(io::ErrorKind::TimedOut.into()));
+        }
+        // One at a time makes a connection that all share: a burst of requests must not make one each.
+        match endpoint.join() {
+            Joining::Others(attempt) => match within(left_ms, attempt.outcome()).await {
+                None => return Err(Unleased::Connect(io::ErrorKind::TimedOut.into())),
+                Some(Err(kind)) => return Err(Unleased::Connect(kind.into())),
+                Some(Ok(())) => {}
+            },
+            Joining::Alone(attempt) => {
+                let result = shared(worker, endpoint, http2, left_ms).await;
+                attempt.end(match &result {
+                    Ok(_) => Ok(()),
+                    Err(Unleased::Connect(error)) => Err(error.kind()),
+                    Err(Unleased::Secure(_)) => Err(io::ErrorKind::ConnectionAborted),
+                });
+                // One that speaks HTTP/1.1 only is for this request alone.
+                if let Some(lease) = result? {
+                    return Ok(lease);
+                }
+            }
+        }
+    }
+}
+
+/// A connection that no other request uses meanwhile.
+async fn whole(worker: &Rc<Worker>, endpoint: &Rc<Endpoint>, reuse: Reuse, ms_max: u64) -> Result<Lease, Unleased> {
+    let mut lease = endpoint.lease(&worker.deadlines, reuse, ms_max).await.map_err(Unleased::Connect)?;
+    if !lease.reused
+        && let Some(origination) = endpoint.security()
+    {
+        secure(worker, &mut lease.conn, origination, false, ms_max).await.map_err(Unleased::Secure)?;
+    }
+    Ok(lease)
+}
+
+/// Makes a connection that requests share. `Some`: the server wants HTTP/1.1 on it.
+async fn shared(
+    worker: &Rc<Worker>,
+    endpoint: &Rc<Endpoint>,
+    http2: Http2,
+    ms_max: u64,
+) -> Result<Option<Lease>, Unleased> {
+    let mut lease = endpoint.lease(&worker.deadlines, Reuse::Never, ms_max).await.map_err(Unleased::Connect)?;
+    if let Some(origination) = endpoint.security() {
+        secure(worker, &mut lease.conn, origination, true, ms_max).await.map_err(Unleased::Secure)?;
+        let agreed = lease.conn.secured_peer().and_then(|peer| peer.protocol.as_deref());
+        let is_http2 = match agreed {
+            // Prior knowledge, as between Envoys.
+            None => matches!(http2, Http2::Yes { .. }),
+            Some(protocol) => protocol == HTTP2 || protocol == b"istio-h2",
+        };
+        if !is_http2 {
+            endpoint.note_http1_only();
+            return Ok(Some(lease));
+        }
+    }
+    let conn: Conn = lease.into_conn();
+    endpoint.share(client::start(worker, conn).await.map_err(Unleased::Connect)?);
+    Ok(None)
+}

@@ -1,0 +1,205 @@
+//! The client's side of HTTP/2: an upstream connection that many requests share.
+
+use std::{
+    cell::{Cell, RefCell},
+    future::{Future as _, poll_fn},
+    io,
+    pin::pin,
+    rc::Rc,
+    task::{Context, Poll, Waker, ready},
+};
+
+use bytes::Bytes;
+use h2::{
+    SendStream,
+    client::{Builder, ResponseFuture, SendRequest},
+};
+use http::{Request, uri::Scheme};
+use meshring_core::{
+    limits::{
+        HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_HEADER_LIST_BYTES_MAX, HTTP2_LOCAL_RESETS_MAX,
+        HTTP2_RESETS_REMEMBERED_MAX, HTTP2_SEND_BUFFER_BYTES_MAX, HTTP2_STREAM_WINDOW_BYTES,
+        HTTP2_UPSTREAM_STREAMS_MAX,
+    },
+    stats::Counter,
+};
+
+use super::{Origin, Stream, connection::drive, stream::Broken, transport::transport};
+use crate::worker::{Worker, conn::Conn, deadlines::now_ms};
+
+/// An upstream connection. It ends when nobody has it any more and its last stream is done.
+pub(crate) struct Multiplexed {
+    send: SendRequest<Bytes>,
+    state: Rc<State>,
+    origin: Rc<Origin>,
+}
+
+impl std::fmt::Debug for Multiplexed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Multiplexed").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    streams: Cell<usize>,
+    idle_since_ms: Cell<u64>,
+    has_ended: Cell<bool>,
+    /// Its settings are known.
+    is_confirmed: Cell<bool>,
+    /// Those who wait for that.
+    waiting: RefCell<Vec<Waker>>,
+}
+
+impl State {
+    fn confirm(&self) {
+        self.is_confirmed.set(true);
+        let waiting = self.waiting.take();
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// The place that a stream takes on its connection.
+#[derive(Debug)]
+pub(super) struct Place(Rc<State>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get() - 1);
+        self.0.idle_since_ms.set(now_ms());
+    }
+}
+
+/// What opens a stream.
+pub(super) struct Opener {
+    send: SendRequest<Bytes>,
+    state: Rc<State>,
+    is_secured: bool,
+}
+
+impl Opener {
+    /// The scheme of what is asked for: that of the connection.
+    pub(super) fn scheme(&self) -> Scheme {
+        if self.is_secured { Scheme::HTTPS } else { Scheme::HTTP }
+    }
+
+    /// Ready when the request can be sent. `is_extended`: an extended CONNECT, which the server must have allowed (RFC 8441
+    /// section 3).
+    pub(super) fn poll_ready(&mut self, cx: &mut Context<'_>, is_extended: bool) -> Poll<Result<(), Broken>> {
+        ready!(self.send.poll_ready(cx))?;
+        if !is_extended {
+            return Poll::Ready(Ok(()));
+        }
+        if !self.state.is_confirmed.get() && !self.state.has_ended.get() {
+            self.state.waiting.borrow_mut().push(cx.waker().clone());
+            return Poll::Pending;
+        }
+        if self.send.is_extended_connect_protocol_enabled() {
+            return Poll::Ready(Ok(()));
+        }
+        let why = "the upstream does not take extended CONNECT (RFC 8441)";
+        Poll::Ready(Err(Broken::Io(io::Error::new(io::ErrorKind::Unsupported, why))))
+    }
+
+    pub(super) fn open(
+        &mut self,
+        request: Request<()>,
+        ended: bool,
+    ) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
+        self.send.send_request(request, ended)
+    }
+}
+
+/// Makes an upstream connection of one on which nothing was sent yet.
+pub(crate) async fn start(worker: &Rc<Worker>, mut conn: Conn) -> io::Result<Multiplexed> {
+    worker.stats.add(Counter::UpstreamHttp2Connections, 1);
+    let (transport, pumps) = transport(&worker.buffers, b"");
+    let origin = Origin::of(&conn);
+    // What it sends first waits in the transport: nothing here takes time.
+    let (send, connection) = builder().handshake(transport).await.map_err(into_io)?;
+    let state = Rc::new(State {
+        streams: Cell::new(0),
+        idle_since_ms: Cell::new(now_ms()),
+        has_ended: Cell::new(false),
+        is_confirmed: Cell::new(false),
+        waiting: RefCell::default(),
+    });
+    let shared = Rc::clone(&state);
+    let stats = worker.stats.clone();
+    monoio::spawn(async move {
+        let received = pumps.clone();
+        let mut connection = pin!(connection);
+        let protocol = pin!(poll_fn(|cx| {
+            let has_come = received.received_bytes() > 0;
+            let result = connection.as_mut().poll(cx);
+            if has_come && !shared.is_confirmed.get() {
+                shared.confirm();
+            }
+            result
+        }));
+        let result = drive(&mut conn, &pumps, protocol).await;
+        if let Err(error) = result
+            && error.is_library()
+        {
+            stats.add(Counter::UpstreamBadResponses, 1);
+            tracing::info!(code = "http2.upstream_error", peer = ?conn.peer(), "HTTP/2 upstream connection ended: {error}");
+        }
+        shared.has_ended.set(true);
+        shared.confirm();
+    });
+    Ok(Multiplexed { send, state, origin })
+}
+
+fn into_io(error: h2::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, error)
+}
+
+impl Multiplexed {
+    /// A stream for one more request, if there is room for it: `streams_max` is the cluster's limit, 0 for none.
+    pub(crate) fn stream(&self, streams_max: u32) -> Option<Stream> {
+        let limit = match streams_max {
+            0 => HTTP2_UPSTREAM_STREAMS_MAX,
+            some => HTTP2_UPSTREAM_STREAMS_MAX.min(some as usize),
+        };
+        if self.streams() >= limit.min(self.send.current_max_send_streams()) {
+            return None;
+        }
+        self.state.streams.set(self.streams() + 1);
+        let opener = Opener {
+            send: self.send.clone(),
+            state: Rc::clone(&self.state),
+            is_secured: self.origin.secured.is_some(),
+        };
+        Some(Stream::opening(&self.origin, opener, Place(Rc::clone(&self.state))))
+    }
+
+    /// Requests in flight.
+    pub(crate) fn streams(&self) -> usize {
+        self.state.streams.get()
+    }
+
+    /// Whether new requests may go on it: it is neither broken nor has the server said GOAWAY.
+    pub(crate) fn is_open(&self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        // With nothing that waits to be opened it is ready, unless the connection has an end.
+        !self.state.has_ended.get() && matches!(self.send.clone().poll_ready(&mut cx), Poll::Ready(Ok(())))
+    }
+
+    /// Whether it has carried nothing since then.
+    pub(crate) fn is_idle_since(&self, at_ms: u64) -> bool {
+        self.streams() == 0 && self.state.idle_since_ms.get() <= at_ms
+    }
+}
+
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .enable_push(false)
+        .initial_window_size(HTTP2_STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
+        .max_header_list_size(HTTP2_HEADER_LIST_BYTES_MAX)
+        .max_send_buffer_size(HTTP2_SEND_BUFFER_BYTES_MAX)
+        .max_concurrent_reset_streams(HTTP2_RESETS_REMEMBERED_MAX)
+        .max_local_error_reset_streams(Some(HTTP2_LOCAL_RESETS_MAX));
+    builder
+}

@@ -1,0 +1,38 @@
+//! HTTP/2 (RFC 9113) at the edge of the proxy. The protocol itself is the h2 crate's; here is what stands between it and the
+//! rest: a transport over our connections ([`transport`]), and streams that the stages see as connections which carry one
+//! request and its response as HTTP/1.1 text ([`stream`]). So there is one request path, one strict codec and one set of
+//! deadlines, whatever is spoken on either side, and what HTTP/1.1 forbids no HTTP/2 message can smuggle in.
+
+pub(crate) mod client;
+mod connection;
+mod incoming;
+mod outgoing;
+pub(crate) mod server;
+mod stream;
+mod transport;
+
+use std::{net::SocketAddr, rc::Rc};
+
+pub(crate) use self::stream::Stream;
+use super::{conn::Conn, secure::peer::Peer};
+
+/// What the streams of a connection know of it.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    /// The other side, while it was there.
+    pub(crate) peer: Option<SocketAddr>,
+    /// What its handshake has proved.
+    pub(crate) secured: Option<Rc<Peer>>,
+    /// The address that an intercepted client meant.
+    pub(crate) original_destination: Option<SocketAddr>,
+}
+
+impl Origin {
+    fn of(conn: &Conn) -> Rc<Self> {
+        Rc::new(Self {
+            peer: conn.peer(),
+            secured: conn.secured_peer().cloned(),
+            original_destination: conn.original_destination(),
+        })
+    }
+}

@@ -1,0 +1,75 @@
+//! What a deadline does to a wait that is no operation of the kernel: of a stream of an HTTP/2 connection, or of that
+//! connection's own task. The one who waits polls, so that it can be woken at any time and nothing is lost.
+
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    task::{Context, Waker},
+};
+
+use super::deadlines::Expiry;
+
+/// Ends waits. One task waits at a time.
+#[derive(Debug, Default)]
+pub(crate) struct Interrupt {
+    read_ended: Cell<bool>,
+    write_ended: Cell<bool>,
+    read_cancelled: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Interrupt {
+    /// What has happened to it ends waits of `cx`'s task from now on.
+    pub(crate) fn register(&self, cx: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+    }
+
+    /// Carries out what a deadline says.
+    pub(crate) fn act(&self, expiry: Expiry) {
+        match expiry {
+            Expiry::ShutdownRead => self.read_ended.set(true),
+            Expiry::ShutdownWrite => self.write_ended.set(true),
+            Expiry::ShutdownBoth => {
+                self.read_ended.set(true);
+                self.write_ended.set(true);
+            }
+            Expiry::CancelRead => self.read_cancelled.set(true),
+        }
+        self.wake();
+    }
+
+    /// Lets whoever waits look again.
+    pub(crate) fn wake(&self) {
+        // Taken before it is woken: it may register again at once.
+        let waker = self.waker.borrow_mut().take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// A read begins: what was cancelled before it was another one.
+    pub(crate) fn begin_read(&self) {
+        self.read_cancelled.set(false);
+    }
+
+    /// How a read is to end now: with 0 like at the end of a stream, or because it was cancelled.
+    pub(crate) fn read_end(&self) -> Option<io::Result<usize>> {
+        if self.read_ended.get() {
+            return Some(Ok(0));
+        }
+        self.read_cancelled.take().then(|| Err(rustix::io::Errno::CANCELED.into()))
+    }
+
+    /// Whether nothing is to be written any more.
+    pub(crate) fn has_write_ended(&self) -> bool {
+        self.write_ended.get()
+    }
+
+    /// Whether it has acted since the last call; for one that only wants to look around.
+    pub(crate) fn take_rung(&self) -> bool {
+        self.read_ended.take()
+    }
+}
