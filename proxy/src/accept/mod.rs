@@ -24,7 +24,7 @@ use socket2::SockRef;
 
 use crate::{
     parse::Begin,
-    request::{self, End},
+    request::{self, End, tunnel::Tunnel},
     upstream::Endpoint,
     worker::{
         self, Worker, accept_loop, congestion, conn::Conn, deadlines::now_ms, generation::ClusterShared, guarded,
@@ -45,6 +45,8 @@ pub(crate) enum Direction {
         /// Where the application listens.
         application: SocketAddr,
     },
+    /// From the mesh to the applications of the inbound listeners, through tunnels over mutual TLS (Istio's HBONE).
+    Hbone,
 }
 
 impl Direction {
@@ -52,7 +54,7 @@ impl Direction {
     pub(crate) fn request_bounds(self) -> Bounds {
         match self {
             Self::Outbound => Bounds::FIRST_HOP,
-            Self::Inbound { .. } => Bounds::NEXT_HOP,
+            Self::Inbound { .. } | Self::Hbone => Bounds::NEXT_HOP,
         }
     }
 }
@@ -95,7 +97,7 @@ impl Listener {
         self.application.get_or_init(|| {
             let address = match self.direction {
                 Direction::Inbound { application } => application,
-                Direction::Outbound => self.address,
+                Direction::Outbound | Direction::Hbone => self.address,
             };
             let name = format!("inbound|{}||{address}", self.address.port());
             (worker.endpoints.of(address, None), worker.clusters.of(&name))
@@ -224,6 +226,15 @@ fn time_out<'a>(worker: &'a Rc<Worker>, conn: &'a mut Conn) -> Pin<Box<dyn Futur
     Box::pin(request::time_out(worker, conn))
 }
 
+/// As [`requests`], for as long as a tunnel is open.
+fn tunnelled<'a>(
+    worker: &'a Worker,
+    conn: &'a mut Conn,
+    tunnel: &'a mut Tunnel,
+) -> Pin<Box<dyn Future<Output = ()> + 'a>> {
+    Box::pin(tunnel.run(worker, conn))
+}
+
 /// The life of a connection. While it is idle, or in the middle of a head that does not come, this small future is all
 /// that it costs; the large one of a request exists only between the first byte of a request and the next such time.
 pub(crate) async fn serve(worker: &Rc<Worker>, mut conn: Conn, listener: &Listener) {
@@ -237,6 +248,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, mut conn: Conn, listener: &Listen
     loop {
         begin = match requests(worker, &mut conn, listener, begin).await {
             End::Closed => return,
+            End::Tunnel(mut tunnel) => return tunnelled(worker, &mut conn, &mut tunnel).await,
             End::Idle if worker.draining() => return,
             End::Idle => {
                 if !conn.readable_until(now_ms() + DOWNSTREAM_IDLE_MS_MAX, true).await {

@@ -48,6 +48,12 @@ impl ReadHalf {
         self.tls.as_ref().is_some_and(|tls| tls.is_truncated())
     }
 
+    /// Whether a stream that has ended may have been reset: the kernel tells only one operation, and that can be a write. A
+    /// connection that was ended by both sides looks like this, too.
+    pub(crate) fn may_be_reset(&self) -> bool {
+        super::readiness::peer(self.fd).is_none()
+    }
+
     /// Its socket, where plain bytes come out of it: without TLS, or with the kernel's.
     pub(super) fn plain_fd(&self) -> Option<RawFd> {
         self.tls.as_ref().is_none_or(|tls| tls.is_kernel() && !tls.has_input()).then_some(self.fd)
@@ -419,6 +425,28 @@ pub(crate) async fn write_all(to: &mut WriteHalf, buffer: &mut Buffer) -> io::Re
         result?;
     }
     Ok(())
+}
+
+/// Ends one direction behind all that was written: the peer reads that, then an end that it can tell from a cut. The other
+/// direction goes on.
+pub(crate) async fn end(to: &mut WriteHalf) -> io::Result<()> {
+    if let Some(tls) = to.tls.clone() {
+        if tls.is_kernel() {
+            while let Err(error) = tls.kernel_end() {
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    return Err(error);
+                }
+                super::readiness::writable(to).await?;
+            }
+        } else {
+            let mut record = tls.buffer();
+            tls.seal_end(&mut record)?;
+            if !record.is_empty() {
+                write_plain(&mut to.socket, &mut record).await?;
+            }
+        }
+    }
+    to.socket.shutdown().await
 }
 
 /// Waits until what must go out before is with the kernel.
