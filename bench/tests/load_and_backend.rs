@@ -346,3 +346,24 @@ fn streams_need_http2_and_http2_needs_a_server_that_speaks_it() {
     assert_eq!(output.status.code(), Some(1), "{report}");
     assert!(report["failures"]["malformed"].as_u64() >= Some(2), "{report}");
 }
+
+#[test]
+fn idle_streams_are_opened_held_and_measured() {
+    let backend = Backend::start(&[]);
+    let idle = |path: &str| {
+        Command::new(BINARY)
+            .args(["idle", &format!("http://{}{path}", backend.address), "--h2", "--streams", "300"])
+            .args(["--connections", "5", "--settle", "10ms", "--pid", &backend.child.id().to_string(), "-o", "json"])
+            .output()
+            .unwrap()
+    };
+    let output = idle("/hold/x");
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["streams"], &report["lost"]), (&300.into(), &0.into()), "{report}");
+    assert!(report["bytes_per_stream"].is_number(), "{report}");
+    // What is answered is not idle.
+    let output = idle("/");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("instead of being held back"), "{output:?}");
+}

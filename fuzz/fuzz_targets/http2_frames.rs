@@ -11,7 +11,7 @@ use std::{
 use h2::{
     Reason, RecvStream, SendStream,
     ext::Protocol,
-    server::{Builder, Connection, SendResponse},
+    server::{Builder, Connection},
 };
 use http::{HeaderMap, Response, request::Parts};
 use libfuzzer_sys::fuzz_target;
@@ -86,7 +86,6 @@ struct Stream {
     body: RecvStream,
     /// Whether its data has ended.
     ended: bool,
-    respond: SendResponse<Data>,
     /// The response's body, which is kept until the request's is over.
     _response: Option<SendStream<Data>>,
 }
@@ -152,7 +151,7 @@ fn accept(connection: &mut Connection<Wire<'_>, Data>, cx: &mut Context<'_>) -> 
         // Fails if the client has reset the stream already.
         let _ = sending.send_data(b"what there is to say", true);
     }
-    Poll::Ready(Some(Some(Stream { body, ended: false, respond, _response: sending })))
+    Poll::Ready(Some(Some(Stream { body, ended: false, _response: sending })))
 }
 
 /// As the proxy does it.
@@ -170,7 +169,7 @@ fn judge(parts: &Parts, ended: bool) -> Result<(), Refused> {
         protocol,
     };
     let mut text = Vec::new();
-    request_to_text(&mut text, &pseudo, lines(&parts.headers), ended, [7; 16])?;
+    request_to_text(&mut text, &pseudo, lines(&parts.headers).into_iter(), ended, [7; 16])?;
     assert_eq!(text.windows(4).filter(|end| end == b"\r\n\r\n").count(), 1);
     let mut fields = Fields::new();
     let head = request::parse(&text, &mut fields, Bounds::FIRST_HOP)?.expect("a whole head");
@@ -182,8 +181,8 @@ fn judge(parts: &Parts, ended: bool) -> Result<(), Refused> {
     Ok(())
 }
 
-fn lines(fields: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> + Clone {
-    fields.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()))
+fn lines(fields: &HeaderMap) -> Vec<(&[u8], &[u8])> {
+    fields.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())).collect()
 }
 
 impl Stream {
@@ -191,7 +190,7 @@ impl Stream {
     fn read(&mut self, cx: &mut Context<'_>, is_busy: &mut bool) -> bool {
         while !self.ended {
             match self.body.poll_data(cx) {
-                Poll::Pending => return self.respond.poll_reset(cx).is_pending(),
+                Poll::Pending => return true,
                 Poll::Ready(Some(Ok(data))) => {
                     *is_busy = true;
                     let released = self.body.flow_control().release_capacity(data.len());
@@ -207,7 +206,7 @@ impl Stream {
                 *is_busy = true;
                 if let Ok(Some(trailers)) = trailers {
                     // Malformed ones end the stream; there is nothing else to see.
-                    let _ = trailers_to_text(&mut Vec::new(), lines(&trailers));
+                    let _ = trailers_to_text(&mut Vec::new(), lines(&trailers).into_iter());
                 }
                 false
             }

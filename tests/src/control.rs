@@ -202,6 +202,12 @@ impl Control {
     /// When there is no such series.
     #[must_use]
     pub fn metric(&self, name: &str, labels: &str) -> i64 {
+        self.find_metric(name, labels).unwrap_or_else(|| panic!("no series of {name} with {labels}"))
+    }
+
+    /// As [`metric`](Self::metric), for series that may not be there yet.
+    #[must_use]
+    pub fn find_metric(&self, name: &str, labels: &str) -> Option<i64> {
         let mut client = self.connect().expect("the API of control");
         let response = call(&mut client, "GET", "/metrics", None).expect("metrics");
         let text = response.expect(200).text();
@@ -211,8 +217,7 @@ impl Control {
             .filter(|(series, _)| series.split('{').next() == Some(name) && series.contains(labels))
             .map(|(_, value)| value.parse().expect("a number"))
             .collect();
-        assert!(!values.is_empty(), "no series of {name} with {labels}");
-        values.iter().sum()
+        (!values.is_empty()).then(|| values.iter().sum())
     }
 }
 

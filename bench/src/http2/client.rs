@@ -246,6 +246,9 @@ impl Client {
         if !self.settled && frame.kind != kind::SETTINGS {
             return Err(ConnectionError::Protocol("the server does not begin with its settings"));
         }
+        if frame.stream == 0 && matches!(frame.kind, kind::DATA | kind::HEADERS | kind::RST_STREAM) {
+            return Err(ConnectionError::Protocol("a frame of a stream on none"));
+        }
         match frame.kind {
             kind::DATA => self.take_data(frame, request, ended, out),
             kind::HEADERS | kind::CONTINUATION => {

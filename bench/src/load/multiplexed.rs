@@ -528,3 +528,6 @@ impl Generator {
         self.proceed(slot);
     }
 }
+
+#[cfg(test)]
+mod tests;

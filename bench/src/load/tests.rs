@@ -13,7 +13,7 @@ struct Wrapper {
 }
 
 /// Runs a load with the given arguments against a server.
-fn load(address: std::net::SocketAddr, arguments: &str) -> LoadReport {
+pub(super) fn load(address: std::net::SocketAddr, arguments: &str) -> LoadReport {
     let url = format!("http://{address}/");
     let words = ["load", &url].into_iter().chain(arguments.split_whitespace());
     let args = Wrapper::try_parse_from(words).unwrap().args;

@@ -196,13 +196,14 @@ impl Server<'_> {
     }
 
     fn translate(&self, text: &mut Vec<u8>, parts: &http::request::Parts, ended: bool) -> Result<(), Refused> {
-        // The h2 crate has seen a scheme, but its type has no place for one without an authority.
+        let authority = parts.uri.authority().map(|authority| authority.as_str().as_bytes());
+        // Without :authority (Host stands for it) h2 keeps no :scheme, which it has insisted on; a CONNECT has neither.
         let own: &[u8] = if self.origin.secured.is_some() { b"https" } else { b"http" };
-        let scheme = parts.uri.scheme_str().map(str::as_bytes);
+        let unkept = (authority.is_none() && parts.method != http::Method::CONNECT).then_some(own);
         let pseudo = Pseudo {
             method: parts.method.as_str().as_bytes(),
-            scheme: scheme.or_else(|| (parts.uri.authority().is_none()).then_some(own)),
-            authority: parts.uri.authority().map(|authority| authority.as_str().as_bytes()),
+            scheme: parts.uri.scheme_str().map(str::as_bytes).or(unkept),
+            authority,
             path: parts.uri.path_and_query().map(|path| path.as_str().as_bytes()),
             protocol: parts.extensions.get::<Protocol>().map(|protocol| protocol.as_str().as_bytes()),
         };
