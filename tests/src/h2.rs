@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use loona_hpack::Decoder;
@@ -286,24 +286,46 @@ impl<S: Read + Write> Connection<S> {
     /// When the connection ends or the stream is reset before.
     #[track_caller]
     pub fn body(&mut self, stream: u32, body: &[u8], ended: bool) {
+        assert!(self.offer(stream, body, ended), "broken off in mid-body: {self:?}");
+    }
+
+    /// As [`body`](Self::body), for who does not mind: false where the connection ends or the stream is reset before.
+    pub fn offer(&mut self, stream: u32, body: &[u8], ended: bool) -> bool {
         let mut rest = body;
         loop {
             let window = self.windows.get(&stream).copied().unwrap_or(self.window_initial);
             let room = usize::try_from(window.min(self.window)).unwrap_or(0).min(FRAME_BYTES_DEFAULT);
             if room == 0 && !rest.is_empty() {
-                assert!(self.pump(), "the connection ended in mid-body: {self:?}");
-                let reset = self.messages.get(&stream).and_then(|message| message.reset);
-                assert!(reset.is_none(), "reset in mid-body: {reset:?}");
+                if !self.pump() || self.messages.get(&stream).is_some_and(|message| message.reset.is_some()) {
+                    return false;
+                }
                 continue;
             }
             let (piece, others) = rest.split_at(room.min(rest.len()));
             rest = others;
-            self.send(frames::data(stream, piece, ended && rest.is_empty()));
+            if self.try_send(frames::data(stream, piece, ended && rest.is_empty())).is_err() {
+                return false;
+            }
             self.window -= piece.len() as i64;
             self.windows.insert(stream, window - piece.len() as i64);
             if rest.is_empty() {
-                return;
+                return true;
             }
+        }
+    }
+
+    /// DATA frames of as much as the peer takes now, which count as sent.
+    pub fn within_windows(&mut self, stream: u32) -> Vec<u8> {
+        let mut out = Vec::new();
+        loop {
+            let window = self.windows.get(&stream).copied().unwrap_or(self.window_initial);
+            let room = usize::try_from(window.min(self.window)).unwrap_or(0).min(FRAME_BYTES_DEFAULT);
+            if room == 0 {
+                return out;
+            }
+            out.extend(frames::data(stream, vec![7; room], false));
+            self.window -= room as i64;
+            self.windows.insert(stream, window - room as i64);
         }
     }
 

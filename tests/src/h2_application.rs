@@ -65,8 +65,9 @@ impl Application {
                 return;
             }
             let _ = connection.try_send(frames::headers(stream, head, false));
-            connection.body(stream, &message.body, false);
-            let _ = connection.try_send(frames::headers(stream, frames::block(&[("x-end", "here")]), true));
+            if connection.offer(stream, &message.body, false) {
+                let _ = connection.try_send(frames::headers(stream, frames::block(&[("x-end", "here")]), true));
+            }
         })
     }
 
@@ -120,7 +121,7 @@ pub fn bilingual() -> Upstream {
             if message.reset.is_none() {
                 let head = frames::block(&[(":status", "200"), ("x-spoken", "HTTP/2")]);
                 let _ = connection.try_send(frames::headers(stream, head, false));
-                connection.body(stream, &message.body, true);
+                let _ = connection.offer(stream, &message.body, true);
             }
         }
     })

@@ -22,6 +22,7 @@ on_both_drivers! {
     bodies_of_megabytes_pass_both_ways_within_small_windows
     bodies_of_megabytes_change_their_version_on_the_way
     a_client_without_window_does_not_hold_up_its_other_streams
+    streams_that_nobody_reads_do_not_hold_up_those_of_other_clients
     an_application_without_window_does_not_hold_up_other_requests
     what_a_client_sends_is_bounded_by_what_the_application_takes
     small_messages_that_nobody_takes_yet_are_waited_for
@@ -103,6 +104,31 @@ fn a_client_without_window_does_not_hold_up_its_other_streams(driver: Driver) {
             client.wait("as much as was granted", |c| (c.message(stream).body.len() == 10_100).then_some(()));
         }
     }
+}
+
+fn streams_that_nobody_reads_do_not_hold_up_those_of_other_clients(driver: Driver) {
+    let application = Application::answering(|connection, stream, message| {
+        let large = message.fields.value(":path") == Some("/large");
+        let _ = connection.try_send(headers(stream, block(&[(":status", "200")]), false));
+        if large {
+            // As much as the proxy takes for a stream at once.
+            let all = connection.within_windows(stream);
+            let _ = connection.try_send(all);
+        } else {
+            let _ = connection.offer(stream, &[7; 10_000], true);
+        }
+    });
+    let hop = Hop::before(driver, application);
+    let mut greedy = Connection::connect_with(hop.proxy.outbound(), &Opening::narrow().with(INITIAL_WINDOW_SIZE, 0));
+    for _ in 0..40 {
+        let stream = greedy.request(&get("echo", "/large"), true);
+        greedy.head(stream);
+    }
+    // They share a connection to the application, and its window.
+    for _ in 0..20 {
+        assert_eq!(hop.connect().get("echo", "/other").expect(200).body.len(), 10_000);
+    }
+    greedy.settle();
 }
 
 /// Gives no credit for a request's body; answers others.
