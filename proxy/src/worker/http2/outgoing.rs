@@ -49,6 +49,8 @@ enum Framing {
 pub(super) struct Outgoing {
     /// Of the request that is sent, or answered.
     method: Method,
+    /// What is answered is an extended CONNECT.
+    is_extended: bool,
     sink: Sink,
     framing: Framing,
     head: Option<Head>,
@@ -63,8 +65,8 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    pub(super) fn response(method: Method, respond: SendResponse<Bytes>) -> Self {
-        Self::new(method, Sink::Respond(respond))
+    pub(super) fn response(method: Method, is_extended: bool, respond: SendResponse<Bytes>) -> Self {
+        Self { is_extended, ..Self::new(method, Sink::Respond(respond)) }
     }
 
     pub(super) fn request(opener: Opener) -> Self {
@@ -74,6 +76,7 @@ impl Outgoing {
     fn new(method: Method, sink: Sink) -> Self {
         Self {
             method,
+            is_extended: false,
             sink,
             framing: Framing::Head,
             head: None,
@@ -159,6 +162,15 @@ impl Outgoing {
                 if (100..200).contains(&head.status) && !head.is_tunnel {
                     respond.send_informational(response)?;
                     return Ok(len);
+                }
+                if self.is_extended && (200..300).contains(&head.status) && !head.is_tunnel {
+                    // RFC 8441 section 5: a 2xx says that the tunnel is open, and a server that knows no upgrade means another thing.
+                    // What follows is not for this client.
+                    let mut refused = Response::new(());
+                    *refused.status_mut() = StatusCode::BAD_GATEWAY;
+                    self.head = Some(Head::Response(refused));
+                    self.is_whole = true;
+                    return Ok(text.len());
                 }
                 self.begin_body(head.framing, head.is_tunnel);
                 self.head = Some(Head::Response(response));

@@ -190,8 +190,10 @@ impl Server<'_> {
                 return;
             }
         };
-        let method = Method::named(parts.method.as_str().as_bytes());
-        let stream = Stream::accepted(&self.origin, text, method, body, respond);
+        // The method of the text: an extended CONNECT is a GET there.
+        let is_extended = parts.extensions.get::<Protocol>().is_some();
+        let method = if is_extended { Method::Get } else { Method::named(parts.method.as_str().as_bytes()) };
+        let stream = Stream::accepted(&self.origin, text, (method, is_extended), body, respond);
         tasks::guarded_stream(worker, stream, Rc::clone(self.listener), refusal);
     }
 

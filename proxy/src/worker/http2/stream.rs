@@ -42,11 +42,12 @@ impl std::fmt::Debug for Stream {
 }
 
 impl Stream {
-    /// A client's request, whose head has become `text`, with what answers it.
+    /// A client's request, whose head has become `text`, with what answers it. The method is that of the text, and whether it was an
+    /// extended CONNECT.
     pub(super) fn accepted(
         origin: &Rc<Origin>,
         text: Vec<u8>,
-        method: Method,
+        (method, is_extended): (Method, bool),
         body: RecvStream,
         respond: SendResponse<Bytes>,
     ) -> Self {
@@ -54,7 +55,7 @@ impl Stream {
             origin: Rc::clone(origin),
             interrupt: Rc::default(),
             incoming: RefCell::new(Incoming::request(text, body)),
-            outgoing: RefCell::new(Outgoing::response(method, respond)),
+            outgoing: RefCell::new(Outgoing::response(method, is_extended, respond)),
             is_unprocessed: Cell::new(false),
             _place: None,
         }
