@@ -181,7 +181,10 @@ fn bodies_stay_within_the_windows_of_the_stream_and_of_the_connection() {
         .unwrap();
     assert_eq!(data(&alone.take_sent()), [(1, 10_000)]);
     alone.receive(&[(kind::SETTINGS, 0, 0, &[0, 4, 0, 0, 0x27, 0x11])]).unwrap();
-    assert_eq!(data(&alone.take_sent()), [(1, 10_000), (3, 1), (5, 1), (7, 1), (9, 1), (11, 1), (13, 4_466), (15, 10_001)]);
+    assert_eq!(
+        data(&alone.take_sent()),
+        [(1, 10_000), (3, 1), (5, 1), (7, 1), (9, 1), (11, 1), (13, 4_466), (15, 10_001)]
+    );
     let overflow = i32::MAX.to_be_bytes();
     assert_eq!(alone.receive(&[(kind::WINDOW_UPDATE, 0, 0, &overflow)]), Err(ConnectionError::FlowControl));
 }
