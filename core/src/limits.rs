@@ -110,6 +110,13 @@ pub const GRPC_MESSAGE_BYTES_MAX: usize = 1024;
 pub const DOWNSTREAM_IDLE_MS_MAX: u64 = 3_600_000;
 /// Silence while a body is awaited from or accepted by a peer, in milliseconds (Envoy's stream idle timeout: 5 min).
 pub const BODY_IDLE_MS_MAX: u64 = 300_000;
+/// A tunnel, such as a WebSocket, through which nothing has gone in either direction for so long is closed unless
+/// `--tunnel-idle-timeout` says otherwise, in milliseconds (Envoy's TCP proxy: 1 h). Applications that keep one open for longer send
+/// pings every minute or less.
+pub const TUNNEL_IDLE_MS_MAX: u64 = 3_600_000;
+/// One half of a tunnel goes on while the other one has broken, as long as nobody is waited for longer than this, in milliseconds:
+/// it brings what was on its way.
+pub const TUNNEL_BROKEN_MS_MAX: u64 = 1_000;
 /// To establish an upstream connection, in milliseconds (Istio's connectTimeout default: 10 s).
 pub const CONNECT_MS_MAX: u64 = 10_000;
 /// Silence of an upstream before its response head when a route sets no timeout, in milliseconds (Envoy: 5 min).

@@ -145,7 +145,7 @@ fn sessions() -> Vec<(&'static str, Vec<Vec<u8>>)> {
                     HEADERS,
                     END_STREAM | END_HEADERS,
                     3,
-                    &block(&[(":method", "GET"), (":path", "/"), ("host", "b")]),
+                    &block(&[(":method", "GET"), (":scheme", "http"), (":path", "/"), ("host", "b")]),
                 ),
             ],
         ),

@@ -3,6 +3,7 @@
 #![no_main]
 
 use std::{
+    cell::Cell,
     io,
     pin::{Pin, pin},
     task::{Context, Poll, Waker},
@@ -27,30 +28,46 @@ fuzz_target!(|data: &[u8]| {
     let [piece, data @ ..] = data else { return };
     let input = [PREFACE, data].concat();
     assert!(begins_preface(&input));
-    let wire = Wire { input: &input, piece: usize::from(*piece) * 16 + 1, written: 0 };
-    serve(wire, input.len());
+    let client = Client { unread: Cell::new(&input), is_closed: Cell::new(false) };
+    serve(Wire { client: &client, piece: usize::from(*piece) * 16 + 1, is_due: true });
 });
 
-/// A client that has sent all that it will ever send, takes whatever comes, and closes.
+/// A client that takes whatever comes.
+struct Client<'a> {
+    /// What it sends and nobody has read yet.
+    unread: Cell<&'a [u8]>,
+    /// Whether it closes then.
+    is_closed: Cell<bool>,
+}
+
+/// The connection to it, which waits after each piece: the crate hands requests out only when it has to wait, and none of
+/// a connection that has ended.
 struct Wire<'a> {
-    input: &'a [u8],
+    client: &'a Client<'a>,
     piece: usize,
-    written: usize,
+    is_due: bool,
 }
 
 impl AsyncRead for Wire<'_> {
     fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let len = self.input.len().min(self.piece).min(buf.remaining());
-        let (read, rest) = self.input.split_at(len);
+        let unread = self.client.unread.get();
+        let is_end = unread.is_empty();
+        if is_end && self.client.is_closed.get() {
+            return Poll::Ready(Ok(()));
+        }
+        self.is_due = !self.is_due && !is_end;
+        if !self.is_due {
+            return Poll::Pending;
+        }
+        let (read, rest) = unread.split_at(unread.len().min(self.piece).min(buf.remaining()));
         buf.put_slice(read);
-        self.input = rest;
+        self.client.unread.set(rest);
         Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Wire<'_> {
-    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.written += buf.len();
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Poll::Ready(Ok(buf.len()))
     }
 
@@ -90,9 +107,10 @@ struct Stream {
     _response: Option<SendStream<Data>>,
 }
 
-fn serve(wire: Wire<'_>, len: usize) {
+fn serve(wire: Wire<'_>) {
+    let client = wire.client;
     let mut cx = Context::from_waker(Waker::noop());
-    let polls_max = 16 * (len + 64);
+    let polls_max = 16 * (client.unread.get().len() + 64);
     let mut handshake = pin!(builder().handshake::<_, Data>(wire));
     let mut polls = 0;
     let mut connection = loop {
@@ -105,9 +123,10 @@ fn serve(wire: Wire<'_>, len: usize) {
         assert!(polls < polls_max, "the handshake does not end");
     };
     let mut streams = Vec::new();
-    // The wire never waits, so that two rounds in which nothing happens are followed by others of the kind.
+    // Rounds in which nothing happens: the first one may be the wire's turn to wait, after more the client closes.
     let mut idle = 0;
-    while idle < 2 {
+    loop {
+        let unread = client.unread.get().len();
         let mut is_busy = false;
         match accept(&mut connection, &mut cx) {
             Poll::Ready(None) => break,
@@ -118,13 +137,16 @@ fn serve(wire: Wire<'_>, len: usize) {
             Poll::Pending => {}
         }
         streams.retain_mut(|stream: &mut Stream| stream.read(&mut cx, &mut is_busy));
+        is_busy |= client.unread.get().len() < unread;
         idle = if is_busy { 0 } else { idle + 1 };
+        if idle > 2 {
+            assert!(client.unread.get().is_empty(), "what the client sends is not read");
+            client.is_closed.set(true);
+        }
         polls += 1;
         assert!(polls < polls_max, "the connection does not end");
     }
     drop(streams);
-    connection.abrupt_shutdown(Reason::NO_ERROR);
-    let _ = connection.poll_closed(&mut cx);
 }
 
 /// The next request, if it can be served.

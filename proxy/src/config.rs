@@ -5,7 +5,10 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 use anyhow::Context;
 use clap::Parser;
 use meshring_core::{
-    limits::{BODY_GRACE_MS, BODY_RATE_MIN, BUFFER_BYTES, REQUEST_HEAD_MS_MAX, TRUSTED_HOPS_MAX, WORKERS_MAX},
+    limits::{
+        BODY_GRACE_MS, BODY_RATE_MIN, BUFFER_BYTES, REQUEST_HEAD_MS_MAX, TRUSTED_HOPS_MAX, TUNNEL_IDLE_MS_MAX,
+        WORKERS_MAX,
+    },
     link::JoinToken,
 };
 
@@ -30,6 +33,11 @@ pub(crate) struct Config {
     /// Address on which the mesh reaches an application, and where that application listens. May be repeated.
     #[arg(long, value_name = "ADDR=APP_ADDR")]
     pub(crate) inbound: Vec<Inbound>,
+
+    /// Address on which the mesh reaches the applications of the inbound listeners through CONNECT over mutual TLS, as in Istio's
+    /// ambient mode. May be repeated.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) hbone: Vec<SocketAddr>,
 
     /// Worker threads, one per core; by default as many as CPUs may be used.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=WORKERS_MAX as i64))]
@@ -88,6 +96,14 @@ pub(crate) struct Tuning {
     /// Largest request body; beyond it 413 [default: any].
     #[arg(long, value_name = "BYTES")]
     pub(crate) request_body_max: Option<u64>,
+
+    /// Ports for which the local application may open tunnels with CONNECT, to hosts that the configuration knows [default: none].
+    #[arg(long, value_name = "PORT,...", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) connect_ports: Vec<u16>,
+
+    /// Silence in both directions after which a tunnel (an upgraded connection, or CONNECT) is closed.
+    #[arg(long, value_name = "DURATION", default_value_t = Milliseconds(TUNNEL_IDLE_MS_MAX))]
+    pub(crate) tunnel_idle_timeout: Milliseconds,
 
     /// Bytes in I/O buffers of one worker, beyond which it answers new requests with 503 [default: the memory limit of the
     /// control group, or the machine's memory, divided by four and by the workers].
@@ -206,7 +222,8 @@ impl Config {
     pub(crate) fn listeners(&self) -> Vec<(SocketAddr, Direction)> {
         let outbound = self.outbound.iter().map(|&address| (address, Direction::Outbound));
         let inbound = self.inbound.iter().map(|i| (i.address, Direction::Inbound { application: i.application }));
-        outbound.chain(inbound).collect()
+        let hbone = self.hbone.iter().map(|&address| (address, Direction::Hbone));
+        outbound.chain(inbound).chain(hbone).collect()
     }
 
     /// The join token in the file of `--join-token`.
@@ -232,6 +249,7 @@ pub(crate) fn describe(address: SocketAddr, direction: Direction) -> String {
     match direction {
         Direction::Outbound => format!("outbound {address}"),
         Direction::Inbound { application } => format!("inbound {address}={application}"),
+        Direction::Hbone => format!("hbone {address}"),
     }
 }
 
@@ -246,11 +264,15 @@ mod tests {
             "--workload=default/reviews-v1",
             "--outbound=127.0.0.1:15001",
             "--inbound=127.0.0.1:15006=127.0.0.1:8080",
+            "--hbone=127.0.0.1:15008",
+            "--connect-ports=443,8443",
             "--run-dir=/run/x",
         ])
         .unwrap();
         let listeners: Vec<_> = config.listeners().into_iter().map(|(a, d)| describe(a, d)).collect();
-        assert_eq!(listeners, ["outbound 127.0.0.1:15001", "inbound 127.0.0.1:15006=127.0.0.1:8080"]);
+        let expected = ["outbound 127.0.0.1:15001", "inbound 127.0.0.1:15006=127.0.0.1:8080", "hbone 127.0.0.1:15008"];
+        assert_eq!(listeners, expected);
+        assert_eq!(config.tuning.connect_ports, [443, 8443]);
         assert_eq!(config.state_dir(), PathBuf::from("/run/x/state/default.reviews-v1"));
     }
 
@@ -285,6 +307,8 @@ mod tests {
             (vec!["--workload=a/b", "--buffer-bytes-max=1000"], "139264"),
             (vec!["--workload=a/b", "--connections-max=0"], "connections-max"),
             (vec!["--workload=a/b", "--min-body-rate=-1"], "min-body-rate"),
+            (vec!["--workload=a/b", "--connect-ports=443,0"], "connect-ports"),
+            (vec!["--workload=a/b", "--hbone=15008"], "hbone"),
         ] {
             let all = std::iter::once("meshring-proxy").chain(arguments.iter().copied());
             let error = Config::try_parse_from(all).unwrap_err().to_string();

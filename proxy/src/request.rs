@@ -2,12 +2,14 @@
 
 mod attempt;
 mod authorize;
+mod connect;
 mod debug;
 mod denial;
 mod ext_authz;
 mod grpc;
 mod lease;
 mod plan;
+pub(crate) mod tunnel;
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -23,7 +25,7 @@ use meshring_core::{
         http2,
         path::without_parameters,
         request::RequestHead,
-        serialize::{self, NoEdits, RequestOut},
+        serialize::{self, ConnectionOption, NoEdits, RequestOut},
         status::reason,
     },
     limits::REQUESTS_IN_A_ROW_MAX,
@@ -41,6 +43,7 @@ use self::{
     denial::{Denial, answer, deny, refuse_path},
     grpc::Call,
     plan::{Plan, Target, request_address},
+    tunnel::Tunnel,
 };
 use crate::{
     accept::{Direction, Listener},
@@ -49,7 +52,7 @@ use crate::{
     policy::{self, Edits, Rewritten},
     respond::{
         last_hop,
-        local::{self, After, Response},
+        local::{self, Response},
         relay::BadBody,
     },
     route::{self, Decision, Request},
@@ -69,10 +72,23 @@ pub(crate) enum End {
     Idle,
     /// The client is silent in the middle of a head: likewise.
     Partial(PartialHead),
+    /// There are no more requests: what comes belongs to a tunnel.
+    Tunnel(Box<Tunnel>),
     /// The connection is done.
     Closed,
     /// The client speaks HTTP/2: what it has sent so far.
     Http2(Held),
+}
+
+/// What becomes of a connection after a request.
+#[derive(Debug)]
+enum After {
+    /// It can go on with the next one.
+    KeepAlive,
+    /// It has become a tunnel.
+    Tunnel(Box<Tunnel>),
+    /// It is to be closed.
+    Close,
 }
 
 /// Tables of header fields and texts of a request, reused from request to request.
@@ -116,7 +132,7 @@ impl Client {
         // A connection that is gone already has no address; nothing will be forwarded from it.
         let address = conn.peer().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip().to_canonical());
         let is_local_application = listener.direction == Direction::Outbound && address.is_loopback();
-        let is_mesh_peer = matches!(listener.direction, Direction::Inbound { .. })
+        let is_mesh_peer = listener.direction != Direction::Outbound
             && conn.secured_peer().is_some_and(|peer| peer.identity.is_some());
         Self { address, is_local_application, is_mesh_peer }
     }
@@ -141,9 +157,11 @@ pub(crate) async fn serve(worker: &Rc<Worker>, conn: &mut Conn, listener: &Liste
         let begin = std::mem::take(&mut begin);
         match parse::request_head(worker, conn, &mut input, &mut scratch.request, begin, bounds).await {
             Next::Request(head) => {
-                let after = exchange(worker, conn, listener, client, &mut input, &mut scratch, &head).await;
-                if after == After::Close || conn.stream().is_some() {
-                    break End::Closed;
+                match exchange(worker, conn, listener, client, &mut input, &mut scratch, &head).await {
+                    After::KeepAlive if conn.stream().is_some() => break End::Closed,
+                    After::KeepAlive => {}
+                    After::Tunnel(tunnel) => break End::Tunnel(tunnel),
+                    After::Close => break End::Closed,
                 }
                 served = served.wrapping_add(1);
                 if served.is_multiple_of(REQUESTS_IN_A_ROW_MAX) {
@@ -235,7 +253,10 @@ async fn exchange(
     let pinned = worker.current.pin();
     let settings = pinned.table().settings();
     let Scratch { request: fields, response: response_fields, texts } = scratch;
-    if head.method == Method::Connect {
+    let is_connect = head.method == Method::Connect;
+    if is_connect && !connect::is_allowed(worker, &pinned, listener, head.port)
+        || !is_connect && listener.direction == Direction::Hbone
+    {
         // What follows may be meant for the tunnel: it must not be taken for a next request.
         let last = RequestHead { keep_alive: false, ..*head };
         return deny(worker, conn, input, &last, &record, Denial::ConnectNotConfigured).await;
@@ -252,6 +273,15 @@ async fn exchange(
         Ok(request) => request,
         Err(refusal) => return refuse_path(worker, conn, input, head, &record, refusal).await,
     };
+    if is_connect {
+        let last = RequestHead { keep_alive: false, ..*head };
+        let peer = conn.secured_peer().map(|peer| &**peer);
+        let source = Source { address: client.address, peer };
+        return match connect::target(worker, &pinned, listener, &request, source) {
+            Ok(target) => connect::open(worker, conn, input, head, &record, &pinned, &target).await,
+            Err(denial) => deny(worker, conn, input, &last, &record, denial).await,
+        };
+    }
     let is_trusted = client.is_trusted(worker, settings);
     // Files and lines of the configuration are for those on this side, not for whoever stands behind a trusted hop.
     let is_debugged = is_trusted && client.is_local_application;
@@ -349,10 +379,13 @@ async fn exchange(
 
 /// Whether plain requests are refused, and if so, because this is a gateway.
 fn requires_tls(pinned: &Pinned, listener: &Listener) -> Option<bool> {
-    let policy = pinned.table().inbound_policy(pinned.viewpoint())?;
+    let policy = pinned.table().inbound_policy(pinned.viewpoint());
     match listener.direction {
-        Direction::Inbound { application } => (policy.mtls_on(application.port()) == MtlsMode::Strict).then_some(false),
-        Direction::Outbound => policy.has_gateway(listener.address.port()).then_some(true),
+        Direction::Hbone => Some(false),
+        Direction::Inbound { application } => {
+            (policy?.mtls_on(application.port()) == MtlsMode::Strict).then_some(false)
+        }
+        Direction::Outbound => policy?.has_gateway(listener.address.port()).then_some(true),
     }
 }
 
@@ -400,7 +433,7 @@ struct Outgoing<'a> {
 fn is_guarded(pinned: &Pinned, listener: &Listener) -> bool {
     let Some(policy) = pinned.table().inbound_policy(pinned.viewpoint()) else { return false };
     match listener.direction {
-        Direction::Inbound { .. } => true,
+        Direction::Inbound { .. } | Direction::Hbone => true,
         Direction::Outbound => policy.has_gateway(listener.address.port()),
     }
 }
@@ -427,6 +460,10 @@ fn serialized(
         path: rewritten.path.map(|path| [path, b""]),
         query,
         authority: rewritten.authority,
+        connection: match head.is_websocket(bytes) {
+            true => ConnectionOption::Upgrade,
+            false => ConnectionOption::Implied,
+        },
         via: true,
         drop,
         extra: lines,

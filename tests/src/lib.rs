@@ -20,6 +20,7 @@ pub mod process;
 pub mod proxy;
 pub mod table;
 pub mod tls;
+pub mod tunnel;
 pub mod upstream;
 pub mod wait;
 pub mod wire;

@@ -65,6 +65,7 @@ pub struct ProxyBuilder {
     workers: usize,
     outbound: Reserved,
     inbound: Vec<(Reserved, SocketAddr)>,
+    hbone: Option<Reserved>,
     wrapper: Vec<OsString>,
     arguments: Vec<String>,
 }
@@ -81,6 +82,7 @@ impl ProxyBuilder {
             workers: 1,
             outbound: Reserved::new(),
             inbound: Vec::new(),
+            hbone: None,
             wrapper: Vec::new(),
             arguments: Vec::new(),
         }
@@ -117,6 +119,12 @@ impl ProxyBuilder {
         self
     }
 
+    /// A listener for tunnels to these applications.
+    #[must_use]
+    pub fn hbone(self) -> Self {
+        Self { hbone: Some(Reserved::new()), ..self }
+    }
+
     /// Further arguments.
     #[must_use]
     pub fn arguments(self, arguments: &[&str]) -> Self {
@@ -139,6 +147,9 @@ impl ProxyBuilder {
         command.args(["--outbound", &self.outbound.address().to_string()]);
         for (reserved, application) in &self.inbound {
             command.arg("--inbound").arg(format!("{}={application}", reserved.address()));
+        }
+        if let Some(reserved) = &self.hbone {
+            command.args(["--hbone", &reserved.address().to_string()]);
         }
         if let Some(dir) = &self.state_dir {
             command.arg("--state-dir").arg(dir);
@@ -198,6 +209,15 @@ impl Proxy {
     #[must_use]
     pub fn inbound(&self) -> Vec<SocketAddr> {
         self.builder.inbound.iter().map(|(reserved, _)| reserved.address()).collect()
+    }
+
+    /// Where the mesh reaches them through tunnels.
+    ///
+    /// # Panics
+    /// When it has no such listener.
+    #[must_use]
+    pub fn hbone(&self) -> SocketAddr {
+        self.builder.hbone.as_ref().expect("a listener for tunnels").address()
     }
 
     /// A new connection to the outbound listener.

@@ -40,10 +40,16 @@ impl World {
     /// The snapshot of a table in which `echo` is one server.
     #[must_use]
     pub fn with_echo(address: SocketAddr) -> Vec<u8> {
+        Self::with_service("echo", address)
+    }
+
+    /// The snapshot of a table in which one service is one server.
+    #[must_use]
+    pub fn with_service(name: &str, address: SocketAddr) -> Vec<u8> {
         let mut world = Self::new();
-        let cluster = world.cluster("echo", &[address]);
+        let cluster = world.cluster(name, &[address]);
         let action = world.forward(&[(cluster, 1)]);
-        world.host("echo", vec![rule(action)]);
+        world.host(name, vec![rule(action)]);
         world.snapshot()
     }
 

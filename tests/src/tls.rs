@@ -23,7 +23,7 @@ use crate::{
     client::{Client, Response, request},
     control::Control,
     pki::{Authority, Issued, Leaf},
-    proxy::{Driver, Proxy},
+    proxy::{Driver, Proxy, ProxyBuilder},
     wait,
 };
 
@@ -273,7 +273,18 @@ impl Mesh {
     /// With these applications: the first one is `reviews`, the second `second`, both on port 9080 of the mesh.
     #[must_use]
     pub fn start(driver: Driver, applications: &[SocketAddr], files: &[(&str, &str)]) -> Self {
-        Self::launch(driver, applications, files, &[], true)
+        Self::launch(driver, applications, files, &[], true, |server| server)
+    }
+
+    /// Likewise, with further settings of the server.
+    #[must_use]
+    pub fn configured(
+        driver: Driver,
+        applications: &[SocketAddr],
+        files: &[(&str, &str)],
+        configure: impl FnOnce(ProxyBuilder) -> ProxyBuilder,
+    ) -> Self {
+        Self::launch(driver, applications, files, &[], true, configure)
     }
 
     /// Likewise, with control's own authority: [`authority`](Self::authority) is a stranger then.
@@ -284,7 +295,7 @@ impl Mesh {
         files: &[(&str, &str)],
         arguments: &[&str],
     ) -> Self {
-        Self::launch(driver, applications, files, arguments, false)
+        Self::launch(driver, applications, files, arguments, false, |server| server)
     }
 
     fn launch(
@@ -293,6 +304,7 @@ impl Mesh {
         files: &[(&str, &str)],
         arguments: &[&str],
         is_operated: bool,
+        configure: impl FnOnce(ProxyBuilder) -> ProxyBuilder,
     ) -> Self {
         let dir = TempDir::new().expect("a directory");
         let authority = Authority::new("operator");
@@ -309,7 +321,7 @@ impl Mesh {
         let operator = ["--ca-cert", &certificate, "--ca-key", &key];
         let all = [arguments, if is_operated { &operator } else { &[] }].concat();
         let control = Control::start_with_arguments(dir, "config", &all);
-        let builder = control.proxy("default/reviews-v1").driver(driver);
+        let builder = configure(control.proxy("default/reviews-v1").driver(driver));
         let server = applications.iter().fold(builder, |builder, &application| builder.inbound(application)).start();
         let client = control.proxy("default/client").driver(driver).start();
         let mesh = Self { control, authority, client, server };

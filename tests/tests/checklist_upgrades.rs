@@ -18,9 +18,12 @@ on_both_drivers! {
     item_51_a_final_response_instead_of_100_is_the_answer
     item_52_early_hints_are_relayed_and_kept_from_http_1_0
     item_53_an_unsolicited_101_is_502
+    item_53_a_101_to_another_protocol_than_the_one_asked_for_is_502
     item_54_bytes_behind_an_upgrade_are_a_request_of_their_own
+    item_54_bytes_behind_a_refused_websocket_go_nowhere
     item_54_bytes_behind_a_connect_go_nowhere
     item_55_connect_is_405
+    item_55_connect_is_405_for_every_port_that_is_not_configured
     item_56_h2c_and_its_settings_are_stripped
     cve_2026_2833_an_upgrade_opens_no_tunnel
     cve_2026_2835_and_2026_73548_transfer_encoding_on_http_1_0_is_refused
@@ -171,6 +174,38 @@ fn item_53_an_unsolicited_101_is_502(driver: Driver) {
     }
 }
 
+const WEBSOCKET: &str = "connection: upgrade\r\nupgrade: websocket\r\n";
+
+fn item_53_a_101_to_another_protocol_than_the_one_asked_for_is_502(driver: Driver) {
+    const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\n";
+    let answers = [
+        format!("{SWITCH}connection: upgrade\r\nupgrade: h2c\r\n\r\nsmuggled"),
+        format!("{SWITCH}connection: upgrade\r\nupgrade: websocket, h2c\r\n\r\nsmuggled"),
+        format!("{SWITCH}connection: upgrade\r\nupgrade: h2c\r\nupgrade: websocket\r\n\r\nsmuggled"),
+        format!("{SWITCH}connection: upgrade\r\n\r\nsmuggled"),
+        format!("{SWITCH}upgrade: websocket\r\n\r\nsmuggled"),
+        format!("HTTP/1.0 101 Switching Protocols\r\n{WEBSOCKET}\r\nsmuggled"),
+    ];
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let count = 2 * answers.len();
+    let upstream = Upstream::scripted(move |peer| {
+        peer.request();
+        let at = next.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        peer.send(&answers[at % answers.len()]);
+        peer.wait_for_end();
+    });
+    let sidecar = Sidecar::before(driver, upstream);
+    for listener in [sidecar.outbound(), sidecar.inbound()] {
+        for _ in 0..count / 2 {
+            let mut client = Client::connect(listener);
+            let response = client.send(format!("GET / HTTP/1.1\r\nhost: echo\r\n{WEBSOCKET}\r\n")).response();
+            assert!(response.expect(502).text().contains("switched protocols"), "{}", response.text());
+            sidecar.upstream.wait_until_all_ended();
+        }
+    }
+    assert_eq!(sidecar.upstream.connections(), count);
+}
+
 /// A sidecar that denies `/admin`.
 fn guarded(driver: Driver) -> Sidecar {
     Sidecar::configured(
@@ -190,7 +225,6 @@ fn item_54_bytes_behind_an_upgrade_are_a_request_of_their_own(driver: Driver) {
     let head = "GET /chat HTTP/1.1\r\nhost: guarded\r\n";
     let hidden = "GET /admin HTTP/1.1\r\nhost: guarded\r\n\r\n";
     for upgrade in [
-        "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n",
         "connection: upgrade\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n",
         "connection: upgrade\r\nupgrade: TLS/1.0\r\n",
     ] {
@@ -199,8 +233,7 @@ fn item_54_bytes_behind_an_upgrade_are_a_request_of_their_own(driver: Driver) {
         client.send(&request);
         assert_eq!(client.response().expect(200).text(), "/chat");
         assert_eq!(client.response().expect(200).text(), "denied");
-        let kept: String = upgrade.split_inclusive("\r\n").filter(|line| line.starts_with("sec-")).collect();
-        expect_bytes(&sidecar.received(), &with_own_lines(format!("{head}{kept}\r\n").as_bytes()), request.as_bytes());
+        expect_bytes(&sidecar.received(), &with_own_lines(format!("{head}\r\n").as_bytes()), request.as_bytes());
 
         // What is no request is refused as any other.
         let request = format!("{head}{upgrade}\r\n\u{82}\u{5}hello");
@@ -209,6 +242,35 @@ fn item_54_bytes_behind_an_upgrade_are_a_request_of_their_own(driver: Driver) {
         assert_eq!(client.response().expect(200).text(), "/chat");
         expect_refusal(&mut client, request.as_bytes(), 400, "http1.bad_method");
         assert!(!contains(&sidecar.received(), b"hello"));
+    }
+    assert_eq!(sidecar.upstream.connections(), 1);
+}
+
+/// They were meant for the tunnel, and the upstream has refused that: they are no request, they go nowhere, and the connection ends.
+fn item_54_bytes_behind_a_refused_websocket_go_nowhere(driver: Driver) {
+    let sidecar = guarded(driver);
+    let head = "GET /chat HTTP/1.1\r\nhost: guarded\r\nsec-websocket-version: 13\r\n";
+    for hidden in [
+        "GET /admin HTTP/1.1\r\nhost: guarded\r\n\r\n",
+        "GET /other HTTP/1.1\r\nhost: guarded\r\n\r\n",
+        "\u{82}\u{5}hello",
+        "G",
+    ] {
+        let request = format!("{head}{WEBSOCKET}\r\n{hidden}");
+        let mut client = sidecar.proxy.connect();
+        client.send(&request);
+        let response = client.response();
+        assert_eq!(response.expect(200).text(), "/chat");
+        assert_eq!(response.fields.value("connection"), Some("close"));
+        client.expect_end();
+        let expected = with_own_lines(format!("{head}{WEBSOCKET}\r\n").as_bytes());
+        expect_bytes(&sidecar.received(), &expected, request.as_bytes());
+    }
+    // Without any the connection goes on.
+    let mut client = sidecar.proxy.connect();
+    for _ in 0..2 {
+        assert_eq!(client.send(format!("{head}{WEBSOCKET}\r\n")).response().expect(200).text(), "/chat");
+        assert_eq!(client.get("guarded", "/admin").expect(200).text(), "denied");
     }
     assert_eq!(sidecar.upstream.connections(), 1);
 }
@@ -259,6 +321,22 @@ fn item_55_connect_is_405(driver: Driver) {
         let request = format!("CONNECT echo:80 HTTP/1.1\r\nhost: echo\r\n{body}\r\nhello");
         sidecar.refuses(request, 400, "http1.connect_with_body");
     }
+    sidecar.expect_untouched();
+}
+
+fn item_55_connect_is_405_for_every_port_that_is_not_configured(driver: Driver) {
+    let sidecar = Sidecar::configured(
+        driver,
+        Upstream::answering(|request| ok(request.target())),
+        |builder| builder.arguments(&["--connect-ports", "443,8443"]),
+        |_, _| (),
+    );
+    for target in ["echo:80", "echo:444", "127.0.0.1:22", "[::1]:1"] {
+        sidecar.refuses(format!("CONNECT {target} HTTP/1.1\r\nhost: {target}\r\n\r\n"), 405, "connect_not_configured");
+    }
+    // Where the mesh comes in, there is no way on.
+    let request = "CONNECT echo:443 HTTP/1.1\r\nhost: echo:443\r\n\r\n";
+    sidecar.refuses_at(sidecar.inbound(), request.as_bytes(), 405, "connect_not_configured");
     sidecar.expect_untouched();
 }
 

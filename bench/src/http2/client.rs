@@ -427,7 +427,7 @@ impl Client {
 
     /// None for one that has ended; an error for one that never was.
     fn stream_mut(&mut self, id: u32) -> Result<Option<&mut Stream>, ConnectionError> {
-        if id >= self.next_id() || (id != 0 && id % 2 == 0) {
+        if id >= self.next_id() || (id != 0 && id.is_multiple_of(2)) {
             return Err(ConnectionError::Protocol("a frame on a stream that was never opened"));
         }
         Ok(self.index_of(id).and_then(|index| self.streams.get_mut(index)?.as_mut()))

@@ -184,7 +184,7 @@ impl Server {
                 _ => Ok(()),
             };
         }
-        if headers.stream % 2 == 0 {
+        if headers.stream.is_multiple_of(2) {
             return Err(ConnectionError::Protocol("a stream that a client cannot open"));
         }
         self.last_id = headers.stream;

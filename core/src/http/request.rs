@@ -68,7 +68,20 @@ pub struct RequestHead {
     pub upgrade: Option<Span>,
 }
 
+/// The protocol that connections are upgraded to through a proxy (RFC 6455).
+pub const WEBSOCKET: &[u8] = b"websocket";
+
 impl RequestHead {
+    /// Whether this is the beginning of a WebSocket handshake (RFC 6455 section 4.1): a GET that announces no body, not even an
+    /// empty one.
+    #[inline]
+    #[must_use]
+    pub fn is_websocket(&self, buf: &[u8]) -> bool {
+        self.upgrade.is_some_and(|protocol| protocol.of(buf).eq_ignore_ascii_case(WEBSOCKET))
+            && self.method == Method::Get
+            && self.framing == BodyFraming::None
+    }
+
     /// The path, `/` where the target has none.
     #[inline]
     #[must_use]

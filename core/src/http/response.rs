@@ -27,7 +27,7 @@ pub struct ResponseHead {
     /// How long the server keeps an idle connection, in seconds: the least `timeout` of its Keep-Alive fields (RFC 2068
     /// section 19.7.1.1). A pool that gives the connection up earlier does not meet its end.
     pub keep_alive_timeout_s: Option<u32>,
-    /// The protocol of a 101.
+    /// The one protocol of a 101 of HTTP/1.1, nominated by Connection.
     pub upgrade: Option<Span>,
 }
 
@@ -165,7 +165,8 @@ fn examine(
     }
     if head.is_tunnel(request) || head.status < 200 {
         // Content-Length and Transfer-Encoding mean nothing here (RFC 9110 section 9.3.6) and are not relayed.
-        if head.is_switching() && options.upgrade {
+        let is_http11 = head.version == Version::Http11;
+        if head.is_switching() && is_http11 && options.upgrade && !fields.is_repeated(FieldKind::Upgrade) {
             head.upgrade = fields.first(FieldKind::Upgrade).map(|field| field.value);
         }
         return Ok(head);

@@ -113,6 +113,13 @@ pub fn write_response(out: &mut Vec<u8>, status: u16, content_type: &str, body: 
     }
 }
 
+/// Appends the head that accepts a CONNECT: it has no framing, since the tunnel begins behind it (RFC 9110 section 9.3.6).
+pub fn write_tunnel_head(out: &mut Vec<u8>, date: &[u8]) {
+    status_line(out, 200, b"");
+    field(out, b"date", date);
+    out.extend_from_slice(b"\r\n");
+}
+
 /// Appends a whole response in plain text. Not for answers to HEAD: see [`write_response`].
 pub fn write_error_response(out: &mut Vec<u8>, status: u16, body: &[u8], close: bool, date: Option<&[u8]>) {
     write_response(out, status, "text/plain", body, &Local { close, date, ..Local::default() });

@@ -34,6 +34,7 @@ counters! {
     ConnectionsHandedOver = "downstream_connections_handed_over_total", "Accepted connections passed to a less loaded worker.";
     ConnectionsRefused = "downstream_connections_refused_total", "Connections answered with 503, or closed at once, because the worker was at its limit.";
     Requests = "downstream_requests_total", "Requests whose head was understood.";
+    Responses1xx = "downstream_responses_1xx_total", "Responses with status 101: the connection changed its protocol.";
     Responses2xx = "downstream_responses_2xx_total", "Responses with status 200 to 299.";
     Responses3xx = "downstream_responses_3xx_total", "Responses with status 300 to 399.";
     Responses4xx = "downstream_responses_4xx_total", "Responses with status 400 to 499.";
@@ -57,6 +58,10 @@ counters! {
     UpstreamResets = "upstream_resets_total", "Upstream connections that broke in mid-request (502).";
     UpstreamTimeouts = "upstream_timeouts_total", "Requests that met their deadline before the response head (504).";
     UpstreamBadResponses = "upstream_bad_responses_total", "Responses that violate HTTP and were answered with 502.";
+    Tunnels = "tunnels_total", "Tunnels that were opened: upgrades and CONNECT.";
+    TunnelsActive = "tunnels_active", "Tunnels that are open (gauge).";
+    TunnelUpstreamBytes = "tunnel_upstream_bytes_total", "Bytes of tunnels that were passed on to upstreams.";
+    TunnelDownstreamBytes = "tunnel_downstream_bytes_total", "Bytes of tunnels that were passed on to clients.";
     TlsHandshakes = "downstream_tls_handshakes_total", "TLS handshakes that clients have begun.";
     TlsResumed = "downstream_tls_resumed_total", "TLS handshakes of clients that resumed an earlier session.";
     TlsRefused = "downstream_tls_refused_total", "TLS handshakes of clients that failed or were refused.";

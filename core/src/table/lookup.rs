@@ -257,6 +257,14 @@ impl ArchivedTable {
         }
     }
 
+    /// The rules of a virtual host, in order.
+    #[must_use]
+    pub fn rules(&self, virtual_host: VirtualHostId) -> &[ArchivedRoute] {
+        let host = &self.virtual_hosts[virtual_host.index()];
+        let first = host.first.to_native() as usize;
+        &self.routes[first..first + host.count.to_native() as usize]
+    }
+
     /// Finds the first rule of a virtual host that matches. `port` is the port that was asked for.
     pub fn route(
         &self,

@@ -24,7 +24,7 @@ use socket2::SockRef;
 
 use crate::{
     parse::Begin,
-    request::{self, End},
+    request::{self, End, tunnel::Tunnel},
     upstream::Endpoint,
     worker::{
         self, Worker, accept_loop,
@@ -52,6 +52,8 @@ pub(crate) enum Direction {
         /// Where the application listens.
         application: SocketAddr,
     },
+    /// From the mesh to the applications of the inbound listeners, through tunnels over mutual TLS (Istio's HBONE).
+    Hbone,
 }
 
 impl Direction {
@@ -59,7 +61,7 @@ impl Direction {
     pub(crate) fn request_bounds(self) -> Bounds {
         match self {
             Self::Outbound => Bounds::FIRST_HOP,
-            Self::Inbound { .. } => Bounds::NEXT_HOP,
+            Self::Inbound { .. } | Self::Hbone => Bounds::NEXT_HOP,
         }
     }
 }
@@ -102,7 +104,7 @@ impl Listener {
         self.application.get_or_init(|| {
             let address = match self.direction {
                 Direction::Inbound { application } => application,
-                Direction::Outbound => self.address,
+                Direction::Outbound | Direction::Hbone => self.address,
             };
             let name = format!("inbound|{}||{address}", self.address.port());
             (worker.endpoints.of(address, None), worker.clusters.of(&name))
@@ -250,12 +252,25 @@ pub(crate) async fn serve_stream(worker: &Rc<Worker>, stream: Stream, listener: 
     let serving = pin!(async {
         match refusal {
             Some(refusal) => request::refuse_stream(worker, &mut conn, refusal).await,
-            None => drop(request::serve(worker, &mut conn, listener, Begin::Readable).await),
+            None => {
+                if let End::Tunnel(mut tunnel) = request::serve(worker, &mut conn, listener, Begin::Readable).await {
+                    tunnelled(worker, &mut conn, &mut tunnel).await;
+                }
+            }
         }
     });
     if server::until_cancelled(&stream, serving).await.is_err() {
         worker.stats.add(Counter::Http2StreamsCancelled, 1);
     }
+}
+
+/// As [`requests`], for as long as a tunnel is open.
+fn tunnelled<'a>(
+    worker: &'a Worker,
+    conn: &'a mut Conn,
+    tunnel: &'a mut Tunnel,
+) -> Pin<Box<dyn Future<Output = ()> + 'a>> {
+    Box::pin(tunnel.run(worker, conn))
 }
 
 /// The life of a connection. While it is idle, or in the middle of a head that does not come, this small future is all
@@ -272,6 +287,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, mut conn: Conn, listener: &Rc<Lis
         begin = match requests(worker, &mut conn, listener, begin).await {
             End::Closed => return,
             End::Http2(first) => return http2(worker, &mut conn, listener, first).await,
+            End::Tunnel(mut tunnel) => return tunnelled(worker, &mut conn, &mut tunnel).await,
             End::Idle if worker.draining() => return,
             End::Idle => {
                 if !conn.readable_until(now_ms() + DOWNSTREAM_IDLE_MS_MAX, true).await {

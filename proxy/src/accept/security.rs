@@ -51,6 +51,8 @@ impl Demand {
                 Some(MtlsMode::Disable) => Self::No,
                 _ => Self::Mesh { tls12: generation.table().settings().mesh_tls12 },
             },
+            // Whatever the policy says about plain text: a tunnel without an identity leads nowhere.
+            Direction::Hbone => Self::Mesh { tls12: generation.table().settings().mesh_tls12 },
             Direction::Outbound => {
                 let port = listener.address.port();
                 if policy.is_some_and(|policy| policy.has_gateway(port)) { Self::Gateway { port } } else { Self::No }

@@ -100,6 +100,8 @@ impl Drop for Record<'_> {
         };
         if let Some((counter, _)) = class {
             stats.add(counter, 1);
+        } else if status == 101 {
+            stats.add(Counter::Responses1xx, 1);
         }
         if !self.complete.get() {
             stats.add(Counter::RequestsAborted, 1);
@@ -108,7 +110,12 @@ impl Drop for Record<'_> {
         if let Some(slot) = self.cluster.get() {
             stats.cluster(slot, ClusterCounter::Active, 1_u64.wrapping_neg());
             stats.cluster(slot, ClusterCounter::LatencySumUs, elapsed_us);
-            stats.cluster(slot, class.map_or(ClusterCounter::Failures, |(_, counter)| counter), 1);
+            match class {
+                Some((_, counter)) => stats.cluster(slot, counter, 1),
+                // Neither an answer nor the lack of one.
+                None if status == 101 => {}
+                None => stats.cluster(slot, ClusterCounter::Failures, 1),
+            }
             if let Some(status) = self.grpc.get() {
                 stats.grpc(slot, status);
             }

@@ -45,6 +45,7 @@ pub(super) fn limits(tuning: &Tuning, workers: usize, descriptors: u64, memory: 
         body_rate_min: tuning.min_body_rate,
         body_grace_ms: tuning.body_grace.0,
         request_body_bytes_max: tuning.request_body_max.unwrap_or(u64::MAX),
+        tunnel_idle_ms_max: tuning.tunnel_idle_timeout.0,
         buffer_bytes_max: tuning.buffer_bytes_max.unwrap_or_else(|| default_budget(memory, workers)),
         connections_max: tuning.connections_max.map_or(connections, |count| count as usize),
     };

@@ -15,14 +15,16 @@ use meshring_core::{
 };
 
 use super::{
+    After,
     denial::{Denial, deny_late},
     lease::{self, Unleased},
     plan::Plan,
+    tunnel::Tunnel,
 };
 use crate::{
     observe::Record,
     respond::{
-        local::{self, After},
+        local,
         relay::{
             self, Body, BodyError, BodyRate, Exchange, Failure, HEAD_READ_BYTES_MAX, Patience, Relayed, Side, Upload,
         },
@@ -55,7 +57,12 @@ pub(super) async fn forward(
     plan: &Plan<'_>,
     mut out: Buffer,
 ) -> After {
+    let is_websocket = head.is_websocket(input.unread());
     input.consume(head.len);
+    // What a client sends behind such a request is meant for the tunnel: if there will be none, it must not be taken for a
+    // next request.
+    let keep_alive = head.keep_alive && (!is_websocket || input.is_empty());
+    let head = &RequestHead { keep_alive, ..*head };
     let mut body = Body::new(head.framing, head.framing).limited(worker.limits.request_body_bytes_max);
     if let Err(bad) = body.encode(input, &mut out) {
         return deny_late(worker, conn, input, head, record, Denial::BadBody(bad)).await;
@@ -80,7 +87,8 @@ pub(super) async fn forward(
         record,
         method: head.method,
         version: head.version,
-        keep_alive: head.keep_alive,
+        keep_alive,
+        is_websocket,
         edits: plan.response_edits,
         extra: &plan.extra,
         total_at_ms,
@@ -92,7 +100,8 @@ pub(super) async fn forward(
         uploading: &uploading,
     };
     let mut tried: Option<Rc<Endpoint>> = None;
-    let mut reuse = if replayable && head.method.is_idempotent() { Reuse::Any } else { Reuse::Recent };
+    let can_be_sent_again = replayable && head.method.is_idempotent() && !is_websocket;
+    let mut reuse = if can_be_sent_again { Reuse::Any } else { Reuse::Recent };
     for attempt in 1..=ATTEMPTS_MAX {
         let Some(endpoint) = plan.target.choose(worker, pinned, conn, tried.as_ref()) else {
             worker.stats.add(Counter::NoEndpoint, 1);
@@ -150,18 +159,23 @@ pub(super) async fn forward(
             streamed(&exchange, &mut lease, conn, input, &mut body, &mut response_input, response_fields, &mut out)
                 .await
         };
-        drop(response_input);
         match result {
-            Ok(relayed) => {
+            Ok(relayed) if relayed.is_switched => {
                 drop(out);
+                let from_client = std::mem::replace(input, Input::new(worker.buffers.lazy()));
+                return After::Tunnel(Box::new(Tunnel::new(lease, from_client, response_input)));
+            }
+            Ok(relayed) => {
+                drop((out, response_input));
                 return finish(&exchange, conn, input, lease, relayed).await;
             }
             Err(Failure::NoResponse) if can_send_again || stream.is_some_and(|stream| stream.is_unprocessed()) => {
+                drop(response_input);
                 worker.stats.add(Counter::UpstreamRetries, 1);
                 reuse = Reuse::Never;
             }
             Err(failure) => {
-                drop(out);
+                drop((out, response_input));
                 drop(lease);
                 return failed(worker, conn, input, head, record, failure, endpoint.address()).await;
             }

@@ -2,7 +2,7 @@
 //! action CUSTOM by asking an external authorizer.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     rc::Rc,
     time::{SystemTime, UNIX_EPOCH},
@@ -53,6 +53,16 @@ pub(super) struct Passed<'t> {
 pub(super) struct Source<'a> {
     pub(super) address: IpAddr,
     pub(super) peer: Option<&'a Peer>,
+}
+
+impl<'a> Source<'a> {
+    fn principal(self) -> Option<&'a [u8]> {
+        self.peer.and_then(|peer| peer.identity.as_ref()).map(|identity| identity.principal().as_bytes())
+    }
+
+    fn sni(self) -> Option<&'a [u8]> {
+        self.peer.and_then(|peer| peer.sni.as_deref()).map(str::as_bytes)
+    }
 }
 
 /// Judges a request. A gateway's requests are judged like those to an application.
@@ -106,6 +116,24 @@ pub(super) async fn authorize<'t>(
         // The second time there is nothing left to ask.
         Decision::Allowed | Decision::Ask { .. } => return Ok(passed),
         Decision::Denied { policy, rule } => Some((policy, rule)),
+        Decision::DeniedByDefault => None,
+    };
+    Err(Denial::Forbidden { why: described(pinned, by, source) })
+}
+
+/// Judges a tunnel to the application behind a listener. What goes through it is not looked at: only the connection's ends are known.
+pub(super) fn authorize_connection(
+    worker: &Worker,
+    pinned: &Pinned,
+    listener: &Listener,
+    source: Source<'_>,
+) -> Result<(), Denial> {
+    let view = ConnectionView { source, listener };
+    let mut observer = Observer { worker, pinned, source };
+    let by = match pinned.table().connection_access(pinned.viewpoint().policy, &view, &mut observer) {
+        Decision::Allowed => return Ok(()),
+        // An authorizer over HTTP has nothing to look at.
+        Decision::Denied { policy, rule } | Decision::Ask { policy, rule, .. } => Some((policy, rule)),
         Decision::DeniedByDefault => None,
     };
     Err(Denial::Forbidden { why: described(pinned, by, source) })
@@ -207,11 +235,11 @@ struct View<'a> {
 
 impl AccessView for View<'_> {
     fn principal(&self) -> Option<&[u8]> {
-        self.source.peer.and_then(|peer| peer.identity.as_ref()).map(|identity| identity.principal().as_bytes())
+        self.source.principal()
     }
 
     fn sni(&self) -> Option<&[u8]> {
-        self.source.peer.and_then(|peer| peer.sni.as_deref()).map(str::as_bytes)
+        self.source.sni()
     }
 
     fn peer_ip(&self) -> IpAddr {
@@ -224,18 +252,11 @@ impl AccessView for View<'_> {
     }
 
     fn destination_ip(&self) -> IpAddr {
-        // A listener on all addresses does not say which one was meant: the application's is.
-        match (self.listener.address.ip(), self.listener.direction) {
-            (ip, Direction::Inbound { application }) if ip.is_unspecified() => application.ip(),
-            (ip, _) => ip,
-        }
+        destination(self.listener).ip()
     }
 
     fn port(&self) -> u16 {
-        match self.listener.direction {
-            Direction::Inbound { application } => application.port(),
-            Direction::Outbound => self.listener.address.port(),
-        }
+        destination(self.listener).port()
     }
 
     fn host(&self) -> &[u8] {
@@ -265,6 +286,77 @@ impl AccessView for View<'_> {
             claims.claim(path, &mut |value| found = found || predicate(value.as_bytes()));
         }
         found
+    }
+}
+
+/// What policies call the destination.
+fn destination(listener: &Listener) -> SocketAddr {
+    match (listener.address, listener.direction) {
+        // A listener on all addresses does not say which one was meant: the application's is.
+        (address, Direction::Inbound { application }) if address.ip().is_unspecified() => application,
+        (address, Direction::Inbound { application }) => SocketAddr::new(address.ip(), application.port()),
+        (address, Direction::Outbound | Direction::Hbone) => address,
+    }
+}
+
+/// What policies see of a connection.
+struct ConnectionView<'a> {
+    source: Source<'a>,
+    listener: &'a Listener,
+}
+
+/// What belongs to HTTP is not asked for.
+impl AccessView for ConnectionView<'_> {
+    fn principal(&self) -> Option<&[u8]> {
+        self.source.principal()
+    }
+
+    fn sni(&self) -> Option<&[u8]> {
+        self.source.sni()
+    }
+
+    fn peer_ip(&self) -> IpAddr {
+        self.source.address
+    }
+
+    fn remote_ip(&self) -> IpAddr {
+        self.source.address
+    }
+
+    fn destination_ip(&self) -> IpAddr {
+        destination(self.listener).ip()
+    }
+
+    fn port(&self) -> u16 {
+        destination(self.listener).port()
+    }
+
+    fn host(&self) -> &[u8] {
+        b""
+    }
+
+    fn method(&self) -> &[u8] {
+        b""
+    }
+
+    fn path(&self) -> &[u8] {
+        b""
+    }
+
+    fn header(&self, _name: &str, _predicate: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        false
+    }
+
+    fn request_principal(&self) -> Option<&[u8]> {
+        None
+    }
+
+    fn claim<'p>(
+        &self,
+        _path: impl Iterator<Item = &'p str> + Clone,
+        _predicate: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> bool {
+        false
     }
 }
 

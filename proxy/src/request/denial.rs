@@ -13,12 +13,12 @@ use meshring_core::{
     table::lookup::NoRoute,
 };
 
-use super::{attempt::NotSecured, grpc};
+use super::{After, attempt::NotSecured, grpc};
 use crate::{
     observe::Record,
     policy::jwt,
     respond::{
-        local::{self, After, Response},
+        local::{self, Response},
         relay::BadBody,
     },
     worker::{Worker, buffers::Input, conn::Conn},
@@ -32,6 +32,10 @@ pub(super) enum Denial {
         no_route: NoRoute,
         host: String,
         namespace: String,
+    },
+    /// A tunnel to an address that is not an application of this workload.
+    NoApplication {
+        host: String,
     },
     NoEndpoint(String),
     ConnectFailed {
@@ -83,7 +87,7 @@ impl Denial {
         match self {
             Self::ConnectNotConfigured => 405,
             Self::Refused(refusal) => refusal.status(),
-            Self::NoRoute { .. } => 404,
+            Self::NoRoute { .. } | Self::NoApplication { .. } => 404,
             Self::NoEndpoint(_) | Self::Overload(_) | Self::Exhausted { .. } => 503,
             Self::ConnectFailed { error, .. } if error.kind() == io::ErrorKind::TimedOut => 504,
             Self::ConnectFailed { .. } | Self::TlsFailed { .. } => 503,
@@ -103,7 +107,7 @@ impl Denial {
     /// Counts it, and logs what an operator must know of: what a client or this machine is to blame for.
     pub(super) fn observe(&self, worker: &Worker, conn: &Conn) {
         let (counter, code, what): (_, _, &dyn std::fmt::Display) = match self {
-            Self::NoRoute { .. } => return worker.stats.add(Counter::NoRoute, 1),
+            Self::NoRoute { .. } | Self::NoApplication { .. } => return worker.stats.add(Counter::NoRoute, 1),
             Self::BadBody(BadBody::TooSlow) => (Counter::BodyTimeouts, BadBody::TooSlow.code(), &BadBody::TooSlow),
             Self::BadBody(bad) => (Counter::RequestsRefused, bad.code(), bad),
             Self::Misdirected => {
@@ -134,6 +138,7 @@ impl Denial {
                 };
                 ("no_route", format!("host {host:?}, asked from namespace {namespace}: {no_route}{hint}"))
             }
+            Self::NoApplication { host } => ("no_route", format!("{host:?} is no application of this workload")),
             Self::NoEndpoint(why) => ("no_endpoint", why.clone()),
             Self::ConnectFailed { address, error } => ("connect_failed", format!("{address}: {error}")),
             Self::TlsFailed { address, error } => (error.code(), format!("{address}: {error}")),
@@ -183,9 +188,9 @@ pub(super) async fn answer(
     edits: &impl HeaderEdits,
 ) -> After {
     record.status(response.status);
-    let after = local::answer(worker, conn, input, head, response, edits).await;
+    let is_kept = local::answer(worker, conn, input, head, response, edits).await;
     record.complete();
-    after
+    if is_kept { After::KeepAlive } else { After::Close }
 }
 
 /// Answers a request whose head is still in the input.
@@ -226,9 +231,9 @@ pub(super) async fn deny(
     record.status(status);
     record.grpc_status(GrpcStatus::new(code));
     let response = Response { status: 200, content_type: "", body: b"", extra: &lines };
-    let after = local::answer(worker, conn, input, head, &response, &NoEdits).await;
+    let is_kept = local::answer(worker, conn, input, head, &response, &NoEdits).await;
     record.complete();
-    after
+    if is_kept { After::KeepAlive } else { After::Close }
 }
 
 /// Answers a request whose head, and perhaps part of its body, has left the input. The connection goes on only where

@@ -29,19 +29,10 @@ pub(crate) struct Response<'a> {
     pub(crate) extra: &'a [u8],
 }
 
-/// Whether the connection can go on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum After {
-    /// With the next request.
-    KeepAlive,
-    /// It is to be closed.
-    Close,
-}
-
 /// How long a client may take to read a last response before the connection goes, in milliseconds.
 pub(crate) const LINGER_MS_MAX: u64 = 1_000;
 
-/// Answers a request whose head is still in the input. A body that is not there in full ends the connection: reading
+/// Answers a request whose head is still in the input. True: the connection can go on with the next one. A body that is not there in full ends the connection: reading
 /// an unknown amount of what nobody wants is no service.
 pub(crate) async fn answer(
     worker: &Worker,
@@ -50,7 +41,7 @@ pub(crate) async fn answer(
     head: &RequestHead,
     response: &Response<'_>,
     edits: &impl HeaderEdits,
-) -> After {
+) -> bool {
     input.consume(head.len);
     // An HTTP/1.0 client would have to be told that the connection stays.
     let keep = head.keep_alive && head.version == Version::Http11 && skip_body(input, head) && !worker.draining();
@@ -64,14 +55,10 @@ pub(crate) async fn answer(
     let result = write_all(&mut conn.write, &mut out).await;
     conn.timer.clear();
     drop(out);
-    match (result, keep) {
-        (Ok(()), true) => After::KeepAlive,
-        (Ok(()), false) => {
-            linger(conn, input).await;
-            After::Close
-        }
-        (Err(_), _) => After::Close,
+    if result.is_ok() && !keep {
+        linger(conn, input).await;
     }
+    result.is_ok() && keep
 }
 
 /// Answers what is not even a request, and ends the connection. Without a buffer of the pool: a refusal is short, and

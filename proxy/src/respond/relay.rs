@@ -8,7 +8,8 @@ use meshring_core::{
         chunked::Event,
         error::{BadResponse, ChunkError, Refusal},
         fields::Fields,
-        head::{BodyFraming, Bounds, Method, Version},
+        head::{BodyFraming, Bounds, Method, Span, Version},
+        request::WEBSOCKET,
         response::{self, ResponseHead},
         serialize::{self, ConnectionOption, ResponseOut},
         status::framing_for,
@@ -481,7 +482,7 @@ pub(crate) enum Failure {
     /// The response head violates HTTP.
     #[error("the upstream's response is malformed: {0} ({code})", code = .0.code())]
     Malformed(#[from] BadResponse),
-    /// 101 without a request for it (RFC 9110 section 15.2.2).
+    /// 101 without a request for it, or to another protocol (RFC 9110 section 15.2.2).
     #[error("the upstream switched protocols without being asked to")]
     UnsolicitedUpgrade,
     /// The client's own request body is to blame; the upstream was cut off before it said anything.
@@ -501,6 +502,8 @@ pub(crate) enum Failure {
 /// A response that went through.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Relayed {
+    /// It was a 101 that the client had asked for: from here on the connections are a tunnel.
+    pub(crate) is_switched: bool,
     /// The upstream connection can carry another request.
     pub(crate) upstream_reusable: bool,
     /// The client's connection can carry another request.
@@ -516,6 +519,8 @@ pub(crate) struct Exchange<'a> {
     pub(crate) method: Method,
     pub(crate) version: Version,
     pub(crate) keep_alive: bool,
+    /// Whether it asks for a WebSocket.
+    pub(crate) is_websocket: bool,
     pub(crate) edits: Edits<'a>,
     /// Ready lines to add.
     pub(crate) extra: &'a [u8],
@@ -556,7 +561,7 @@ pub(crate) async fn relay_response(
         out.clear();
         out.ensure();
         if head.is_switching() {
-            return Err(Failure::UnsolicitedUpgrade);
+            return relay_switch(exchange, fields, &head, input, &from, to, out).await;
         }
         if !head.is_interim() {
             return relay_final(exchange, fields, &head, input, from, to, out).await;
@@ -604,6 +609,39 @@ async fn response_head(
             _ => return Err(closed),
         }
     }
+}
+
+/// The last head of HTTP on both connections. What is behind it in `input` belongs to the new protocol.
+async fn relay_switch(
+    exchange: &Exchange<'_>,
+    fields: &Fields,
+    head: &ResponseHead,
+    input: &mut Input,
+    from: &Side<'_, ReadHalf>,
+    to: Side<'_, WriteHalf>,
+    out: &mut Buffer,
+) -> Result<Relayed, Failure> {
+    let is_meant = |protocol: Span| protocol.of(input.unread()).eq_ignore_ascii_case(WEBSOCKET);
+    if !exchange.is_websocket || !head.upgrade.is_some_and(is_meant) {
+        return Err(Failure::UnsolicitedUpgrade);
+    }
+    exchange.awaits_head.set(false);
+    from.timer.clear();
+    exchange.record.status(head.status);
+    let how = ResponseOut {
+        connection: ConnectionOption::Upgrade,
+        via: true,
+        extra: exchange.extra,
+        ..ResponseOut::new(head, &exchange.edits)
+    };
+    serialize::response_head(out, input.unread(), head, fields, &how);
+    input.consume(head.len);
+    to.timer.set(Patience::response(exchange).next(), Expiry::ShutdownBoth);
+    let result = write_all(to.half, out).await;
+    to.timer.clear();
+    result.map_err(Failure::Client)?;
+    exchange.record.complete();
+    Ok(Relayed { is_switched: true, upstream_reusable: false, downstream_keep: false, keep_alive_timeout_s: None })
 }
 
 async fn relay_final(
@@ -654,7 +692,8 @@ async fn relay_final(
             exchange.record.complete();
             // Bytes behind the end of a response belong to nobody (RFC 9112 section 9.5): that connection is done.
             let upstream_reusable = head.keep_alive && input.is_empty() && head.framing != BodyFraming::UntilClose;
-            Ok(Relayed { upstream_reusable, downstream_keep: keep, keep_alive_timeout_s: head.keep_alive_timeout_s })
+            let keep_alive_timeout_s = head.keep_alive_timeout_s;
+            Ok(Relayed { is_switched: false, upstream_reusable, downstream_keep: keep, keep_alive_timeout_s })
         }
         Err(BodyError::Write(error)) => Err(Failure::Client(error)),
         Err(error) => Err(Failure::Broken(error)),

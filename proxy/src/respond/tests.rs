@@ -104,6 +104,7 @@ fn the_deadline_of_a_response_head_is_gone_once_the_head_has_come() {
             record: &record,
             method: Method::Get,
             version: Version::Http11,
+            is_websocket: false,
             keep_alive: true,
             edits: Edits::default(),
             extra: b"",

@@ -105,14 +105,30 @@ pub(crate) fn decide<'g>(pinned: &'g Pinned, request: &Request<'_>, random: &Ran
         table.route(pinned.regexes(), viewpoint, virtual_host, request, port, &mut Silent)?;
     Ok(match &rule.action {
         ArchivedAction::Forward { first, count, weight_sum } => {
-            let first = first.to_native() as usize;
-            let destinations = &table.destinations[first..first + count.to_native() as usize];
-            let destination = by_weight(destinations, weight_sum.to_native(), random);
+            let (first, count) = (first.to_native() as usize, count.to_native() as usize);
+            let destination = by_weight(&table.destinations[first..first + count], weight_sum.to_native(), random);
             Decision::Forward(Forward { rule, destination, uri })
         }
         ArchivedAction::Redirect(redirect) => Decision::Redirect(rule, redirect),
         ArchivedAction::DirectResponse(direct) => Decision::Direct(rule, direct),
     })
+}
+
+/// Decides on the pinned generation where a tunnel to a host and port leads. There is no path and no field that would belong to
+/// what goes through it, so that only a rule without conditions is meant, and only one that forwards.
+pub(crate) fn tunnel<'g>(pinned: &'g Pinned, request: &Request<'_>, random: &Random) -> Result<Forward<'g>, NoRoute> {
+    let table = pinned.table();
+    let RequestHead { authority, port, .. } = *request.head;
+    let id = table.virtual_host(pinned.viewpoint(), request.text(authority), port, &mut Silent)?;
+    let rule = table.rules(id).iter().find(|rule| rule.matches.is_empty()).ok_or(NoRoute::NoRule(id))?;
+    match &rule.action {
+        ArchivedAction::Forward { first, count, weight_sum } => {
+            let (first, count) = (first.to_native() as usize, count.to_native() as usize);
+            let destination = by_weight(&table.destinations[first..first + count], weight_sum.to_native(), random);
+            Ok(Forward { rule, destination, uri: UriMatch::None })
+        }
+        ArchivedAction::Redirect(_) | ArchivedAction::DirectResponse(_) => Err(NoRoute::NoRule(id)),
+    }
 }
 
 fn by_weight<'g>(destinations: &'g [ArchivedDestination], sum: u32, random: &Random) -> &'g ArchivedDestination {

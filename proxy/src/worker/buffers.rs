@@ -316,6 +316,13 @@ impl Input {
         Some(count)
     }
 
+    /// All that is there, to be written as it is; [`clear`](Self::clear) it then.
+    pub(crate) fn whole(&mut self) -> &mut Buffer {
+        self.bytes.drain(..self.start);
+        self.start = 0;
+        &mut self.bytes
+    }
+
     /// Gives the storage back while nothing is there; the next read takes some again.
     pub(crate) fn release(&mut self) {
         self.bytes.release();

@@ -68,6 +68,15 @@ impl ReadHalf {
         self.tls().is_some_and(|tls| tls.is_truncated())
     }
 
+    /// Whether a stream that has ended may have been reset: the kernel tells only one operation, and that can be a write. A
+    /// connection that was ended by both sides looks like this, too. Of a stream the protocol tells.
+    pub(crate) fn may_be_reset(&self) -> bool {
+        match self {
+            Self::Socket(socket) => super::readiness::peer(socket.fd).is_none(),
+            Self::Stream(_) => false,
+        }
+    }
+
     fn tls(&self) -> Option<&Rc<Tls>> {
         match self {
             Self::Socket(socket) => socket.tls.as_ref(),
@@ -532,6 +541,35 @@ pub(crate) fn pass_trailers(from: &ReadHalf, to: &WriteHalf) {
     if let (ReadHalf::Stream(from), WriteHalf::Stream(to)) = (from, to) {
         to.take_trailers_of(from);
     }
+}
+
+/// Ends one direction behind all that was written: the peer reads that, then an end that it can tell from a cut. The other
+/// direction goes on.
+pub(crate) async fn end(to: &mut WriteHalf) -> io::Result<()> {
+    let to = match to {
+        WriteHalf::Socket(socket) => socket,
+        WriteHalf::Stream(stream) => {
+            stream.end();
+            return Ok(());
+        }
+    };
+    if let Some(tls) = to.tls.clone() {
+        if tls.is_kernel() {
+            while let Err(error) = tls.kernel_end() {
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    return Err(error);
+                }
+                super::readiness::writable(to).await?;
+            }
+        } else {
+            let mut record = tls.buffer();
+            tls.seal_end(&mut record)?;
+            if !record.is_empty() {
+                write_plain(&mut to.socket, &mut record).await?;
+            }
+        }
+    }
+    to.socket.shutdown().await
 }
 
 /// Waits until what must go out before is with the kernel.

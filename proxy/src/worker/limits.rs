@@ -1,7 +1,7 @@
 //! What one worker may use, and how long it waits for a client.
 
 use meshring_core::limits::{
-    BODY_GRACE_MS, BODY_RATE_MIN, BUDGET_BYTES_MAX, CONNECTIONS_PER_WORKER_MAX, REQUEST_HEAD_MS_MAX,
+    BODY_GRACE_MS, BODY_RATE_MIN, BUDGET_BYTES_MAX, CONNECTIONS_PER_WORKER_MAX, REQUEST_HEAD_MS_MAX, TUNNEL_IDLE_MS_MAX,
 };
 
 /// Resolved once at start, from the command line and the machine.
@@ -15,6 +15,8 @@ pub(crate) struct Limits {
     pub(crate) body_grace_ms: u64,
     /// Largest request body, in bytes; `u64::MAX` for any.
     pub(crate) request_body_bytes_max: u64,
+    /// Silence in both directions of a tunnel, in milliseconds.
+    pub(crate) tunnel_idle_ms_max: u64,
     /// Bytes in buffers outside of the pool, beyond which new requests are refused.
     pub(crate) buffer_bytes_max: usize,
     /// Downstream connections.
@@ -29,6 +31,7 @@ impl Default for Limits {
             body_rate_min: BODY_RATE_MIN,
             body_grace_ms: BODY_GRACE_MS,
             request_body_bytes_max: u64::MAX,
+            tunnel_idle_ms_max: TUNNEL_IDLE_MS_MAX,
             buffer_bytes_max: BUDGET_BYTES_MAX,
             connections_max: CONNECTIONS_PER_WORKER_MAX,
         }

@@ -49,6 +49,7 @@ use self::{
     limits::Limits,
     mailbox::{Mailboxes, Message},
     refusals::RefusalLog,
+    tasks::StreamTasks,
 };
 use crate::{
     accept::{self, Direction, Listener},
@@ -109,6 +110,7 @@ pub(crate) struct Worker {
     /// Second descriptors of the listening sockets, to shut them when draining.
     sockets: RefCell<Vec<StdTcpListener>>,
     scratches: RefCell<Vec<Scratch>>,
+    stream_tasks: StreamTasks,
     draining: Cell<bool>,
     memory_pressure: Arc<AtomicBool>,
     refusals: RefusalLog,
@@ -268,6 +270,7 @@ fn build(start: Start) -> std::io::Result<(Rc<Worker>, Vec<StdTcpListener>, StdU
         listeners,
         sockets: RefCell::new(seconds),
         scratches: RefCell::default(),
+        stream_tasks: StreamTasks::default(),
         draining: Cell::new(false),
         memory_pressure: start.memory_pressure,
         refusals: RefusalLog::default(),

@@ -462,6 +462,27 @@ fn item_56_only_a_nominated_upgrade_to_one_protocol_other_than_h2c_counts() {
 }
 
 #[test]
+fn only_a_get_that_announces_no_body_begins_a_websocket() {
+    let is_websocket = |method: &str, lines: &str| {
+        let bytes = format!("{method} / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\n{lines}\r\n");
+        parsed(bytes.as_bytes()).0.is_websocket(bytes.as_bytes())
+    };
+    assert!(is_websocket("GET", "Upgrade: websocket\r\n"));
+    assert!(is_websocket("GET", "upgrade: WebSocket\r\n"));
+    for lines in
+        ["", "Upgrade: websocket/13\r\n", "Upgrade: h2c\r\n", "Upgrade: websocket, h2c\r\n", "Upgrade: web\r\n"]
+    {
+        assert!(!is_websocket("GET", lines), "{lines}");
+    }
+    for lines in ["Content-Length: 0\r\n", "Content-Length: 5\r\n", "Transfer-Encoding: chunked\r\n"] {
+        assert!(!is_websocket("GET", &format!("Upgrade: websocket\r\n{lines}")), "{lines}");
+    }
+    for method in ["POST", "HEAD", "get", "OPTIONS"] {
+        assert!(!is_websocket(method, "Upgrade: websocket\r\n"), "{method}");
+    }
+}
+
+#[test]
 fn item_67_only_idempotent_methods_may_be_sent_twice() {
     let methods = ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "POST", "PATCH", "CONNECT", "get", "LOCK"];
     let idempotent = methods.map(|name| Method::named(name.as_bytes()).is_idempotent());

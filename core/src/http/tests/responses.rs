@@ -113,6 +113,14 @@ fn item_53_a_101_that_nobody_asked_for_names_no_protocol() {
     assert!(head.is_switching() && head.upgrade.is_none());
     let (head, _) = responded(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n\r\n");
     assert!(head.is_switching() && head.upgrade.is_none());
+    // Nor does one of a version that has none, or one that names two.
+    for (version, protocols) in
+        [("1.0", "Upgrade: websocket\r\n"), ("1.1", "Upgrade: websocket\r\nUpgrade: websocket\r\n")]
+    {
+        let bytes = format!("HTTP/{version} 101 Switching Protocols\r\nConnection: upgrade\r\n{protocols}\r\n");
+        let (head, _) = responded(bytes.as_bytes());
+        assert!(head.is_switching() && head.upgrade.is_none(), "{bytes}");
+    }
 }
 
 #[test]

@@ -145,6 +145,48 @@ impl ArchivedTable {
         Decision::Allowed
     }
 
+    /// Decides about a connection of which nothing but its ends is known: a rule about HTTP never allows one, and in the policies of
+    /// the other actions what is about HTTP is left out, so that they match more rather than less (Istio's reading of rules for
+    /// TCP). One decision for each connection: a scan of all rules will do, and the index, which files rules by what they say about
+    /// HTTP, would not.
+    pub fn connection_access(
+        &self,
+        inbound_policy: Option<usize>,
+        view: &impl AccessView,
+        observer: &mut impl AccessObserver,
+    ) -> Decision {
+        let Some(index) = inbound_policy.and_then(|position| self.access_index(position)) else {
+            return Decision::Allowed;
+        };
+        let (mut denied, mut allowed) = (None, None);
+        for position in index.policies.iter().map(|position| position.to_native()) {
+            let policy = &self.authorization[position as usize];
+            let is_allow = policy.action == ArchivedPolicyAction::Allow;
+            let Some(rule) = policy.rules.iter().position(|rule| rule.matches_connection(view, is_allow)) else {
+                continue;
+            };
+            let rule = rule as u32;
+            match policy.action {
+                _ if policy.dry_run => observer.observed(position, rule),
+                ArchivedPolicyAction::Audit => observer.observed(position, rule),
+                ArchivedPolicyAction::Custom(ext_authz) => {
+                    return Decision::Ask { ext_authz: ext_authz.to_native(), policy: position, rule };
+                }
+                ArchivedPolicyAction::Deny => denied = denied.or(Some((position, rule))),
+                ArchivedPolicyAction::Allow => allowed = allowed.or(Some((position, rule))),
+            }
+        }
+        match (denied, allowed) {
+            (Some((policy, rule)), _) => Decision::Denied { policy, rule },
+            (None, Some((policy, rule))) => {
+                observer.allowed_by(policy, rule);
+                Decision::Allowed
+            }
+            (None, None) if index.allows => Decision::DeniedByDefault,
+            (None, None) => Decision::Allowed,
+        }
+    }
+
     /// The index of an inbound policy; `None` where it has no AuthorizationPolicies.
     fn access_index(&self, inbound_policy: usize) -> Option<&ArchivedAccessIndex> {
         self.access_indexes.get(self.access_index_of.get(inbound_policy)?.to_native() as usize)
@@ -200,6 +242,46 @@ impl ArchivedAccessRule {
             return Some(Failure::To);
         }
         self.when.iter().position(|condition| !condition.holds(view)).map(Failure::When)
+    }
+}
+
+impl ArchivedAccessRule {
+    /// Whether a connection matches, see [`ArchivedTable::connection_access`].
+    fn matches_connection(&self, view: &impl AccessView, is_allow: bool) -> bool {
+        let terms = || self.from.iter().chain(self.to.iter()).flat_map(|term| term.conditions.iter());
+        if is_allow && terms().chain(self.when.iter()).any(|condition| condition.attribute.is_http()) {
+            return false;
+        }
+        let holds = |condition: &ArchivedAccessCondition| condition.attribute.is_http() || condition.holds(view);
+        let any = |terms: &[ArchivedAccessTerm]| {
+            terms.is_empty() || terms.iter().any(|term| term.conditions.iter().all(holds))
+        };
+        any(&self.from) && any(&self.to) && self.when.iter().all(holds)
+    }
+}
+
+impl ArchivedAttribute {
+    /// Whether only a request has it, and no connection.
+    fn is_http(&self) -> bool {
+        match self {
+            Self::Principal
+            | Self::Namespace
+            | Self::ServiceAccount
+            | Self::TrustDomain
+            | Self::SourceIp
+            | Self::RemoteIp
+            | Self::Port
+            | Self::DestinationIp
+            | Self::Sni => false,
+            Self::RequestPrincipal
+            | Self::Host
+            | Self::Method
+            | Self::Path
+            | Self::Header(_)
+            | Self::Audiences
+            | Self::Presenter
+            | Self::Claim(_) => true,
+        }
     }
 }
 

@@ -129,6 +129,11 @@ fn decide(policies: Vec<AuthorizationPolicy>, request: &Request) -> Decision {
     snapshot.table().access(Some(0), Stage::First, request, &mut Unheard)
 }
 
+fn decide_connection(policies: Vec<AuthorizationPolicy>, request: &Request) -> Decision {
+    let snapshot = opened(&table(policies)).expect("a sound table");
+    snapshot.table().connection_access(Some(0), request, &mut Unheard)
+}
+
 /// Each rule in order, as Istio describes it, without index.
 fn reference(snapshot: &Snapshot, request: &Request) -> (Decision, Heard) {
     let table = snapshot.table();
@@ -173,6 +178,52 @@ fn actions_decide_in_istios_order() {
     assert_eq!(decide(vec![dry], &request), Decision::Allowed);
     let dry = AuthorizationPolicy { dry_run: true, ..policy(PolicyAction::Allow, vec![]) };
     assert_eq!(decide(vec![dry], &request), Decision::Allowed, "a dry run of ALLOW denies nobody");
+}
+
+#[test]
+fn a_rule_about_http_never_allows_a_connection_and_denies_more_of_them() {
+    let request = Request::default();
+    let source = |text: &str| condition(Attribute::Namespace, vec![exact(text)], vec![]);
+    let http = [
+        condition(Attribute::Path, vec![exact("/api/v1/items")], vec![]),
+        condition(Attribute::Method, vec![], vec![exact("POST")]),
+        condition(Attribute::Host, vec![AccessValue::Present], vec![]),
+        condition(Attribute::Header("x".into()), vec![], vec![exact("y")]),
+        condition(Attribute::Claim(vec!["c".into()]), vec![], vec![exact("y")]),
+        condition(Attribute::RequestPrincipal, vec![], vec![exact("y")]),
+    ];
+    for about_http in http {
+        let rule = |namespace: &str, is_when: bool| {
+            let term = |conditions| vec![AccessTerm { conditions }];
+            let (to, when) =
+                if is_when { (vec![], vec![about_http.clone()]) } else { (term(vec![about_http.clone()]), vec![]) };
+            AccessRule { line: 1, from: term(vec![source(namespace)]), to, when }
+        };
+        for is_when in [false, true] {
+            let allow = vec![policy(PolicyAction::Allow, vec![rule("a", is_when)])];
+            assert_eq!(decide(allow.clone(), &request), Decision::Allowed, "{about_http:?}");
+            assert_eq!(decide_connection(allow, &request), Decision::DeniedByDefault, "{about_http:?}");
+            let deny = |namespace| vec![policy(PolicyAction::Deny, vec![rule(namespace, is_when)])];
+            assert_eq!(
+                decide_connection(deny("a"), &request),
+                Decision::Denied { policy: 0, rule: 0 },
+                "{about_http:?}"
+            );
+            assert_eq!(decide_connection(deny("b"), &request), Decision::Allowed, "{about_http:?}");
+            let ask = vec![policy(PolicyAction::Custom(0), vec![rule("b", is_when)])];
+            assert_eq!(decide_connection(ask, &request), Decision::Allowed, "{about_http:?}");
+        }
+    }
+    // One alternative about HTTP spoils the whole rule, but not the next one.
+    let alternatives = vec![
+        AccessTerm { conditions: vec![condition(Attribute::Port, vec![AccessValue::Port(8080)], vec![])] },
+        AccessTerm { conditions: vec![condition(Attribute::Path, vec![exact("/")], vec![])] },
+    ];
+    let mixed = AccessRule { to: alternatives, ..AccessRule::default() };
+    let allow = |rules| vec![policy(PolicyAction::Allow, rules)];
+    assert_eq!(decide_connection(allow(vec![mixed.clone()]), &request), Decision::DeniedByDefault);
+    let port = when(Attribute::Port, AccessValue::Port(8080));
+    assert_eq!(decide_connection(allow(vec![mixed, port]), &request), Decision::Allowed);
 }
 
 #[test]
@@ -386,6 +437,31 @@ fn any_request() -> impl Strategy<Value = Request> {
 }
 
 proptest! {
+    #[test]
+    fn a_connection_is_judged_as_a_request_where_no_rule_is_about_http(
+        policies in prop::collection::vec(any_policy(), 0..6),
+        request in any_request(),
+    ) {
+        let is_http = |condition: &AccessCondition| {
+            matches!(condition.attribute, Attribute::Host | Attribute::Path | Attribute::Header(_) | Attribute::Claim(_))
+        };
+        let mut policies = policies;
+        for rule in policies.iter_mut().flat_map(|policy| policy.rules.iter_mut()) {
+            rule.when.retain(|condition| !is_http(condition));
+            for terms in [&mut rule.from, &mut rule.to] {
+                terms.iter_mut().for_each(|term| term.conditions.retain(|condition| !is_http(condition)));
+            }
+        }
+        let snapshot = opened(&table(policies)).expect("a sound table");
+        let mut heard = Heard::default();
+        let decision = snapshot.table().connection_access(Some(0), &request, &mut heard);
+        let (wanted, mut told) = reference(&snapshot, &request);
+        prop_assert_eq!(decision, wanted);
+        heard.observed.sort_unstable();
+        told.observed.sort_unstable();
+        prop_assert_eq!((heard.observed, heard.allowed), (told.observed, told.allowed));
+    }
+
     #[test]
     fn the_index_finds_what_a_scan_finds(
         policies in prop::collection::vec(any_policy(), 0..6),

@@ -89,6 +89,7 @@ fn what_the_command_line_says_holds() {
         "--buffer-bytes-max=1048576",
         "--connections-max=60000",
         "--request-body-max=1000",
+        "--tunnel-idle-timeout=60s",
     ];
     let limits = limits(&tuning(&arguments), 2, 100, &Memory { bytes: MIB, cgroup: None });
     let expected = Limits {
@@ -96,6 +97,7 @@ fn what_the_command_line_says_holds() {
         body_rate_min: 0,
         body_grace_ms: 2_000,
         request_body_bytes_max: 1_000,
+        tunnel_idle_ms_max: 60_000,
         buffer_bytes_max: 1_048_576,
         connections_max: 60_000,
     };

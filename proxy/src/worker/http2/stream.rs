@@ -167,6 +167,11 @@ impl Stream {
         }
     }
 
+    /// Ends our direction of a tunnel.
+    pub(crate) fn end(&self) {
+        self.outgoing.borrow_mut().end();
+    }
+
     /// Ends it with an error: the peer must not take what it has for all of the message.
     pub(crate) fn abort(&self) {
         self.outgoing.borrow_mut().reset(Reason::INTERNAL_ERROR);

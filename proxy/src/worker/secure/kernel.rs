@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use rustls::{ContentType, ExtractedSecrets};
 
 use super::{
-    KEY_UPDATE_MESSAGE, KeySchedule, Tls,
+    ALERT_WARNING, CLOSE_NOTIFY, KEY_UPDATE_MESSAGE, KeySchedule, Tls,
     record::{BadRecord, Content, PLAINTEXT_BYTES_MAX, RecordKey},
 };
 use crate::worker::{
@@ -113,6 +113,16 @@ impl Tls {
         // Its count begins anew.
         writer.key = RecordKey::new(&secrets, sequence, version).map_err(io::Error::other)?;
         writer.closed = false;
+        Ok(())
+    }
+
+    /// Says on a socket in the kernel's hands that nothing more comes. `WouldBlock`: wait until it takes more, and ask again.
+    pub(crate) fn kernel_end(&self) -> io::Result<()> {
+        let mut writer = self.writer.borrow_mut();
+        if !writer.closed {
+            ktls::send_record(self.fd, ContentType::Alert, &[ALERT_WARNING, CLOSE_NOTIFY])?;
+            writer.closed = true;
+        }
         Ok(())
     }
 

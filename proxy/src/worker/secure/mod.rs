@@ -418,6 +418,17 @@ impl Tls {
         self.alert(ALERT_WARNING, CLOSE_NOTIFY);
     }
 
+    /// As [`close`](Self::close), into an empty buffer, which stays empty where it was said before. Between two writes of the one
+    /// who writes.
+    pub(crate) fn seal_end(&self, out: &mut Buffer) -> io::Result<()> {
+        let mut writer = self.writer.borrow_mut();
+        if std::mem::replace(&mut writer.closed, true) {
+            return Ok(());
+        }
+        let end = [ALERT_WARNING, CLOSE_NOTIFY];
+        writer.key.seal(Content::Alert, &end, out).map_err(|bad| io::Error::new(io::ErrorKind::InvalidData, bad))
+    }
+
     /// Says why the connection ends.
     pub(crate) fn fail(&self, description: u8) {
         self.alert(ALERT_FATAL, description);

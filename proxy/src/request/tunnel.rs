@@ -1,0 +1,293 @@
+//! A tunnel: two connections that are one from here on, for whatever protocol (RFC 9110 sections 7.8 and 9.3.6).
+//!
+//! Each direction has one buffer, which it gives back while nothing comes, and the slower side sets its pace. A half that is
+//! closed is closed on the other side, too, behind all that came before, while the other direction goes on; a reset becomes a
+//! reset.
+
+use std::{
+    cell::Cell,
+    io,
+    pin::{Pin, pin},
+};
+
+use meshring_core::{
+    limits::{BUFFER_BYTES, BUFFERS_IN_A_ROW_MAX, HOLD_BUFFER_MS_MAX, LINGER_BYTES_MAX, TUNNEL_BROKEN_MS_MAX},
+    stats::{Counter, WorkerSlots},
+};
+
+use crate::{
+    respond::relay::Side,
+    upstream::Lease,
+    worker::{
+        Worker,
+        buffers::Input,
+        conn::{Conn, ReadHalf, WriteHalf, end, is_canceled, readable, write_all},
+        deadlines::{Expiry, Timer, now_ms},
+        join::{both, yield_now},
+    },
+};
+
+/// At most so many bytes are read at once: they fit one TLS record.
+const READ_BYTES_MAX: usize = 16 * 1024;
+
+/// A client's connection that became a tunnel, but for the client's side.
+#[derive(Debug)]
+pub(crate) struct Tunnel {
+    /// The endpoint counts it as a request in flight.
+    lease: Lease,
+    /// What came before it was open.
+    from_client: Input,
+    from_upstream: Input,
+}
+
+/// How a direction has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// To its end, which was passed on; or with the time.
+    Whole,
+    /// It looks so, but the other direction's write to the sender, which fails, knows better: nothing was passed on.
+    Unclear,
+    /// Its sender is gone without an end.
+    ReadFailed,
+    /// Its receiver is gone.
+    WriteFailed {
+        /// It was reset before it had ended its side.
+        is_reset: bool,
+    },
+}
+
+/// What both directions know of a connection.
+struct End {
+    /// For the limit of time of the whole tunnel.
+    timer: Timer,
+    /// Whether a write to it is on its way, or has failed.
+    is_written: Cell<bool>,
+}
+
+impl End {
+    fn of(conn: &Conn) -> Self {
+        Self { timer: conn.second_timer(), is_written: Cell::new(false) }
+    }
+}
+
+/// The limit of time for both directions together: whatever moves in one of them keeps both.
+struct Patience {
+    client: End,
+    upstream: End,
+    ms_max: Cell<u64>,
+}
+
+impl Patience {
+    /// Something has moved.
+    fn renew(&self) {
+        let at_ms = now_ms().saturating_add(self.ms_max.get());
+        self.client.timer.set(at_ms, Expiry::ShutdownBoth);
+        self.upstream.timer.set(at_ms, Expiry::ShutdownBoth);
+    }
+
+    /// Whether the connections were ended by us.
+    fn is_over(&self) -> bool {
+        self.client.timer.has_expired() || self.upstream.timer.has_expired()
+    }
+
+    /// One direction has broken: the other one may only bring what is on its way.
+    fn shorten(&self) {
+        self.ms_max.set(TUNNEL_BROKEN_MS_MAX);
+        self.renew();
+    }
+}
+
+/// Counts an open tunnel.
+struct Open<'w>(&'w WorkerSlots);
+
+impl<'w> Open<'w> {
+    fn count(stats: &'w WorkerSlots) -> Self {
+        stats.add(Counter::Tunnels, 1);
+        stats.add(Counter::TunnelsActive, 1);
+        Self(stats)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.subtract(Counter::TunnelsActive, 1);
+    }
+}
+
+impl Tunnel {
+    /// To the upstream of a lease. What both have sent already goes first.
+    pub(super) fn new(lease: Lease, from_client: Input, from_upstream: Input) -> Self {
+        Self { lease, from_client, from_upstream }
+    }
+
+    /// Passes bytes on until both directions have ended. No generation is held meanwhile: a tunnel may last for days. Everything is
+    /// borrowed, since a future keeps what it is given twice.
+    pub(crate) async fn run(&mut self, worker: &Worker, client: &mut Conn) {
+        let stats = &worker.stats;
+        let _open = Open::count(stats);
+        let upstream = &mut self.lease.conn;
+        let (up, down) = {
+            // Dropped before the connections, whose timers they are.
+            let ms_max = Cell::new(worker.limits.tunnel_idle_ms_max);
+            let patience = Patience { client: End::of(client), upstream: End::of(upstream), ms_max };
+            patience.renew();
+            let mut up = Way {
+                from: Side { half: &mut client.read, timer: &client.timer },
+                to: &mut upstream.write,
+                input: &mut self.from_client,
+                patience: &patience,
+                ends: (&patience.client, &patience.upstream),
+                stats,
+                bytes: Counter::TunnelUpstreamBytes,
+            };
+            let mut down = Way {
+                from: Side { half: &mut upstream.read, timer: &upstream.timer },
+                to: &mut client.write,
+                input: &mut self.from_upstream,
+                patience: &patience,
+                ends: (&patience.upstream, &patience.client),
+                stats,
+                bytes: Counter::TunnelDownstreamBytes,
+            };
+            both(pin!(up.pass()), pin!(down.pass())).await
+        };
+        match (up, down) {
+            (Ended::Whole, Ended::Whole) => {}
+            // It has got all, or gets its end now, but closing with unread input would take that from it.
+            (Ended::WriteFailed { .. }, Ended::Whole) | (Ended::WriteFailed { is_reset: false }, Ended::Unclear) => {
+                client.drain(LINGER_BYTES_MAX, TUNNEL_BROKEN_MS_MAX).await;
+            }
+            (Ended::Whole, Ended::WriteFailed { .. }) | (Ended::Unclear, Ended::WriteFailed { is_reset: false }) => {
+                upstream.drain(LINGER_BYTES_MAX, TUNNEL_BROKEN_MS_MAX).await;
+            }
+            _ => {
+                client.abort();
+                upstream.abort();
+            }
+        }
+    }
+}
+
+/// One direction.
+struct Way<'a> {
+    from: Side<'a, ReadHalf>,
+    to: &'a mut WriteHalf,
+    input: &'a mut Input,
+    patience: &'a Patience,
+    /// The sender and the receiver.
+    ends: (&'a End, &'a End),
+    stats: &'a WorkerSlots,
+    bytes: Counter,
+}
+
+impl Way<'_> {
+    /// While nothing comes, this small future is all there is.
+    async fn pass(&mut self) -> Ended {
+        let ended = loop {
+            if let Some(ended) = self.burst().await {
+                break ended;
+            }
+            if readable(self.from.half).await.is_err() {
+                break Ended::ReadFailed;
+            }
+        };
+        if matches!(ended, Ended::ReadFailed | Ended::WriteFailed { .. }) {
+            self.patience.shorten();
+        }
+        if ended == Ended::ReadFailed {
+            // Nobody is there to take what the other direction brings: it need not go on waiting for it.
+            self.ends.1.timer.shutdown(Expiry::ShutdownRead);
+        }
+        ended
+    }
+
+    /// Passes on what is there and what comes; `None` once nothing has come for a moment. Not an `async fn`: see `requests` in
+    /// `accept`.
+    fn burst(&mut self) -> Pin<Box<dyn Future<Output = Option<Ended>> + '_>> {
+        Box::pin(async {
+            let mut written: u32 = 0;
+            loop {
+                if !self.input.is_empty() {
+                    let count = self.input.unread().len() as u64;
+                    self.ends.1.is_written.set(true);
+                    if let Err(error) = write_all(self.to, self.input.whole()).await {
+                        return Some(Ended::WriteFailed { is_reset: error.kind() == io::ErrorKind::ConnectionReset });
+                    }
+                    self.ends.1.is_written.set(false);
+                    self.input.clear();
+                    self.stats.add(self.bytes, count);
+                    self.patience.renew();
+                    written = written.wrapping_add(1);
+                    if written.is_multiple_of(BUFFERS_IN_A_ROW_MAX) {
+                        yield_now().await;
+                    }
+                }
+                match self.read_soon().await {
+                    Ok(None) => return None,
+                    Ok(Some(0)) => return Some(self.end().await),
+                    Ok(Some(_)) => self.patience.renew(),
+                    Err(_) => return Some(Ended::ReadFailed),
+                }
+            }
+        })
+    }
+
+    /// Reads with a buffer in hand, for a moment only: it is given back when nothing comes.
+    async fn read_soon(&mut self) -> io::Result<Option<usize>> {
+        let Side { half, timer } = &mut self.from;
+        timer.set(now_ms() + HOLD_BUFFER_MS_MAX, Expiry::CancelRead);
+        let result = self.input.fill_cancelable(half, READ_BYTES_MAX, BUFFER_BYTES, timer.cancel_handle()).await;
+        timer.clear();
+        timer.forget_cancel();
+        match result {
+            Err(error) if is_canceled(&error) => {
+                self.input.release();
+                timer.drop_canceller();
+                Ok(None)
+            }
+            result => result.map(Some),
+        }
+    }
+
+    /// The sender has ended, or it looks so.
+    async fn end(&mut self) -> Ended {
+        self.input.release();
+        let (sender, half) = (self.ends.0, &self.from.half);
+        if self.patience.is_over() {
+            return Ended::Whole;
+        }
+        if half.is_truncated() {
+            return Ended::ReadFailed;
+        }
+        if sender.is_written.get() && half.may_be_reset() {
+            return Ended::Unclear;
+        }
+        if end(self.to).await.is_ok() { Ended::Whole } else { Ended::WriteFailed { is_reset: false } }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::{
+        testing::{on_each_driver, pair},
+        upstream::Reuse,
+    };
+
+    #[test]
+    fn the_future_of_a_tunnel_is_small() {
+        on_each_driver(async |worker| {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let endpoint = worker.endpoints.of(listener.local_addr().unwrap(), None);
+            let lease = endpoint.lease(&worker.deadlines, Reuse::Never, 1_000).await.unwrap();
+            let (mut client, _peer) = pair(&worker);
+            let input = || Input::new(worker.buffers.lazy());
+            let mut tunnel = Tunnel::new(lease, input(), input());
+            let bytes = size_of_val(&tunnel.run(&worker, &mut client)) + size_of::<Tunnel>();
+            // Thousands of WebSockets wait for most of their life.
+            assert!(bytes <= 1_024, "{bytes} bytes");
+        });
+    }
+}

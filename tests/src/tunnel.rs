@@ -1,0 +1,176 @@
+//! Both ends of a tunnel in a test's hand, over one sidecar, over two, and over two with mutual TLS between them.
+
+use std::{
+    io::ErrorKind,
+    net::{SocketAddr, TcpListener},
+    time::Duration,
+};
+
+use rustix::net::sockopt;
+
+use crate::{
+    client::Client,
+    proxy::{Driver, Proxy, ProxyBuilder},
+    table::World,
+    tls::{Mesh, peer_authentication},
+    wait,
+    wire::is_truncation,
+};
+
+/// What a read or write may take before it fails the test.
+const IO_PATIENCE: Duration = Duration::from_secs(20);
+
+/// A server whose connections a test takes one by one and serves itself.
+#[derive(Debug)]
+pub struct Application {
+    listener: TcpListener,
+}
+
+impl Application {
+    /// On a free port.
+    #[must_use]
+    pub fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        listener.set_nonblocking(true).expect("a socket");
+        Self { listener }
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.listener.local_addr().expect("a bound socket")
+    }
+
+    /// The next connection, if it is there.
+    #[must_use]
+    pub fn try_accept(&self) -> Option<Client> {
+        match self.listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false).expect("a socket");
+                stream.set_nodelay(true).expect("a socket");
+                stream.set_read_timeout(Some(IO_PATIENCE)).expect("a socket");
+                stream.set_write_timeout(Some(IO_PATIENCE)).expect("a socket");
+                Some(Client::over(stream))
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+            Err(error) => panic!("no connection: {error}"),
+        }
+    }
+
+    /// The next connection.
+    ///
+    /// # Panics
+    /// When nobody connects.
+    #[must_use]
+    pub fn accept(&self) -> Client {
+        wait::until("a connection to the application", || self.try_accept())
+    }
+}
+
+/// A WebSocket handshake with the key of RFC 6455 section 1.3.
+pub const HANDSHAKE: &str = "GET /chat HTTP/1.1\r\nhost: reviews\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+/// The answer to it.
+pub const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+    Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+
+/// Sidecars between a client and an application.
+#[derive(Debug)]
+pub enum Way {
+    /// The client's.
+    One(Proxy),
+    /// The client's and the application's.
+    Two(Proxy, Proxy),
+    /// Likewise, with mutual TLS between them.
+    Mutual(Box<Mesh>),
+}
+
+impl Way {
+    /// Over one sidecar with further settings.
+    #[must_use]
+    pub fn one(driver: Driver, to: &Application, configure: impl FnOnce(ProxyBuilder) -> ProxyBuilder) -> Self {
+        Self::One(Proxy::alone_with(&World::with_service("reviews", to.address()), |builder| {
+            configure(builder.driver(driver))
+        }))
+    }
+
+    /// Over each kind of way.
+    #[must_use]
+    pub fn all(driver: Driver, to: &Application) -> [Self; 3] {
+        let empty = World::new().snapshot();
+        let second = Proxy::alone_with(&empty, |builder| builder.driver(driver).inbound(to.address()));
+        let first = Proxy::alone(&World::with_service("reviews", second.inbound()[0]), driver);
+        let mode = peer_authentication("STRICT", "");
+        let mesh = Mesh::start(driver, &[to.address()], &[("mode.yaml", &mode)]);
+        [Self::one(driver, to, |builder| builder), Self::Two(first, second), Self::Mutual(Box::new(mesh))]
+    }
+
+    /// The sidecar of the client.
+    #[must_use]
+    pub fn first(&self) -> &Proxy {
+        match self {
+            Self::One(proxy) | Self::Two(proxy, _) => proxy,
+            Self::Mutual(mesh) => &mesh.client,
+        }
+    }
+
+    /// A tunnel: a WebSocket, whose frames nobody looks at.
+    ///
+    /// # Panics
+    /// When it does not open.
+    #[must_use]
+    #[track_caller]
+    pub fn open(&self, application: &Application) -> Ends {
+        let mut client = self.first().connect();
+        client.send(HANDSHAKE);
+        let mut upstream = application.accept();
+        upstream.head();
+        upstream.send(SWITCH);
+        assert_eq!(client.head().line, "HTTP/1.1 101 Switching Protocols");
+        Ends { client, upstream }
+    }
+}
+
+/// The two ends.
+#[derive(Debug)]
+pub struct Ends {
+    /// Whose sidecar it goes through.
+    pub client: Client,
+    /// Who was asked.
+    pub upstream: Client,
+}
+
+impl Ends {
+    /// Asserts that bytes get through each way.
+    ///
+    /// # Panics
+    /// When they do not.
+    #[track_caller]
+    pub fn expect_open(&mut self) {
+        self.client.send("up");
+        assert_eq!(self.upstream.bytes(2), b"up");
+        self.upstream.send("down");
+        assert_eq!(self.client.bytes(4), b"down");
+    }
+}
+
+/// Ends a connection with a reset instead of FIN.
+///
+/// # Panics
+/// When that cannot be set.
+pub fn reset(end: Client) {
+    sockopt::set_socket_linger(end.stream(), Some(Duration::ZERO)).expect("a socket");
+    drop(end);
+}
+
+/// Asserts that a connection ends with a reset, not with FIN, which would look like the end of the conversation.
+///
+/// # Panics
+/// When it does not.
+#[track_caller]
+pub fn expect_reset(end: &mut Client) {
+    match end.rest() {
+        Ok(rest) => panic!("FIN behind {:?}", String::from_utf8_lossy(&rest)),
+        Err(error) => assert!(is_truncation(&error), "{error:#}"),
+    }
+}
