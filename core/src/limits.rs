@@ -158,9 +158,11 @@ pub const HTTP2_STREAMS_MAX: u32 = 100;
 pub const HTTP2_UPSTREAM_STREAMS_MAX: usize = 1024;
 /// What a peer may send on one stream before we have given it on, in bytes: four buffers, and the protocol's own default.
 pub const HTTP2_STREAM_WINDOW_BYTES: u32 = 64 * 1024;
-/// Likewise on all streams of a connection, in bytes: eight streams at full speed. What lies in it is the peer's, not
-/// ours: a reader that stalls stops its sender.
-pub const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 512 * 1024;
+/// Likewise on all streams of a downstream connection, in bytes: as much as they may send together. With less, streams whose
+/// receivers stall would hold up the others, which on a connection between two sidecars are other clients'.
+pub const HTTP2_CONNECTION_WINDOW_BYTES: u32 = HTTP2_STREAMS_MAX * HTTP2_STREAM_WINDOW_BYTES;
+/// Likewise of an upstream connection, in bytes: one client that reads nothing must not stop what others have asked for.
+pub const HTTP2_UPSTREAM_WINDOW_BYTES: u32 = HTTP2_UPSTREAM_STREAMS_MAX as u32 * HTTP2_STREAM_WINDOW_BYTES;
 /// What a stream keeps for a peer that gives it no credit, in bytes: a buffer.
 pub const HTTP2_SEND_BUFFER_BYTES_MAX: usize = 16 * 1024;
 /// Largest header list, in bytes as RFC 9113 section 6.5.2 counts them: what the bounds of a head leave room for.

@@ -1,7 +1,7 @@
 //! Windows of HTTP/2: large bodies arrive whole, who does not read costs little, and one slow stream holds up no other.
 #![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
-use std::time::Duration;
+use std::{sync::Mutex, time::Duration};
 
 use meshring_core::table::model::UpstreamProtocol;
 use meshring_tests::{
@@ -107,14 +107,23 @@ fn a_client_without_window_does_not_hold_up_its_other_streams(driver: Driver) {
 }
 
 fn streams_that_nobody_reads_do_not_hold_up_those_of_other_clients(driver: Driver) {
-    let application = Application::answering(|connection, stream, message| {
-        let large = message.fields.value(":path") == Some("/large");
+    let stuck = Mutex::new(Vec::new());
+    let application = Application::answering(move |connection, stream, message| {
+        let is_large = message.fields.value(":path") == Some("/large");
         let _ = connection.try_send(headers(stream, block(&[(":status", "200")]), false));
-        if large {
-            // As much as the proxy takes for a stream at once.
-            let all = connection.within_windows(stream);
-            let _ = connection.try_send(all);
-        } else {
+        let mut stuck = stuck.lock().unwrap();
+        if is_large {
+            stuck.push(stream);
+        }
+        // As much as the proxy takes for those that are stuck, also of the credit that comes back meanwhile.
+        for _ in 0..3 {
+            connection.settle();
+            for &stream in stuck.iter() {
+                let all = connection.within_windows(stream);
+                let _ = connection.try_send(all);
+            }
+        }
+        if !is_large {
             let _ = connection.offer(stream, &[7; 10_000], true);
         }
     });

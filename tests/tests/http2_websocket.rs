@@ -3,7 +3,7 @@
 
 use meshring_core::table::model::UpstreamProtocol;
 use meshring_tests::{
-    frames::{self, block, code},
+    frames::{block, code},
     h2::Connection,
     h2_application::Hop,
     on_both_drivers,
@@ -104,5 +104,4 @@ fn an_extended_connect_that_is_malformed_ends_its_stream(driver: Driver) {
     let with_path = [(":method", "CONNECT"), (":authority", "echo:80"), (":path", "/"), (":scheme", "http")];
     let stream = client.request(&with_path, false);
     client.response(stream).expect_reset(code::PROTOCOL_ERROR);
-    let _ = frames::DATA;
 }

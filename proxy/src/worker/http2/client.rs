@@ -17,9 +17,9 @@ use h2::{
 use http::{Request, uri::Scheme};
 use meshring_core::{
     limits::{
-        HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_DATA_FRAME_BUDGET_BYTES, HTTP2_HEADER_LIST_BYTES_MAX,
-        HTTP2_LOCAL_RESETS_MAX, HTTP2_RESETS_REMEMBERED_MAX, HTTP2_SEND_BUFFER_BYTES_MAX, HTTP2_STREAM_WINDOW_BYTES,
-        HTTP2_UPSTREAM_STREAMS_MAX,
+        HTTP2_DATA_FRAME_BUDGET_BYTES, HTTP2_HEADER_LIST_BYTES_MAX, HTTP2_LOCAL_RESETS_MAX,
+        HTTP2_RESETS_REMEMBERED_MAX, HTTP2_SEND_BUFFER_BYTES_MAX, HTTP2_STREAM_WINDOW_BYTES,
+        HTTP2_UPSTREAM_STREAMS_MAX, HTTP2_UPSTREAM_WINDOW_BYTES,
     },
     stats::Counter,
 };
@@ -196,7 +196,7 @@ fn builder() -> Builder {
     builder
         .enable_push(false)
         .initial_window_size(HTTP2_STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
+        .initial_connection_window_size(HTTP2_UPSTREAM_WINDOW_BYTES)
         .data_frame_budget(HTTP2_DATA_FRAME_BUDGET_BYTES)
         .max_header_list_size(HTTP2_HEADER_LIST_BYTES_MAX)
         .max_send_buffer_size(HTTP2_SEND_BUFFER_BYTES_MAX)
