@@ -71,10 +71,17 @@ impl<'a> ResponseText<'a> {
             .filter(move |line| match line.kind {
                 FieldKind::ContentLength => !is_without_length,
                 FieldKind::Te => false,
-                FieldKind::Other => !(is_upgraded && line.is_named(b"sec-websocket-accept")),
+                FieldKind::Other => !(is_upgraded && line.is_named(WEBSOCKET_ACCEPT)),
                 kind => !is_about_connection(kind),
             })
             .map(Line::pair)
+    }
+
+    /// Sec-WebSocket-Accept: that a server has read the key it was sent (RFC 6455 section 4.2.2). Over HTTP/2 nobody asks for
+    /// it, so that whoever has made the key checks it.
+    #[must_use]
+    pub fn websocket_accept(&self) -> Option<&'a [u8]> {
+        Lines(self.lines).find(|line| line.is_named(WEBSOCKET_ACCEPT)).map(|line| line.value)
     }
 
     /// Whether another head follows for the same request.
@@ -85,6 +92,7 @@ impl<'a> ResponseText<'a> {
 }
 
 const WEBSOCKET_KEY: &[u8] = b"sec-websocket-key";
+const WEBSOCKET_ACCEPT: &[u8] = b"sec-websocket-accept";
 
 /// RFC 9113 section 8.2.2.
 fn is_about_connection(kind: FieldKind) -> bool {

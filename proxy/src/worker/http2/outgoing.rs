@@ -24,6 +24,30 @@ enum Head {
     Request(Box<(Request<()>, Method, Option<[u8; 28]>)>),
 }
 
+/// An extended CONNECT (RFC 8441), which the text of our side is an upgrade for.
+pub(super) struct Extended {
+    /// Of a WebSocket: what the server must say to the key that was sent.
+    accept: Option<[u8; 28]>,
+}
+
+impl Extended {
+    /// Of the text that the request has become.
+    pub(super) fn of(text: &[u8]) -> Self {
+        let key = http2::request_from_text(text).and_then(|request| request.websocket_key());
+        Self { accept: key.map(websocket::accept) }
+    }
+
+    /// Whether an answer may go on as it is. To its client a 2xx says that the tunnel is open (section 5), and a server that knows no
+    /// upgrade means another thing; and only we can tell a server that has understood the key (RFC 6455 section 4.1).
+    fn takes(&self, answer: &ResponseText<'_>) -> bool {
+        match (answer.is_tunnel, &self.accept) {
+            (false, _) => !(200..300).contains(&answer.status),
+            (true, None) => true,
+            (true, Some(accept)) => answer.websocket_accept() == Some(accept),
+        }
+    }
+}
+
 /// Where frames go.
 enum Sink {
     /// A response is to begin.
@@ -50,7 +74,7 @@ pub(super) struct Outgoing {
     /// Of the request that is sent, or answered.
     method: Method,
     /// What is answered is an extended CONNECT.
-    is_extended: bool,
+    extended: Option<Extended>,
     sink: Sink,
     framing: Framing,
     head: Option<Head>,
@@ -65,8 +89,8 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    pub(super) fn response(method: Method, is_extended: bool, respond: SendResponse<Bytes>) -> Self {
-        Self { is_extended, ..Self::new(method, Sink::Respond(respond)) }
+    pub(super) fn response(method: Method, extended: Option<Extended>, respond: SendResponse<Bytes>) -> Self {
+        Self { extended, ..Self::new(method, Sink::Respond(respond)) }
     }
 
     pub(super) fn request(opener: Opener) -> Self {
@@ -76,7 +100,7 @@ impl Outgoing {
     fn new(method: Method, sink: Sink) -> Self {
         Self {
             method,
-            is_extended: false,
+            extended: None,
             sink,
             framing: Framing::Head,
             head: None,
@@ -163,8 +187,7 @@ impl Outgoing {
                     respond.send_informational(response)?;
                     return Ok(len);
                 }
-                if self.is_extended && (200..300).contains(&head.status) && !head.is_tunnel {
-                    // RFC 8441 section 5: a 2xx says that the tunnel is open, and a server that knows no upgrade means another thing.
+                if self.extended.as_ref().is_some_and(|extended| !extended.takes(&head)) {
                     // What follows is not for this client.
                     let mut refused = Response::new(());
                     *refused.status_mut() = StatusCode::BAD_GATEWAY;

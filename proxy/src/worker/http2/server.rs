@@ -32,6 +32,7 @@ use super::{
     Origin, Stream,
     connection::{Care, Pulse, drive},
     incoming::lines,
+    outgoing::Extended,
     transport::{Pumps, Transport, transport},
 };
 use crate::{
@@ -191,9 +192,12 @@ impl Server<'_> {
             }
         };
         // The method of the text: an extended CONNECT is a GET there.
-        let is_extended = parts.extensions.get::<Protocol>().is_some();
-        let method = if is_extended { Method::Get } else { Method::named(parts.method.as_str().as_bytes()) };
-        let stream = Stream::accepted(&self.origin, text, (method, is_extended), body, respond);
+        let extended = parts.extensions.get::<Protocol>().map(|_| Extended::of(&text));
+        let method = match extended {
+            Some(_) => Method::Get,
+            None => Method::named(parts.method.as_str().as_bytes()),
+        };
+        let stream = Stream::accepted(&self.origin, text, (method, extended), body, respond);
         tasks::guarded_stream(worker, stream, Rc::clone(self.listener), refusal);
     }
 

@@ -16,7 +16,7 @@ use super::{
     Origin,
     client::{Opener, Place},
     incoming::Incoming,
-    outgoing::Outgoing,
+    outgoing::{Extended, Outgoing},
 };
 use crate::worker::{
     buffers::{Buffer, Input},
@@ -42,12 +42,11 @@ impl std::fmt::Debug for Stream {
 }
 
 impl Stream {
-    /// A client's request, whose head has become `text`, with what answers it. The method is that of the text, and whether it was an
-    /// extended CONNECT.
+    /// A client's request, whose head has become `text`, with what answers it. The method is that of the text.
     pub(super) fn accepted(
         origin: &Rc<Origin>,
         text: Vec<u8>,
-        (method, is_extended): (Method, bool),
+        (method, extended): (Method, Option<Extended>),
         body: RecvStream,
         respond: SendResponse<Bytes>,
     ) -> Self {
@@ -55,7 +54,7 @@ impl Stream {
             origin: Rc::clone(origin),
             interrupt: Rc::default(),
             incoming: RefCell::new(Incoming::request(text, body)),
-            outgoing: RefCell::new(Outgoing::response(method, is_extended, respond)),
+            outgoing: RefCell::new(Outgoing::response(method, extended, respond)),
             is_unprocessed: Cell::new(false),
             _place: None,
         }
