@@ -60,7 +60,7 @@ pub(super) async fn forward(
     input.consume(head.len);
     // What a client sends behind such a request is meant for the tunnel: if there will be none, it must not be taken for a
     // next request.
-    let keep_alive = head.keep_alive && !(is_websocket && !input.is_empty());
+    let keep_alive = head.keep_alive && (!is_websocket || input.is_empty());
     let head = &RequestHead { keep_alive, ..*head };
     let mut body = Body::new(head.framing, head.framing).limited(worker.limits.request_body_bytes_max);
     if let Err(bad) = body.encode(input, &mut out) {

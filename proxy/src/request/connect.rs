@@ -54,7 +54,7 @@ pub(super) fn target<'g>(
     if listener.direction != Direction::Hbone {
         return service(worker, pinned, request);
     }
-    if !source.peer.is_some_and(|peer| peer.identity.is_some()) {
+    if source.peer.is_none_or(|peer| peer.identity.is_none()) {
         return Err(Denial::TlsRequired { is_gateway: false });
     }
     let Some(behind) = application(worker, listener, request_address(request)) else {
