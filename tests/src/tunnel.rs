@@ -78,9 +78,9 @@ pub const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrad
 #[derive(Debug)]
 pub enum Way {
     /// The client's.
-    One(Proxy),
+    One(Box<Proxy>),
     /// The client's and the application's.
-    Two(Proxy, Proxy),
+    Two(Box<[Proxy; 2]>),
     /// Likewise, with mutual TLS between them.
     Mutual(Box<Mesh>),
 }
@@ -89,9 +89,8 @@ impl Way {
     /// Over one sidecar with further settings.
     #[must_use]
     pub fn one(driver: Driver, to: &Application, configure: impl FnOnce(ProxyBuilder) -> ProxyBuilder) -> Self {
-        Self::One(Proxy::alone_with(&World::with_service("reviews", to.address()), |builder| {
-            configure(builder.driver(driver))
-        }))
+        let snapshot = World::with_service("reviews", to.address());
+        Self::One(Box::new(Proxy::alone_with(&snapshot, |builder| configure(builder.driver(driver)))))
     }
 
     /// Over each kind of way.
@@ -102,14 +101,15 @@ impl Way {
         let first = Proxy::alone(&World::with_service("reviews", second.inbound()[0]), driver);
         let mode = peer_authentication("STRICT", "");
         let mesh = Mesh::start(driver, &[to.address()], &[("mode.yaml", &mode)]);
-        [Self::one(driver, to, |builder| builder), Self::Two(first, second), Self::Mutual(Box::new(mesh))]
+        [Self::one(driver, to, |builder| builder), Self::Two(Box::new([first, second])), Self::Mutual(Box::new(mesh))]
     }
 
     /// The sidecar of the client.
     #[must_use]
     pub fn first(&self) -> &Proxy {
         match self {
-            Self::One(proxy) | Self::Two(proxy, _) => proxy,
+            Self::One(proxy) => proxy,
+            Self::Two(proxies) => &proxies[0],
             Self::Mutual(mesh) => &mesh.client,
         }
     }

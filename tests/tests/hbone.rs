@@ -124,12 +124,9 @@ fn policies_judge_a_tunnel_as_a_connection(driver: Driver) {
     let mesh =
         start(driver, &[application.address()], &(policy("allow", "ALLOW", &allow) + &policy("deny", "DENY", &deny)));
     expect_tunnel(connect(&mesh, "friend"), &application);
-    for account in [
-        // Nobody allows him.
-        "stranger", // A rule about paths does not allow a tunnel, in which there are none.
-        "reader",   // One that denies him some paths denies it.
-        "both",
-    ] {
+    // Nobody allows the first one. A rule about paths does not allow a tunnel, in which there are none, and one that denies some
+    // paths denies it.
+    for account in ["stranger", "reader", "both"] {
         expect_refused(connect(&mesh, account), &head(application.address()), 403, "access_denied");
     }
     assert!(application.try_accept().is_none());

@@ -210,8 +210,6 @@ fn a_rule_about_http_never_allows_a_connection_and_denies_more_of_them() {
                 "{about_http:?}"
             );
             assert_eq!(decide_connection(deny("b"), &request), Decision::Allowed, "{about_http:?}");
-            let ask = vec![policy(PolicyAction::Custom(0), vec![rule("b", is_when)])];
-            assert_eq!(decide_connection(ask, &request), Decision::Allowed, "{about_http:?}");
         }
     }
     // One alternative about HTTP spoils the whole rule, but not the next one.
@@ -334,6 +332,9 @@ fn an_authorizer_is_asked_first_and_once() {
     let ask = |stage| snapshot.table().access(Some(0), stage, &Request::default(), &mut Unheard);
     assert_eq!(ask(Stage::First), Decision::Ask { ext_authz: 0, policy: 0, rule: 0 });
     assert_eq!(ask(Stage::AfterCustom), Decision::Denied { policy: 1, rule: 0 });
+    // Of a connection there is nothing to ask about: whoever decides is told all the same.
+    let connection = snapshot.table().connection_access(Some(0), &Request::default(), &mut Unheard);
+    assert_eq!(connection, Decision::Ask { ext_authz: 0, policy: 0, rule: 0 });
 }
 
 #[test]
