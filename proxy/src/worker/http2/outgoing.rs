@@ -339,8 +339,11 @@ fn not_ours(error: impl std::error::Error + Send + Sync + 'static) -> Broken {
     Broken::Io(io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
+/// Fields that most messages have at most: room for more costs a larger allocation with each of them.
+const FIELDS_USUAL: usize = 12;
+
 fn fields_of<'a>(fields: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Result<HeaderMap, Broken> {
-    let mut map = HeaderMap::with_capacity(16);
+    let mut map = HeaderMap::with_capacity(FIELDS_USUAL);
     for (name, value) in fields {
         let name = HeaderName::from_bytes(name).map_err(not_ours)?;
         let mut value = HeaderValue::from_bytes(value).map_err(not_ours)?;
