@@ -170,17 +170,30 @@ pub const HTTP2_HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;
 /// What small DATA frames that are not given on yet may cost on one connection, in bytes: each counts for what it lacks to 256.
 /// 8,000 messages of gRPC that wait for a slow server are no flood, and what h2 keeps for so many is 2 MB.
 pub const HTTP2_DATA_FRAME_BUDGET_BYTES: usize = 2 * 1024 * 1024;
-/// Streams that we have reset and whose late frames are still put up with.
-pub const HTTP2_RESETS_REMEMBERED_MAX: usize = 50;
+/// Streams of a client that we have reset and whose late frames are still put up with: all that it may have, four times over. A frame of
+/// a forgotten one counts as an error.
+pub const HTTP2_RESETS_REMEMBERED_MAX: usize = 4 * HTTP2_STREAMS_MAX as usize;
+/// Likewise of an upstream connection: clients that go away reset many at once, and whoever else is on it must not pay for that.
+pub const HTTP2_UPSTREAM_RESETS_REMEMBERED_MAX: usize = 4 * HTTP2_UPSTREAM_STREAMS_MAX;
 /// Requests that a client has reset before they were looked at; a client with more of them is up to CVE-2023-44487.
 pub const HTTP2_PENDING_RESETS_MAX: usize = 20;
-/// Resets that a client has provoked by errors of its own, over the life of a connection (CVE-2025-8671): an honest one makes none.
-pub const HTTP2_LOCAL_RESETS_MAX: usize = 128;
+/// Resets that a client has provoked by errors of its own, over the life of a connection (CVE-2025-8671): an honest one makes hardly any.
+pub const HTTP2_LOCAL_RESETS_MAX: usize = 1024;
 /// How often a client with requests in flight is asked whether it is still there, in milliseconds. Half-open peers are to be gone
 /// within a minute, together with [`HTTP2_PONG_MS_MAX`].
 pub const HTTP2_PING_INTERVAL_MS: u64 = 30_000;
 /// How long it may take to answer, in milliseconds (gRPC's keepalive timeout: 20 s).
 pub const HTTP2_PONG_MS_MAX: u64 = 20_000;
+/// A shared upstream connection without traffic is probed after this time, in seconds, and then again after each
+/// [`TCP_KEEPALIVE_INTERVAL_S`]: gRPC servers take HTTP/2's own PING for abuse.
+pub const TCP_KEEPALIVE_IDLE_S: u64 = 30;
+/// See [`TCP_KEEPALIVE_IDLE_S`], in seconds.
+pub const TCP_KEEPALIVE_INTERVAL_S: u64 = 5;
+/// It ends when data or probes are not acknowledged for so long, in milliseconds: with the idle time a host that is gone is noticed
+/// within a minute.
+pub const TCP_UNACKNOWLEDGED_MS_MAX: u32 = 20_000;
+/// How long a peer may take to accept the last frames of a connection, in milliseconds: one that is gone never does.
+pub const HTTP2_LAST_WORDS_MS_MAX: u64 = 5_000;
 /// A connection without requests is ended after this time, in milliseconds: as with HTTP/1.1.
 pub const HTTP2_IDLE_MS_MAX: u64 = DOWNSTREAM_IDLE_MS_MAX;
 

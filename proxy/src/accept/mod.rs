@@ -248,19 +248,33 @@ fn http2<'a>(
 pub(crate) async fn serve_stream(worker: &Rc<Worker>, stream: Stream, listener: &Listener, refusal: Option<Refusal>) {
     let mut conn = Conn::of_stream(stream, &worker.deadlines);
     let Some(stream) = conn.stream().cloned() else { return };
-    // Pinned where it is made: moved there, it would have its place in this future twice.
-    let serving = pin!(async {
-        match refusal {
-            Some(refusal) => request::refuse_stream(worker, &mut conn, refusal).await,
-            None => {
-                if let End::Tunnel(mut tunnel) = request::serve(worker, &mut conn, listener, Begin::Readable).await {
-                    tunnelled(worker, &mut conn, &mut tunnel).await;
+    let outcome = {
+        // Pinned where it is made: moved there, it would have its place in this future twice.
+        let serving = pin!(async {
+            if let Some(refusal) = refusal {
+                request::refuse_stream(worker, &mut conn, refusal).await;
+                return None;
+            }
+            loop {
+                match request::serve(worker, &mut conn, listener, Begin::Readable).await {
+                    End::Tunnel(tunnel) => return Some(tunnel),
+                    // The head is withheld until the frames have shown that they do not belie it.
+                    End::Idle if conn.readable_until(now_ms() + worker.limits.head_ms_max, false).await => {}
+                    End::Idle => {
+                        time_out(worker, &mut conn).await;
+                        return None;
+                    }
+                    End::Partial(_) | End::Closed | End::Http2(_) => return None,
                 }
             }
-        }
-    });
-    if server::until_cancelled(&stream, serving).await.is_err() {
-        worker.stats.add(Counter::Http2StreamsCancelled, 1);
+        });
+        server::until_cancelled(&stream, serving).await
+    };
+    match outcome {
+        // A reset is for the tunnel to pass on: dropped, it would look like an end.
+        Ok(Some(mut tunnel)) => tunnelled(worker, &mut conn, &mut tunnel).await,
+        Ok(None) => {}
+        Err(_) => worker.stats.add(Counter::Http2StreamsCancelled, 1),
     }
 }
 

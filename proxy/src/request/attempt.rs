@@ -76,7 +76,8 @@ pub(super) async fn forward(
     let uploading = Cell::new(!replayable);
     let continued = Cell::new(!head.expect_continue);
     // A stream of messages may have none for long; a call has a deadline where its client wants one.
-    let silence_ms_max = if record.is_call() { GRPC_SILENCE_MS_MAX } else { RESPONSE_HEAD_MS_MAX };
+    let is_call = record.is_call() && conn.stream().is_some();
+    let silence_ms_max = if is_call { GRPC_SILENCE_MS_MAX } else { RESPONSE_HEAD_MS_MAX };
     // An upstream is silent from when it has all of the request, or is asked whether it wants the body.
     let head_at_ms = match replayable || head.expect_continue {
         true => record.started_ms() + silence_ms_max,
@@ -149,8 +150,10 @@ pub(super) async fn forward(
         let mut response_input = Input::new(worker.buffers.lazy());
         // RFC 9110 section 9.2.2 and RFC 9112 section 9.3.1: a reused connection that closes without a byte was most likely
         // closed before the request came; an idempotent request may be sent once more.
+        // Of a stream the server says more: that the request was not processed, and any method may be sent again, or another thing.
         let can_send_again = lease.reused && reuse == Reuse::Any && attempt < ATTEMPTS_MAX;
-        // Of a stream the server may say that it was not processed: then any method may be sent again.
+        let may_be_lost = can_send_again;
+        let can_send_again = can_send_again && lease.conn.stream().is_none();
         let stream = lease.conn.stream().filter(|_| replayable && attempt < ATTEMPTS_MAX).cloned();
         let result = if body.ended() {
             let is_kept = can_send_again || stream.is_some();
@@ -169,13 +172,19 @@ pub(super) async fn forward(
                 drop((out, response_input));
                 return finish(&exchange, conn, input, lease, relayed).await;
             }
-            Err(Failure::NoResponse) if can_send_again || stream.is_some_and(|stream| stream.is_unprocessed()) => {
+            Err(Failure::NoResponse)
+                if can_send_again
+                    || stream.is_some_and(|stream| stream.is_unprocessed() || may_be_lost && stream.is_lost()) =>
+            {
                 drop(response_input);
                 worker.stats.add(Counter::UpstreamRetries, 1);
                 reuse = Reuse::Never;
             }
             Err(failure) => {
                 drop((out, response_input));
+                if let (Failure::Timeout, Some(stream)) = (&failure, lease.conn.stream()) {
+                    stream.waited_in_vain();
+                }
                 drop(lease);
                 return failed(worker, conn, input, head, record, failure, endpoint.address()).await;
             }
@@ -278,7 +287,9 @@ pub(super) async fn streamed(
     let worker = exchange.worker;
     let limits = &worker.limits;
     let ends_at_ms = Cell::new(u64::MAX);
-    let rate_min = if exchange.record.is_call() { 0 } else { limits.body_rate_min };
+    // A field alone must not let a client off.
+    let is_call = exchange.record.is_call() && conn.stream().is_some();
+    let rate_min = if is_call { 0 } else { limits.body_rate_min };
     let rate = BodyRate::new(rate_min, limits.body_grace_ms);
     let patience = Patience {
         total_at_ms: exchange.total_at_ms,

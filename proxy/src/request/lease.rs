@@ -5,7 +5,7 @@ use std::{io, rc::Rc};
 use super::attempt::{NotSecured, secure};
 use crate::{
     tls::materials::HTTP2,
-    upstream::{Endpoint, Joining, Lease, Reuse},
+    upstream::{Endpoint, Joining, Lease, Outcome, Reuse},
     worker::{Worker, conn::Conn, deadlines::now_ms, http2::client, join::within},
 };
 
@@ -45,7 +45,7 @@ pub(super) async fn lease(
     };
     let until_ms = now_ms() + ms_max;
     loop {
-        if endpoint.has_http1_only() {
+        if endpoint.has_http1_only(now_ms()) {
             return whole(worker, endpoint, reuse, until_ms.saturating_sub(now_ms())).await;
         }
         if let Some(lease) = endpoint.lease_stream(&worker.deadlines, streams_max) {
@@ -59,15 +59,22 @@ pub(super) async fn lease(
         match endpoint.join() {
             Joining::Others(attempt) => match within(left_ms, attempt.outcome()).await {
                 None => return Err(Unleased::Connect(io::ErrorKind::TimedOut.into())),
-                Some(Err(kind)) => return Err(Unleased::Connect(kind.into())),
-                Some(Ok(())) => {}
+                Some(Outcome::Failed(kind)) => return Err(Unleased::Connect(kind.into())),
+                Some(Outcome::System(number)) => {
+                    return Err(Unleased::Connect(io::Error::from_raw_os_error(number)));
+                }
+                Some(Outcome::TryAgain) => {}
             },
             Joining::Alone(attempt) => {
                 let result = shared(worker, endpoint, http2, left_ms).await;
                 attempt.end(match &result {
-                    Ok(_) => Ok(()),
-                    Err(Unleased::Connect(error)) => Err(error.kind()),
-                    Err(Unleased::Secure(_)) => Err(io::ErrorKind::ConnectionAborted),
+                    Ok(_) => Outcome::TryAgain,
+                    // Others may have more time.
+                    Err(Unleased::Connect(error)) if error.kind() == io::ErrorKind::TimedOut => Outcome::TryAgain,
+                    Err(Unleased::Connect(error)) => {
+                        error.raw_os_error().map_or(Outcome::Failed(error.kind()), Outcome::System)
+                    }
+                    Err(Unleased::Secure(_)) => Outcome::Failed(io::ErrorKind::ConnectionAborted),
                 });
                 // One that speaks HTTP/1.1 only is for this request alone.
                 if let Some(lease) = result? {
@@ -106,7 +113,10 @@ async fn shared(
             Some(protocol) => protocol == HTTP2 || protocol == b"istio-h2",
         };
         if !is_http2 {
-            endpoint.note_http1_only();
+            // Where nothing was agreed, a request that wants HTTP/2 in any case has prior knowledge.
+            if agreed.is_some() || matches!(http2, Http2::LikeClient { .. }) {
+                endpoint.note_http1_only(now_ms());
+            }
             return Ok(Some(lease));
         }
     }

@@ -28,6 +28,9 @@ use crate::worker::{
 /// How long an endpoint that refused a connection is passed over where there are others, in milliseconds.
 const AVOID_MS: u64 = 1_000;
 
+/// How long a server that has chosen HTTP/1.1 is not asked again, in milliseconds.
+const HTTP1_ONLY_MS: u64 = 60_000;
+
 #[derive(Debug)]
 struct Idle {
     conn: Conn,
@@ -67,31 +70,45 @@ pub(crate) struct Endpoint {
     shared: RefCell<Vec<Multiplexed>>,
     /// Another one of them on its way.
     joining: RefCell<Option<Rc<Attempt>>>,
-    /// Its server was offered HTTP/2 and has chosen HTTP/1.1.
-    has_http1_only: Cell<bool>,
+    /// Until then its server, which was offered HTTP/2, is taken to speak HTTP/1.1 only.
+    http1_only_until_ms: Cell<u64>,
+}
+
+/// How the attempt to make a connection for all has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It is there, or another try may bring one: whoever made it had no time or no wish to wait for it any more.
+    TryAgain,
+    /// The system's number of the error.
+    System(i32),
+    /// Another reason.
+    Failed(io::ErrorKind),
 }
 
 /// A connection that is being made for all who wait for it.
 #[derive(Debug, Default)]
 pub(crate) struct Attempt {
-    outcome: Cell<Option<Result<(), io::ErrorKind>>>,
+    outcome: Cell<Option<Outcome>>,
     waiting: RefCell<Vec<Waker>>,
 }
 
 impl Attempt {
     /// How it has ended. May be dropped.
-    pub(crate) async fn outcome(&self) -> Result<(), io::ErrorKind> {
+    pub(crate) async fn outcome(&self) -> Outcome {
         poll_fn(|cx| match self.outcome.get() {
             Some(outcome) => Poll::Ready(outcome),
             None => {
-                self.waiting.borrow_mut().push(cx.waker().clone());
+                let mut waiting = self.waiting.borrow_mut();
+                if !waiting.iter().any(|known| known.will_wake(cx.waker())) {
+                    waiting.push(cx.waker().clone());
+                }
                 Poll::Pending
             }
         })
         .await
     }
 
-    fn end(&self, outcome: Result<(), io::ErrorKind>) {
+    fn end(&self, outcome: Outcome) {
         self.outcome.set(Some(outcome));
         let waiting = self.waiting.take();
         waiting.into_iter().for_each(Waker::wake);
@@ -115,7 +132,7 @@ pub(crate) struct Joint {
 
 impl Joint {
     /// Tells the others.
-    pub(crate) fn end(self, outcome: Result<(), io::ErrorKind>) {
+    pub(crate) fn end(self, outcome: Outcome) {
         self.attempt.end(outcome);
     }
 }
@@ -124,7 +141,7 @@ impl Drop for Joint {
     fn drop(&mut self) {
         self.endpoint.joining.take();
         if self.attempt.outcome.get().is_none() {
-            self.attempt.end(Err(io::ErrorKind::ConnectionAborted));
+            self.attempt.end(Outcome::TryAgain);
         }
     }
 }
@@ -224,7 +241,9 @@ impl Endpoint {
     pub(crate) fn lease_stream(self: &Rc<Self>, deadlines: &Rc<Deadlines>, streams_max: u32) -> Option<Lease> {
         let mut shared = self.shared.borrow_mut();
         shared.retain(Multiplexed::is_open);
-        let stream = shared.iter().min_by_key(|connection| connection.streams())?.stream(streams_max)?;
+        shared.sort_by_key(Multiplexed::streams);
+        // The least busy one may be one that allows few.
+        let stream = shared.iter().find_map(|connection| connection.stream(streams_max))?;
         self.active.set(self.active.get() + 1);
         let active = ActiveRequest(Rc::clone(self));
         Some(Lease { conn: Conn::of_stream(stream, deadlines), reused: true, active })
@@ -246,13 +265,13 @@ impl Endpoint {
     }
 
     /// Whether its server has been found to speak HTTP/1.1 only.
-    pub(crate) fn has_http1_only(&self) -> bool {
-        self.has_http1_only.get()
+    pub(crate) fn has_http1_only(&self, now_ms: u64) -> bool {
+        now_ms < self.http1_only_until_ms.get()
     }
 
-    /// It has.
-    pub(crate) fn note_http1_only(&self) {
-        self.has_http1_only.set(true);
+    /// It has. Not for ever: another server may come to its address.
+    pub(crate) fn note_http1_only(&self, now_ms: u64) {
+        self.http1_only_until_ms.set(now_ms + HTTP1_ONLY_MS);
     }
 
     /// Drops idle connections that are too old or no longer open.
@@ -347,7 +366,7 @@ impl Endpoints {
                 idle: RefCell::default(),
                 shared: RefCell::default(),
                 joining: RefCell::default(),
-                has_http1_only: Cell::new(false),
+                http1_only_until_ms: Cell::new(0),
             })
         };
         let key = (address, security.map(Rc::as_ptr));

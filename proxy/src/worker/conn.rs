@@ -108,6 +108,16 @@ pub(crate) struct Conn {
     pub(crate) write: WriteHalf,
 }
 
+/// See [`Conn::wear`].
+#[derive(Debug)]
+pub(super) struct Wear(Option<Rc<Tls>>);
+
+impl Wear {
+    pub(super) fn is_worn(&self) -> bool {
+        self.0.as_ref().is_some_and(|tls| tls.is_worn())
+    }
+}
+
 /// How an idle read ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum IdleRead {
@@ -178,6 +188,11 @@ impl Conn {
     /// Whether the connection is to end with the message that it carries: its keys are near their end.
     pub(crate) fn is_worn(&self) -> bool {
         self.tls().is_some_and(|tls| tls.is_worn())
+    }
+
+    /// Tells [`is_worn`](Self::is_worn) of the connection while others have it.
+    pub(super) fn wear(&self) -> Wear {
+        Wear(self.tls().cloned())
     }
 
     /// Who is on the other side, as far as a handshake has proved it.
@@ -312,15 +327,14 @@ impl Conn {
         at_most: usize,
         bytes_max: usize,
     ) -> io::Result<usize> {
-        // As with a socket: how a write fails, the read will say.
-        let _ = write_all(&mut self.write, out).await;
-        if !is_kept {
-            out.clear();
-            out.release();
-        }
-        match self.stream() {
-            Some(stream) => stream.fill(input, at_most, bytes_max).await,
-            None => Err(io::ErrorKind::Unsupported.into()),
+        let Some(stream) = self.stream().cloned() else { return Err(io::ErrorKind::Unsupported.into()) };
+        stream.ask(out, is_kept, input, at_most, bytes_max).await
+    }
+
+    /// Lets the kernel find out about a peer that is gone without a word, also where nothing or too little is written.
+    pub(super) fn watch_silence(&self) {
+        if let Some(fd) = self.fd() {
+            super::readiness::watch_silence(fd);
         }
     }
 

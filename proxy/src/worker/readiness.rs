@@ -10,8 +10,10 @@ use std::{
     mem::MaybeUninit,
     net::SocketAddr,
     os::fd::{AsRawFd as _, BorrowedFd, RawFd},
+    time::Duration,
 };
 
+use meshring_core::limits::{TCP_KEEPALIVE_IDLE_S, TCP_KEEPALIVE_INTERVAL_S, TCP_UNACKNOWLEDGED_MS_MAX};
 use rustix::{
     io::Errno,
     net::{RecvFlags, SendFlags, connect_unspec, getpeername, getsockname, recv, send, sockopt},
@@ -90,6 +92,16 @@ pub(crate) fn is_quiet(fd: RawFd) -> bool {
     let socket = unsafe { BorrowedFd::borrow_raw(fd) };
     let mut byte = [0_u8; 1];
     matches!(recv(socket, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT), Err(Errno::AGAIN))
+}
+
+/// Keep-alive probes, and an end where data or probes are not acknowledged. Errors leave the system's own patience.
+pub(crate) fn watch_silence(fd: RawFd) {
+    // SAFETY: the caller is the Conn that owns the open descriptor.
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    let _ = sockopt::set_socket_keepalive(socket, true);
+    let _ = sockopt::set_tcp_keepidle(socket, Duration::from_secs(TCP_KEEPALIVE_IDLE_S));
+    let _ = sockopt::set_tcp_keepintvl(socket, Duration::from_secs(TCP_KEEPALIVE_INTERVAL_S));
+    let _ = sockopt::set_tcp_user_timeout(socket, TCP_UNACKNOWLEDGED_MS_MAX);
 }
 
 /// Resets a connection now. SO_LINGER with a time of 0 would come too late: the runtime's write half sends a FIN when it

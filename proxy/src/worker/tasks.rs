@@ -205,7 +205,7 @@ async fn serve_streams(worker: Rc<Worker>, first: Job) {
 }
 
 /// Runs a future; a panic in it is counted and ends it: whether there was one.
-async fn contained(worker: &Worker, mut serving: Pin<&mut impl Future<Output = ()>>) -> bool {
+pub(super) async fn contained(worker: &Worker, mut serving: Pin<&mut impl Future<Output = ()>>) -> bool {
     let panicked = poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| serving.as_mut().poll(cx))) {
         Ok(Poll::Pending) => Poll::Pending,
         Ok(Poll::Ready(())) => Poll::Ready(false),

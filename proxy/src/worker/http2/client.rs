@@ -12,26 +12,37 @@ use std::{
 use bytes::Bytes;
 use h2::{
     SendStream,
-    client::{Builder, ResponseFuture, SendRequest},
+    client::{Builder, Connection, ResponseFuture, SendRequest},
 };
 use http::{Request, uri::Scheme};
 use meshring_core::{
     limits::{
-        HTTP2_DATA_FRAME_BUDGET_BYTES, HTTP2_HEADER_LIST_BYTES_MAX, HTTP2_LOCAL_RESETS_MAX,
-        HTTP2_RESETS_REMEMBERED_MAX, HTTP2_SEND_BUFFER_BYTES_MAX, HTTP2_STREAM_WINDOW_BYTES,
-        HTTP2_UPSTREAM_STREAMS_MAX, HTTP2_UPSTREAM_WINDOW_BYTES,
+        HTTP2_DATA_FRAME_BUDGET_BYTES, HTTP2_HEADER_LIST_BYTES_MAX, HTTP2_SEND_BUFFER_BYTES_MAX,
+        HTTP2_STREAM_WINDOW_BYTES, HTTP2_UPSTREAM_RESETS_REMEMBERED_MAX, HTTP2_UPSTREAM_STREAMS_MAX,
+        HTTP2_UPSTREAM_WINDOW_BYTES,
     },
     stats::Counter,
 };
 
-use super::{Origin, Stream, connection::drive, stream::Broken, transport::transport};
-use crate::worker::{Worker, conn::Conn, deadlines::now_ms};
+use super::{
+    Origin, Stream,
+    connection::drive,
+    stream::Broken,
+    transport::{Pumps, Transport, transport},
+};
+use crate::worker::{
+    Worker,
+    conn::{Conn, Wear},
+    deadlines::now_ms,
+    tasks,
+};
 
 /// An upstream connection. It ends when nobody has it any more and its last stream is done.
 pub(crate) struct Multiplexed {
     send: SendRequest<Bytes>,
     state: Rc<State>,
     origin: Rc<Origin>,
+    wear: Wear,
 }
 
 impl std::fmt::Debug for Multiplexed {
@@ -45,6 +56,10 @@ struct State {
     streams: Cell<usize>,
     idle_since_ms: Cell<u64>,
     has_ended: Cell<bool>,
+    /// A request has waited in vain while nothing at all came.
+    is_suspect: Cell<bool>,
+    /// Bytes that have come.
+    received_bytes: Cell<u64>,
     /// Its settings are known.
     is_confirmed: Cell<bool>,
     /// Those who wait for that.
@@ -61,12 +76,31 @@ impl State {
 
 /// The place that a stream takes on its connection.
 #[derive(Debug)]
-pub(super) struct Place(Rc<State>);
+pub(super) struct Place {
+    state: Rc<State>,
+    /// What had come before it.
+    received_bytes: u64,
+}
+
+impl Place {
+    fn take(state: &Rc<State>) -> Self {
+        state.streams.set(state.streams.get() + 1);
+        Self { state: Rc::clone(state), received_bytes: state.received_bytes.get() }
+    }
+
+    /// Its request got no answer in time. Where nothing else came either, the other side may be gone without a word: the next
+    /// requests had better go elsewhere.
+    pub(super) fn waited_in_vain(&self) {
+        if self.state.received_bytes.get() == self.received_bytes {
+            self.state.is_suspect.set(true);
+        }
+    }
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.streams.set(self.0.streams.get() - 1);
-        self.0.idle_since_ms.set(now_ms());
+        self.state.streams.set(self.state.streams.get() - 1);
+        self.state.idle_since_ms.set(now_ms());
     }
 }
 
@@ -91,7 +125,10 @@ impl Opener {
             return Poll::Ready(Ok(()));
         }
         if !self.state.is_confirmed.get() && !self.state.has_ended.get() {
-            self.state.waiting.borrow_mut().push(cx.waker().clone());
+            let mut waiting = self.state.waiting.borrow_mut();
+            if !waiting.iter().any(|known| known.will_wake(cx.waker())) {
+                waiting.push(cx.waker().clone());
+            }
             return Poll::Pending;
         }
         if self.send.is_extended_connect_protocol_enabled() {
@@ -111,43 +148,70 @@ impl Opener {
 }
 
 /// Makes an upstream connection of one on which nothing was sent yet.
-pub(crate) async fn start(worker: &Rc<Worker>, mut conn: Conn) -> io::Result<Multiplexed> {
+pub(crate) async fn start(worker: &Rc<Worker>, conn: Conn) -> io::Result<Multiplexed> {
     worker.stats.add(Counter::UpstreamHttp2Connections, 1);
     let (transport, pumps) = transport(&worker.buffers, b"");
-    let origin = Origin::of(&conn);
+    let (origin, wear) = (Origin::of(&conn), conn.wear());
     // What it sends first waits in the transport: nothing here takes time.
     let (send, connection) = builder().handshake(transport).await.map_err(into_io)?;
     let state = Rc::new(State {
         streams: Cell::new(0),
         idle_since_ms: Cell::new(now_ms()),
         has_ended: Cell::new(false),
+        is_suspect: Cell::new(false),
+        received_bytes: Cell::new(0),
         is_confirmed: Cell::new(false),
         waiting: RefCell::default(),
     });
     let shared = Rc::clone(&state);
-    let stats = worker.stats.clone();
+    let worker = Rc::clone(worker);
+    conn.watch_silence();
     monoio::spawn(async move {
-        let received = pumps.clone();
-        let mut connection = pin!(connection);
-        let protocol = pin!(poll_fn(|cx| {
-            let has_come = received.received_bytes() > 0;
-            let result = connection.as_mut().poll(cx);
-            if has_come && !shared.is_confirmed.get() {
-                shared.confirm();
-            }
-            result
-        }));
-        let result = drive(&mut conn, &pumps, protocol).await;
-        if let Err(error) = result
-            && error.is_library()
-        {
-            stats.add(Counter::UpstreamBadResponses, 1);
-            tracing::info!(code = "http2.upstream_error", peer = ?conn.peer(), "HTTP/2 upstream connection ended: {error}");
-        }
-        shared.has_ended.set(true);
-        shared.confirm();
+        // Whatever happens to it, nobody is to wait for it.
+        let _end = End(Rc::clone(&shared));
+        tasks::contained(&worker, pin!(run(&worker, conn, connection, pumps, shared))).await;
     });
-    Ok(Multiplexed { send, state, origin })
+    Ok(Multiplexed { send, state, origin, wear })
+}
+
+/// Tells everybody that a connection is over.
+struct End(Rc<State>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.has_ended.set(true);
+        self.0.confirm();
+    }
+}
+
+async fn run(
+    worker: &Worker,
+    mut conn: Conn,
+    connection: Connection<Transport, Bytes>,
+    pumps: Pumps,
+    shared: Rc<State>,
+) {
+    let mut connection = pin!(connection);
+    let protocol = pin!(poll_fn(|cx| {
+        let received_bytes = pumps.received_bytes();
+        let result = connection.as_mut().poll(cx);
+        shared.received_bytes.set(received_bytes);
+        if received_bytes > 0 && !shared.is_confirmed.get() {
+            shared.confirm();
+        }
+        result
+    }));
+    let result = drive(&mut conn, &pumps, protocol).await;
+    if let Err(error) = result
+        && error.is_library()
+    {
+        worker.stats.add(Counter::UpstreamBadResponses, 1);
+        worker.log_refusal(
+            "http2.upstream_error",
+            conn.peer(),
+            &format_args!("HTTP/2 upstream connection ended: {error}"),
+        );
+    }
 }
 
 fn into_io(error: h2::Error) -> io::Error {
@@ -164,13 +228,12 @@ impl Multiplexed {
         if self.streams() >= limit.min(self.send.current_max_send_streams()) {
             return None;
         }
-        self.state.streams.set(self.streams() + 1);
         let opener = Opener {
             send: self.send.clone(),
             state: Rc::clone(&self.state),
             is_secured: self.origin.secured.is_some(),
         };
-        Some(Stream::opening(&self.origin, opener, Place(Rc::clone(&self.state))))
+        Some(Stream::opening(&self.origin, opener, Place::take(&self.state)))
     }
 
     /// Requests in flight.
@@ -178,11 +241,14 @@ impl Multiplexed {
         self.state.streams.get()
     }
 
-    /// Whether new requests may go on it: it is neither broken nor has the server said GOAWAY.
+    /// Whether new requests may go on it: it is neither broken nor worn, nor has the server said GOAWAY.
     pub(crate) fn is_open(&self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
         // With nothing that waits to be opened it is ready, unless the connection has an end.
-        !self.state.has_ended.get() && matches!(self.send.clone().poll_ready(&mut cx), Poll::Ready(Ok(())))
+        !self.state.has_ended.get()
+            && !self.state.is_suspect.get()
+            && !self.wear.is_worn()
+            && matches!(self.send.clone().poll_ready(&mut cx), Poll::Ready(Ok(())))
     }
 
     /// Whether it has carried nothing since then.
@@ -200,7 +266,8 @@ fn builder() -> Builder {
         .data_frame_budget(HTTP2_DATA_FRAME_BUDGET_BYTES)
         .max_header_list_size(HTTP2_HEADER_LIST_BYTES_MAX)
         .max_send_buffer_size(HTTP2_SEND_BUFFER_BYTES_MAX)
-        .max_concurrent_reset_streams(HTTP2_RESETS_REMEMBERED_MAX)
-        .max_local_error_reset_streams(Some(HTTP2_LOCAL_RESETS_MAX));
+        .max_concurrent_reset_streams(HTTP2_UPSTREAM_RESETS_REMEMBERED_MAX)
+        // A server's errors end the streams that they are about, not those of others.
+        .max_local_error_reset_streams(None);
     builder
 }

@@ -26,7 +26,7 @@ pub(super) async fn drive<P: Future>(conn: &mut Conn, pumps: &Pumps, mut protoco
             && let Poll::Ready(result) = protocol.as_mut().poll(cx)
         {
             outcome = Some(result);
-            pumps.finish(timer);
+            pumps.finish(timer, &writing);
         }
         has_written = has_written || writer.as_mut().poll(cx).is_ready();
         if !(has_read && has_written) {

@@ -112,8 +112,8 @@ impl Incoming {
     }
 
     /// What a stream on the other side may take along, see `trailers`.
-    pub(super) fn take_trailers(&mut self) -> Option<HeaderMap> {
-        self.trailers.take()
+    pub(super) fn trailers(&self) -> Option<&HeaderMap> {
+        self.trailers.as_ref()
     }
 
     /// Moves what is there to `input`, as far as there is room and `at_most` allows; waits for the first of it.
@@ -237,7 +237,12 @@ impl Incoming {
             self.text = text.into();
             return Poll::Ready(Ok(()));
         }
-        let (head, body) = ready!(Pin::new(&mut opened.response).poll(cx))?.into_parts();
+        let answer = ready!(Pin::new(&mut opened.response).poll(cx));
+        let Source::Response(opened) = std::mem::replace(&mut self.source, Source::Failed) else {
+            return Poll::Ready(Ok(()));
+        };
+        // From here on there is no future any more that could be asked again.
+        let (head, body) = answer?.into_parts();
         let ended = body.is_end_stream();
         let status = head.status.as_u16();
         let is_tunnel = head.status.is_success() && (opened.tunnel.is_some() || opened.method == Method::Connect);

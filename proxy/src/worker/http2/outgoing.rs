@@ -161,7 +161,8 @@ impl Outgoing {
             }
             Event::Trailer { name, value } => {
                 let name = HeaderName::from_bytes(&text[name]).map_err(not_ours)?;
-                let value = HeaderValue::from_bytes(&text[value]).map_err(not_ours)?;
+                let mut value = HeaderValue::from_bytes(&text[value]).map_err(not_ours)?;
+                value.set_sensitive(!may_be_indexed(&name));
                 self.trailers.get_or_insert_default().append(name, value);
                 false
             }
@@ -293,11 +294,13 @@ impl Outgoing {
     }
 
     /// What goes out behind a body of an announced length.
-    pub(super) fn put_trailers(&mut self, received: HeaderMap) {
+    pub(super) fn put_trailers(&mut self, received: &HeaderMap) {
         let mut trailers = HeaderMap::with_capacity(received.len());
-        for (name, value) in &received {
+        for (name, value) in received {
             if http2::is_trailer(name.as_str().as_bytes()) {
-                trailers.append(name, value.clone());
+                let mut value = value.clone();
+                value.set_sensitive(!may_be_indexed(name));
+                trailers.append(name, value);
             }
         }
         self.trailers = Some(trailers).filter(|trailers| !trailers.is_empty());

@@ -40,7 +40,7 @@ use crate::{
     worker::{
         Worker,
         buffers::Held,
-        conn::Conn,
+        conn::{Conn, Wear},
         deadlines::{Expiry, Timer, now_ms},
         interrupt::Interrupt,
         tasks,
@@ -60,6 +60,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, conn: &mut Conn, listener: &Rc<Li
         worker,
         listener,
         origin: Origin::of(conn),
+        wear: conn.wear(),
         pumps: pumps.clone(),
         timer: worker.deadlines.interrupting(&bell),
         bell,
@@ -94,6 +95,7 @@ struct Server<'a> {
     worker: &'a Rc<Worker>,
     listener: &'a Rc<Listener>,
     origin: Rc<Origin>,
+    wear: Wear,
     pumps: Pumps,
     /// Rings when the connection is to be looked at, and when the worker drains.
     bell: Rc<Interrupt>,
@@ -114,7 +116,7 @@ impl Server<'_> {
         let mut is_ending = false;
         self.timer.set_idle(now_ms(), RING);
         loop {
-            if !is_ending && self.worker.draining() {
+            if !is_ending && (self.worker.draining() || self.wear.is_worn()) {
                 is_ending = true;
                 connection.graceful_shutdown();
             }
@@ -141,7 +143,8 @@ impl Server<'_> {
 
     /// The preface and the first frames. `None`: they have not come in time.
     async fn shake_hands(&self, transport: Transport) -> Result<Option<Connection<Transport, Bytes>>, h2::Error> {
-        self.timer.set_idle(now_ms() + self.worker.limits.head_ms_max, RING);
+        // Not as one that is idle: a worker that drains says so with GOAWAY, once there is a connection to say it on.
+        self.timer.set(now_ms() + self.worker.limits.head_ms_max, RING);
         let mut shaking = pin!(builder().handshake(transport));
         poll_fn(|cx| {
             if let Poll::Ready(result) = shaking.as_mut().poll(cx) {
@@ -238,13 +241,13 @@ fn builder() -> Builder {
 
 /// Runs what serves a stream until it is done or the client has cancelled it: then it is dropped, and with it whatever it has
 /// open upstream.
-pub(crate) async fn until_cancelled(
+pub(crate) async fn until_cancelled<T>(
     stream: &Stream,
-    mut serving: Pin<&mut impl Future<Output = ()>>,
-) -> io::Result<()> {
+    mut serving: Pin<&mut impl Future<Output = T>>,
+) -> io::Result<T> {
     poll_fn(|cx| {
-        if serving.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Ok(()));
+        if let Poll::Ready(result) = serving.as_mut().poll(cx) {
+            return Poll::Ready(Ok(result));
         }
         stream.poll_cancelled(cx).map(|()| Err(io::ErrorKind::ConnectionReset.into()))
     })

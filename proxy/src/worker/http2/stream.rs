@@ -31,8 +31,9 @@ pub(crate) struct Stream {
     outgoing: RefCell<Outgoing>,
     /// The other side has said that it has not processed the request.
     is_unprocessed: Cell<bool>,
+    is_lost: Cell<bool>,
     /// Of an upstream connection's streams.
-    _place: Option<Place>,
+    place: Option<Place>,
 }
 
 impl std::fmt::Debug for Stream {
@@ -56,7 +57,8 @@ impl Stream {
             incoming: RefCell::new(Incoming::request(text, body)),
             outgoing: RefCell::new(Outgoing::response(method, extended, respond)),
             is_unprocessed: Cell::new(false),
-            _place: None,
+            is_lost: Cell::new(false),
+            place: None,
         }
     }
 
@@ -68,7 +70,8 @@ impl Stream {
             incoming: RefCell::new(Incoming::unopened()),
             outgoing: RefCell::new(Outgoing::request(opener)),
             is_unprocessed: Cell::new(false),
-            _place: Some(place),
+            is_lost: Cell::new(false),
+            place: Some(place),
         }
     }
 
@@ -79,6 +82,18 @@ impl Stream {
 
     pub(crate) fn interrupt(&self) -> &Rc<Interrupt> {
         &self.interrupt
+    }
+
+    /// Whether its connection was lost, and with it what came of the request.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.is_lost.get()
+    }
+
+    /// Its request got no answer in time.
+    pub(crate) fn waited_in_vain(&self) {
+        if let Some(place) = &self.place {
+            place.waited_in_vain();
+        }
     }
 
     /// Whether a request that got no response was certainly not processed: REFUSED_STREAM, or beyond what a GOAWAY names as
@@ -137,24 +152,52 @@ impl Stream {
     /// Writes all of a buffer, whose end must be the end of a chunk where the body is chunked. May be dropped.
     pub(crate) async fn write_all(&self, buffer: &Buffer) -> io::Result<()> {
         let mut written = 0;
+        poll_fn(|cx| self.poll_write(cx, buffer, &mut written)).await
+    }
+
+    fn poll_write(&self, cx: &mut Context<'_>, buffer: &Buffer, written: &mut usize) -> Poll<io::Result<()>> {
+        if self.interrupt.has_write_ended() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        self.interrupt.register(cx);
+        let mut outgoing = self.outgoing.borrow_mut();
+        let result = outgoing.poll_write(cx, buffer, written);
+        // Also where the body waits for credit: the response may come before it has any.
+        if let Some(opened) = outgoing.take_opened() {
+            self.incoming.borrow_mut().opened(opened);
+            self.interrupt.wake();
+        }
+        let result = ready!(result);
+        if result.is_err() && self.incoming.borrow_mut().fail_unopened() {
+            self.is_unprocessed.set(true);
+            self.interrupt.wake();
+        }
+        Poll::Ready(result.map_err(|error| self.note(error)))
+    }
+
+    /// Sends a request and waits for the first bytes of its response, as [`Conn::ask`](crate::worker::conn::Conn::ask). A response may
+    /// come while the request still waits for credit, and is the end of it then.
+    pub(crate) async fn ask(
+        &self,
+        out: &mut Buffer,
+        is_kept: bool,
+        input: &mut Input,
+        at_most: usize,
+        bytes_max: usize,
+    ) -> io::Result<usize> {
+        let (mut written, mut is_written) = (0, false);
+        self.interrupt.begin_read();
         poll_fn(|cx| {
-            if self.interrupt.has_write_ended() {
-                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            // How a write fails, the read will say.
+            if !is_written && self.poll_write(cx, out, &mut written).is_ready() {
+                is_written = true;
+                if !is_kept {
+                    // As many requests as wait for a slow upstream, so many buffers less.
+                    out.clear();
+                    out.release();
+                }
             }
-            self.interrupt.register(cx);
-            let mut outgoing = self.outgoing.borrow_mut();
-            let result = outgoing.poll_write(cx, buffer, &mut written);
-            // Also where the body waits for credit: the response may come before it has any.
-            if let Some(opened) = outgoing.take_opened() {
-                self.incoming.borrow_mut().opened(opened);
-                self.interrupt.wake();
-            }
-            let result = ready!(result);
-            if result.is_err() && self.incoming.borrow_mut().fail_unopened() {
-                self.is_unprocessed.set(true);
-                self.interrupt.wake();
-            }
-            Poll::Ready(result.map_err(|error| self.note(error)))
+            self.poll_fill(cx, input, at_most, bytes_max)
         })
         .await
     }
@@ -162,7 +205,7 @@ impl Stream {
     /// Takes along the trailers of a body whose length is announced, of which HTTP/1.1 text does not tell. All of them have come
     /// before the last piece of that body is read.
     pub(crate) fn take_trailers_of(&self, from: &Self) {
-        if let Some(trailers) = from.incoming.borrow_mut().take_trailers() {
+        if let Some(trailers) = from.incoming.borrow().trailers() {
             self.outgoing.borrow_mut().put_trailers(trailers);
         }
     }
@@ -190,6 +233,9 @@ impl Stream {
         let is_refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
         if error.is_remote() && (is_refused || error.is_go_away()) {
             self.is_unprocessed.set(true);
+        }
+        if error.is_io() {
+            self.is_lost.set(true);
         }
         io::Error::new(io::ErrorKind::ConnectionReset, error)
     }

@@ -3,19 +3,19 @@
 
 use std::{
     cell::{Cell, RefCell},
-    future::poll_fn,
+    future::{Future as _, poll_fn},
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll, Waker},
 };
 
-use meshring_core::limits::{BODY_IDLE_MS_MAX, BUFFER_BYTES};
+use meshring_core::limits::{BODY_IDLE_MS_MAX, BUFFER_BYTES, HOLD_BUFFER_MS_MAX, HTTP2_LAST_WORDS_MS_MAX};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::worker::{
     buffers::{Buffer, Buffers, Input},
-    conn::{ReadHalf, WriteHalf, fill, write_all},
+    conn::{ReadHalf, WriteHalf, is_canceled, readable, write_all},
     deadlines::{Expiry, Timer, now_ms},
 };
 
@@ -49,6 +49,8 @@ struct Shared {
     /// The protocol has ended.
     is_done: Cell<bool>,
     is_writing: Cell<bool>,
+    /// How long the other side may take to accept what is written, in milliseconds.
+    write_ms_max: Cell<u64>,
     received_bytes: Cell<u64>,
     protocol: Waiter,
     reader: Waiter,
@@ -80,6 +82,7 @@ pub(super) fn transport(pool: &Rc<Buffers>, first: &[u8]) -> (Transport, Pumps) 
         is_broken: Cell::new(false),
         is_done: Cell::new(false),
         is_writing: Cell::new(false),
+        write_ms_max: Cell::new(BODY_IDLE_MS_MAX),
         received_bytes: Cell::new(first.len() as u64),
         protocol: Waiter::default(),
         reader: Waiter::default(),
@@ -94,12 +97,17 @@ impl Pumps {
         self.shared.received_bytes.get()
     }
 
-    /// The protocol has ended: what it has written goes out, and nothing more is read.
-    pub(super) fn finish(&self, reading: &Timer) {
+    /// The protocol has ended: what it has written goes out soon or not at all, and nothing more is read.
+    pub(super) fn finish(&self, reading: &Timer, writing: &Timer) {
         self.shared.is_done.set(true);
+        self.shared.write_ms_max.set(HTTP2_LAST_WORDS_MS_MAX);
+        if self.shared.is_writing.get() {
+            writing.set(now_ms() + HTTP2_LAST_WORDS_MS_MAX, Expiry::ShutdownBoth);
+        }
         self.shared.writer.wake();
         self.shared.reader.wake();
-        reading.shutdown(Expiry::ShutdownRead);
+        // Not shut: what still comes is to be taken in, or closing would reset the connection and take the last frames from the peer.
+        reading.shutdown(Expiry::CancelRead);
     }
 
     /// Reads whenever the protocol has taken everything.
@@ -115,8 +123,7 @@ impl Pumps {
                 return;
             }
             let mut input = Input::new(self.pool.lazy());
-            let room = (BUFFER_BYTES, BUFFER_BYTES);
-            let result = fill(half, timer, &mut input, room, || u64::MAX, Expiry::ShutdownRead).await;
+            let Some(result) = self.fill(half, timer, &mut input).await else { return };
             match result {
                 Ok(count) if count > 0 => {
                     shared.received_bytes.set(shared.received_bytes.get() + count as u64);
@@ -131,6 +138,37 @@ impl Pumps {
             shared.protocol.wake();
             if shared.is_read_closed.get() {
                 return;
+            }
+        }
+    }
+
+    /// Reads more; without a buffer while nothing comes. `None`: the protocol has ended.
+    async fn fill(&self, half: &mut ReadHalf, timer: &Timer, input: &mut Input) -> Option<io::Result<usize>> {
+        let shared = &self.shared;
+        loop {
+            timer.set(now_ms() + HOLD_BUFFER_MS_MAX, Expiry::CancelRead);
+            let result = input.fill_cancelable(half, BUFFER_BYTES, BUFFER_BYTES, timer.cancel_handle()).await;
+            timer.clear();
+            timer.forget_cancel();
+            match result {
+                Err(error) if is_canceled(&error) => {}
+                result => return Some(result),
+            }
+            input.release();
+            timer.drop_canceller();
+            // A wait for readiness may be dropped: it has no bytes.
+            let mut ready = pin!(readable(half));
+            let ready = poll_fn(|cx| {
+                if shared.is_done.get() {
+                    return Poll::Ready(None);
+                }
+                match ready.as_mut().poll(cx) {
+                    Poll::Ready(result) => Poll::Ready(Some(result)),
+                    Poll::Pending => shared.reader.wait(cx),
+                }
+            });
+            if let Err(error) = ready.await? {
+                return Some(Err(error));
             }
         }
     }
@@ -150,7 +188,7 @@ impl Pumps {
             let mut buffer = shared.outgoing.replace(self.pool.lazy());
             shared.is_writing.set(true);
             shared.protocol.wake();
-            timer.set(now_ms() + BODY_IDLE_MS_MAX, Expiry::ShutdownBoth);
+            timer.set(now_ms() + shared.write_ms_max.get(), Expiry::ShutdownBoth);
             let result = write_all(half, &mut buffer).await;
             timer.clear();
             shared.is_writing.set(false);
