@@ -505,8 +505,8 @@ fn item_28_other_versions_are_505(driver: Driver) {
     ] {
         requests.push((request(version), 400, "http1.bad_version"));
     }
-    // The preface of HTTP/2.
-    requests.push(("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), 505, "http1.version_unsupported"));
+    // It begins like the preface of HTTP/2, and is none.
+    requests.push(("PRI * HTTP/2.0\r\n\r\nSN\r\n\r\n".into(), 505, "http1.version_unsupported"));
     refused(driver, &requests);
     // A TLS client at the application's side: from another workload it is expected.
     let sidecar = Sidecar::new(driver);
