@@ -192,6 +192,8 @@ pub const TCP_KEEPALIVE_INTERVAL_S: u64 = 5;
 /// It ends when data or probes are not acknowledged for so long, in milliseconds: with the idle time a host that is gone is noticed
 /// within a minute.
 pub const TCP_UNACKNOWLEDGED_MS_MAX: u32 = 20_000;
+/// How long a server of which nobody knows whether it speaks HTTP/2 may take to say so, in milliseconds: it sends SETTINGS at once.
+pub const HTTP2_SETTINGS_MS_MAX: u64 = 3_000;
 /// How long a peer may take to accept the last frames of a connection, in milliseconds: one that is gone never does.
 pub const HTTP2_LAST_WORDS_MS_MAX: u64 = 5_000;
 /// A connection without requests is ended after this time, in milliseconds: as with HTTP/1.1.

@@ -2,6 +2,8 @@
 
 use std::{io, rc::Rc};
 
+use meshring_core::limits::ATTEMPTS_MAX;
+
 use super::attempt::{NotSecured, secure};
 use crate::{
     tls::materials::HTTP2,
@@ -44,6 +46,7 @@ pub(super) async fn lease(
         return whole(worker, endpoint, reuse, ms_max).await;
     };
     let until_ms = now_ms() + ms_max;
+    let mut made: u32 = 0;
     loop {
         if endpoint.has_http1_only(now_ms()) {
             return whole(worker, endpoint, reuse, until_ms.saturating_sub(now_ms())).await;
@@ -80,6 +83,11 @@ pub(super) async fn lease(
                 if let Some(lease) = result? {
                     return Ok(lease);
                 }
+                // A server that ends each connection at once, or allows no stream on it, is not to be asked for ever.
+                made += 1;
+                if made > ATTEMPTS_MAX {
+                    return Err(Unleased::Connect(io::ErrorKind::ConnectionAborted.into()));
+                }
             }
         }
     }
@@ -104,6 +112,7 @@ async fn shared(
     ms_max: u64,
 ) -> Result<Option<Lease>, Unleased> {
     let mut lease = endpoint.lease(&worker.deadlines, Reuse::Never, ms_max).await.map_err(Unleased::Connect)?;
+    let mut is_agreed = false;
     if let Some(origination) = endpoint.security() {
         secure(worker, &mut lease.conn, origination, true, ms_max).await.map_err(Unleased::Secure)?;
         let agreed = lease.conn.secured_peer().and_then(|peer| peer.protocol.as_deref());
@@ -119,8 +128,16 @@ async fn shared(
             }
             return Ok(Some(lease));
         }
+        is_agreed = agreed.is_some();
     }
     let conn: Conn = lease.into_conn();
-    endpoint.share(client::start(worker, conn).await.map_err(Unleased::Connect)?);
+    let connection = client::start(worker, conn).await.map_err(Unleased::Connect)?;
+    // That the client speaks HTTP/2 says nothing about the server.
+    let is_trial = matches!(http2, Http2::LikeClient { .. }) && !is_agreed;
+    if is_trial && !connection.proves_http2().await {
+        endpoint.note_http1_only(now_ms());
+        return Ok(None);
+    }
+    endpoint.share(connection);
     Ok(None)
 }

@@ -17,7 +17,7 @@ use h2::{
 use http::{Request, uri::Scheme};
 use meshring_core::{
     limits::{
-        HTTP2_DATA_FRAME_BUDGET_BYTES, HTTP2_HEADER_LIST_BYTES_MAX, HTTP2_SEND_BUFFER_BYTES_MAX,
+        HTTP2_DATA_FRAME_BUDGET_BYTES, HTTP2_HEADER_LIST_BYTES_MAX, HTTP2_SEND_BUFFER_BYTES_MAX, HTTP2_SETTINGS_MS_MAX,
         HTTP2_STREAM_WINDOW_BYTES, HTTP2_UPSTREAM_RESETS_REMEMBERED_MAX, HTTP2_UPSTREAM_STREAMS_MAX,
         HTTP2_UPSTREAM_WINDOW_BYTES,
     },
@@ -34,6 +34,7 @@ use crate::worker::{
     Worker,
     conn::{Conn, Wear},
     deadlines::now_ms,
+    join::within,
     tasks,
 };
 
@@ -60,6 +61,8 @@ struct State {
     is_suspect: Cell<bool>,
     /// Bytes that have come.
     received_bytes: Cell<u64>,
+    /// Nobody knows yet whether its server speaks HTTP/2 at all.
+    is_trial: Cell<bool>,
     /// Its settings are known.
     is_confirmed: Cell<bool>,
     /// Those who wait for that.
@@ -67,6 +70,14 @@ struct State {
 }
 
 impl State {
+    /// For [`is_confirmed`](Self::is_confirmed), or the end.
+    fn wait(&self, cx: &Context<'_>) {
+        let mut waiting = self.waiting.borrow_mut();
+        if !waiting.iter().any(|known| known.will_wake(cx.waker())) {
+            waiting.push(cx.waker().clone());
+        }
+    }
+
     fn confirm(&self) {
         self.is_confirmed.set(true);
         let waiting = self.waiting.take();
@@ -125,10 +136,7 @@ impl Opener {
             return Poll::Ready(Ok(()));
         }
         if !self.state.is_confirmed.get() && !self.state.has_ended.get() {
-            let mut waiting = self.state.waiting.borrow_mut();
-            if !waiting.iter().any(|known| known.will_wake(cx.waker())) {
-                waiting.push(cx.waker().clone());
-            }
+            self.state.wait(cx);
             return Poll::Pending;
         }
         if self.send.is_extended_connect_protocol_enabled() {
@@ -160,6 +168,7 @@ pub(crate) async fn start(worker: &Rc<Worker>, conn: Conn) -> io::Result<Multipl
         has_ended: Cell::new(false),
         is_suspect: Cell::new(false),
         received_bytes: Cell::new(0),
+        is_trial: Cell::new(false),
         is_confirmed: Cell::new(false),
         waiting: RefCell::default(),
     });
@@ -196,7 +205,11 @@ async fn run(
         let received_bytes = pumps.received_bytes();
         let result = connection.as_mut().poll(cx);
         shared.received_bytes.set(received_bytes);
-        if received_bytes > 0 && !shared.is_confirmed.get() {
+        if !shared.is_confirmed.get()
+            && let Some(is_http2) = pumps.begins_with_settings()
+        {
+            // An end takes its time: the last words go out first.
+            shared.has_ended.set(!is_http2);
             shared.confirm();
         }
         result
@@ -204,6 +217,7 @@ async fn run(
     let result = drive(&mut conn, &pumps, protocol).await;
     if let Err(error) = result
         && error.is_library()
+        && !shared.is_trial.get()
     {
         worker.stats.add(Counter::UpstreamBadResponses, 1);
         worker.log_refusal(
@@ -219,6 +233,23 @@ fn into_io(error: h2::Error) -> io::Error {
 }
 
 impl Multiplexed {
+    /// Whether its server speaks HTTP/2, of which it has not said anything: its SETTINGS tell, which come first (RFC 9113 section
+    /// 3.4). A server of HTTP/1.1 refuses the preface and has seen no request.
+    pub(crate) async fn proves_http2(&self) -> bool {
+        let state = &self.state;
+        state.is_trial.set(true);
+        let told = poll_fn(|cx| {
+            if state.is_confirmed.get() {
+                return Poll::Ready(());
+            }
+            state.wait(cx);
+            Poll::Pending
+        });
+        let is_http2 = within(HTTP2_SETTINGS_MS_MAX, told).await.is_some() && !state.has_ended.get();
+        state.is_trial.set(!is_http2);
+        is_http2
+    }
+
     /// A stream for one more request, if there is room for it: `streams_max` is the cluster's limit, 0 for none.
     pub(crate) fn stream(&self, streams_max: u32) -> Option<Stream> {
         let limit = match streams_max {

@@ -52,6 +52,8 @@ struct Shared {
     /// How long the other side may take to accept what is written, in milliseconds.
     write_ms_max: Cell<u64>,
     received_bytes: Cell<u64>,
+    /// The first bytes that have come, as many as tell a frame's type.
+    begun: Cell<([u8; 4], usize)>,
     protocol: Waiter,
     reader: Waiter,
     writer: Waiter,
@@ -84,6 +86,7 @@ pub(super) fn transport(pool: &Rc<Buffers>, first: &[u8]) -> (Transport, Pumps) 
         is_writing: Cell::new(false),
         write_ms_max: Cell::new(BODY_IDLE_MS_MAX),
         received_bytes: Cell::new(first.len() as u64),
+        begun: Cell::default(),
         protocol: Waiter::default(),
         reader: Waiter::default(),
         writer: Waiter::default(),
@@ -95,6 +98,23 @@ impl Pumps {
     /// Bytes that have come so far.
     pub(super) fn received_bytes(&self) -> u64 {
         self.shared.received_bytes.get()
+    }
+
+    /// Whether the other side, a server, has begun as one of HTTP/2 must: with SETTINGS (RFC 9113 section 3.4). `None`: it has not said
+    /// enough.
+    pub(super) fn begins_with_settings(&self) -> Option<bool> {
+        const SETTINGS: u8 = 4;
+        let (bytes, len) = self.shared.begun.get();
+        (len == bytes.len()).then_some(bytes[3] == SETTINGS)
+    }
+
+    fn note_beginning(&self, bytes: &[u8]) {
+        let (mut begun, mut len) = self.shared.begun.get();
+        for &byte in bytes.iter().take(begun.len() - len) {
+            begun[len] = byte;
+            len += 1;
+        }
+        self.shared.begun.set((begun, len));
     }
 
     /// The protocol has ended: what it has written goes out soon or not at all, and nothing more is read.
@@ -127,6 +147,7 @@ impl Pumps {
             match result {
                 Ok(count) if count > 0 => {
                     shared.received_bytes.set(shared.received_bytes.get() + count as u64);
+                    self.note_beginning(input.unread());
                     *shared.incoming.borrow_mut() = input;
                 }
                 Ok(_) => shared.is_read_closed.set(true),
