@@ -21,7 +21,7 @@ pub(super) enum Http2 {
         /// Streams of one connection, 0 for as many as the server allows.
         streams_max: u32,
     },
-    /// Where a TLS server agrees to it: the client speaks it, the configuration says nothing.
+    /// Where a TLS server agrees to it, or another one proves that it speaks it: the client does, the configuration says nothing.
     LikeClient {
         /// As above.
         streams_max: u32,
@@ -111,6 +111,7 @@ async fn shared(
     http2: Http2,
     ms_max: u64,
 ) -> Result<Option<Lease>, Unleased> {
+    let until_ms = now_ms() + ms_max;
     let mut lease = endpoint.lease(&worker.deadlines, Reuse::Never, ms_max).await.map_err(Unleased::Connect)?;
     let mut is_agreed = false;
     if let Some(origination) = endpoint.security() {
@@ -134,9 +135,15 @@ async fn shared(
     let connection = client::start(worker, conn).await.map_err(Unleased::Connect)?;
     // That the client speaks HTTP/2 says nothing about the server.
     let is_trial = matches!(http2, Http2::LikeClient { .. }) && !is_agreed;
-    if is_trial && !connection.proves_http2().await {
-        endpoint.note_http1_only(now_ms());
-        return Ok(None);
+    if is_trial {
+        match connection.proves_http2(until_ms.saturating_sub(now_ms())).await {
+            Some(true) => {}
+            Some(false) => {
+                endpoint.note_http1_only(now_ms());
+                return Ok(None);
+            }
+            None => return Err(Unleased::Connect(io::ErrorKind::TimedOut.into())),
+        }
     }
     endpoint.share(connection);
     Ok(None)

@@ -18,7 +18,6 @@ mod refusals;
 pub(crate) mod secure;
 pub(crate) mod splice;
 mod tasks;
-pub(crate) mod websocket;
 
 use std::{
     cell::{Cell, RefCell},

@@ -234,8 +234,9 @@ fn into_io(error: h2::Error) -> io::Error {
 
 impl Multiplexed {
     /// Whether its server speaks HTTP/2, of which it has not said anything: its SETTINGS tell, which come first (RFC 9113 section
-    /// 3.4). A server of HTTP/1.1 refuses the preface and has seen no request.
-    pub(crate) async fn proves_http2(&self) -> bool {
+    /// 3.4). A server of HTTP/1.1 refuses the preface and has seen no request. `None`: it has not said enough within so many
+    /// milliseconds, which are fewer than it may take.
+    pub(crate) async fn proves_http2(&self, ms_max: u64) -> Option<bool> {
         let state = &self.state;
         state.is_trial.set(true);
         let told = poll_fn(|cx| {
@@ -245,9 +246,13 @@ impl Multiplexed {
             state.wait(cx);
             Poll::Pending
         });
-        let is_http2 = within(HTTP2_SETTINGS_MS_MAX, told).await.is_some() && !state.has_ended.get();
+        let is_told = within(ms_max.min(HTTP2_SETTINGS_MS_MAX), told).await.is_some();
+        if !is_told && ms_max < HTTP2_SETTINGS_MS_MAX {
+            return None;
+        }
+        let is_http2 = is_told && !state.has_ended.get();
         state.is_trial.set(!is_http2);
-        is_http2
+        Some(is_http2)
     }
 
     /// A stream for one more request, if there is room for it: `streams_max` is the cluster's limit, 0 for none.

@@ -10,6 +10,7 @@ mod outgoing;
 pub(crate) mod server;
 mod stream;
 mod transport;
+mod websocket;
 
 use std::{net::SocketAddr, rc::Rc};
 

@@ -15,8 +15,7 @@ use meshring_core::http::{
     http2::{self, RequestText, ResponseText},
 };
 
-use super::{client::Opener, incoming::Opened, stream::Broken};
-use crate::worker::websocket;
+use super::{client::Opener, incoming::Opened, stream::Broken, websocket};
 
 /// The head that is to be sent as soon as it is known whether anything follows.
 enum Head {
