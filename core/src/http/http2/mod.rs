@@ -1,4 +1,4 @@
-//! HTTP/2 heads as HTTP/1.1 text, and back (RFC 9113 section 8, RFC 8441). Frames and HPACK are somebody else's.
+//! HTTP/2 heads as HTTP/1.1 text, and back (RFC 9113 section 8, RFC 8441), and HPACK. Frames are somebody else's.
 //!
 //! Inside of the proxy a message is HTTP/1.1 text, judged by one strict codec. What comes over HTTP/2 becomes such text
 //! here, refused first for what text could not show or what could end a line of it; everything else is left to
@@ -6,6 +6,7 @@
 //! twice. What our writer makes is taken apart again for the way out.
 
 mod from_text;
+pub mod hpack;
 mod to_text;
 
 pub use from_text::{RequestText, ResponseText, request_from_text, response_from_text};

@@ -1,0 +1,65 @@
+//! HPACK (RFC 7541): header blocks of HTTP/2 to fields, and back. Bytes in, fields out: no I/O, and no allocation once
+//! the buffers have grown.
+//!
+//! - [`Decoder`] keeps the table of one direction of one connection;
+//! - [`encode`], [`encode_status`] and [`encode_size_update`] write for the data path, without a table of our own;
+//! - [`encode_integer`], [`encode_string`] and [`find_static`] are what an encoder that keeps a table is made of, as the
+//!   load generator's does.
+
+mod decode;
+mod encode;
+mod huffman;
+mod static_table;
+mod table;
+
+pub use decode::{Decoder, Listing};
+pub use encode::{encode, encode_integer, encode_size_update, encode_status, encode_string};
+pub use static_table::{STATIC_LEN, Static, find_static};
+
+use thiserror::Error;
+
+/// Octets that each field and each entry of a table count beyond their text (RFC 7541 section 4.1, RFC 9113 section 6.5.2).
+pub const FIELD_OVERHEAD: usize = 32;
+
+/// Octets of a table before any SETTINGS_HEADER_TABLE_SIZE or size update says otherwise (RFC 9113 section 6.5.2).
+pub const TABLE_SIZE_INITIAL: usize = 4096;
+
+/// Why a header block cannot be decoded: a connection error of type COMPRESSION_ERROR (RFC 9113 section 4.3). The decoder
+/// is of no more use then.
+#[derive(Error, Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// Section 6: a representation without an octet that belongs to it.
+    #[error("the header block ends within a field")]
+    Truncated,
+    /// Section 5.2.
+    #[error("a string goes on beyond the end of the header block")]
+    StringLength,
+    /// Section 5.1: above 2^32 - 1, which is more than any setting can be, or in more than five octets after the first.
+    #[error("an integer is too large")]
+    Integer,
+    /// Section 6.1.
+    #[error("a field has the index 0")]
+    IndexZero,
+    /// Section 2.3.3.
+    #[error("an index is beyond the tables")]
+    Index,
+    /// Section 5.2: the bits after the last whole code are more than seven, or not all ones.
+    #[error("a Huffman-coded string has wrong padding")]
+    HuffmanPadding,
+    /// Section 5.2.
+    #[error("a Huffman-coded string has EOS in it")]
+    HuffmanEos,
+    /// Section 6.3: above what SETTINGS_HEADER_TABLE_SIZE allows.
+    #[error("a table size update is above the limit")]
+    SizeUpdateLimit,
+    /// Section 4.2: after the first field of a block.
+    #[error("a table size update does not come first")]
+    SizeUpdateOrder,
+    /// Section 4.2: the limit was lowered below the table's size, and the next block did not say so.
+    #[error("a table size update is missing after the limit was lowered")]
+    SizeUpdateMissing,
+}
+
+#[cfg(test)]
+mod tests;
