@@ -1,6 +1,7 @@
 use super::*;
 
 mod errors;
+mod properties;
 mod tables;
 mod vectors;
 
