@@ -10,8 +10,8 @@ use std::{hint::black_box, mem::MaybeUninit, net::SocketAddr, os::fd::OwnedFd, t
 
 use meshring_core::{
     http::{
-        Bounds, Fields, HeadScanner, Method, NoEdits, RequestOut, ResponseOut, request, request_head, response,
-        response_head,
+        Bounds, Fields, HeadScanner, Method, NoEdits, RequestOut, ResponseOut, http2::hpack, request, request_head,
+        response, response_head,
     },
     id::Generation,
     limits::HEAD_FIELDS_MAX,
@@ -50,6 +50,17 @@ const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\n\
     Set-Cookie: a=b; Path=/; HttpOnly\r\n\
     Vary: Accept-Encoding\r\n\
     \r\n";
+
+/// The same, for HTTP/2.
+const RESPONSE_FIELDS: [(&str, &str); 7] = [
+    ("date", "Thu, 01 Jan 2026 00:00:00 GMT"),
+    ("content-type", "application/json"),
+    ("content-length", "100"),
+    ("server", "reviews"),
+    ("cache-control", "max-age=60"),
+    ("set-cookie", "a=b; Path=/; HttpOnly"),
+    ("vary", "Accept-Encoding"),
+];
 
 struct Request;
 
@@ -162,6 +173,74 @@ fn write_response() -> Operation {
     })
 }
 
+/// What a gRPC client sends beside `:method` and `:scheme`, which the static table has.
+const GRPC_FIELDS: [(&str, &str); 6] = [
+    (":path", "/reviews.v1.Reviews/ListReviews"),
+    (":authority", "reviews.default.svc.cluster.local:9080"),
+    ("content-type", "application/grpc"),
+    ("user-agent", "grpc-go/1.76.0"),
+    ("te", "trailers"),
+    ("grpc-accept-encoding", "gzip"),
+];
+
+/// The first request of a connection, whose fields enter the table as literals in the Huffman code.
+fn hpack_first_block() -> Vec<u8> {
+    let mut block = vec![0x83, 0x86];
+    for (name, value) in GRPC_FIELDS {
+        match hpack::find_static(name.as_bytes(), b"") {
+            Some(hpack::Static::Field(index) | hpack::Static::Name(index)) => {
+                hpack::encode_integer(&mut block, 0x40, 6, index);
+            }
+            None => {
+                block.push(0x40);
+                hpack::encode_string(&mut block, name.as_bytes());
+            }
+        }
+        hpack::encode_string(&mut block, value.as_bytes());
+    }
+    block
+}
+
+fn hpack_decoding(first: &[u8], block: Vec<u8>) -> Operation {
+    let (mut decoder, mut work) = (hpack::Decoder::new(4096), Vec::new());
+    decoder.decode(first, &mut work, usize::MAX, |_, _, _| ()).expect("acceptable");
+    Box::new(move |_| {
+        let mut octets = 0;
+        let field = |name: &[u8], value: &[u8], _| octets += black_box(name).len() + black_box(value).len();
+        decoder.decode(black_box(&block), &mut work, usize::MAX, field).expect("acceptable");
+        black_box(octets);
+    })
+}
+
+/// A later one: eight octets.
+fn hpack_decode() -> Operation {
+    hpack_decoding(&hpack_first_block(), vec![0x83, 0x86, 0xc3, 0xc2, 0xc1, 0xc0, 0xbf, 0xbe])
+}
+
+fn hpack_decode_first() -> Operation {
+    hpack_decoding(&[], hpack_first_block())
+}
+
+/// A value of 1,000 octets in the Huffman code.
+fn hpack_decode_long() -> Operation {
+    let value = "/productpage/reviews?user=normal&lang=en-GB&page=2".repeat(20);
+    let mut block = vec![0x04];
+    hpack::encode_string(&mut block, value.as_bytes());
+    hpack_decoding(&[], block)
+}
+
+fn hpack_encode() -> Operation {
+    let mut out = Vec::with_capacity(4096);
+    Box::new(move |_| {
+        out.clear();
+        hpack::encode_status(&mut out, black_box(200));
+        for (name, value) in black_box(RESPONSE_FIELDS) {
+            hpack::encode(&mut out, name.as_bytes(), value.as_bytes(), false);
+        }
+        black_box(&out);
+    })
+}
+
 /// Host value to rule, among so many services; the names asked for are spread over all of them.
 fn look_up(services: usize) -> Operation {
     let snapshot = Snapshot::open(mesh(services as u32)).expect("a sound snapshot");
@@ -194,6 +273,10 @@ const OPERATIONS: &[Entry] = &[
     ("request_write", 1000, write_request),
     ("response_parse", 1000, parse_response),
     ("response_write", 1000, write_response),
+    ("hpack_decode", 1000, hpack_decode),
+    ("hpack_decode_first", 1000, hpack_decode_first),
+    ("hpack_decode_long", 1000, hpack_decode_long),
+    ("hpack_encode", 1000, hpack_encode),
     ("lookup_10", 1000, || look_up(10)),
     ("lookup_100000", 1000, || look_up(100_000)),
     ("adopt_10", 10, || adopt(10)),

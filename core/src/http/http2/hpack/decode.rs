@@ -71,7 +71,9 @@ impl Decoder {
     ) -> Result<Listing, Error> {
         let mut rest = block;
         let mut listing = Listing::default();
-        self.update_sizes(&mut rest, &mut listing)?;
+        if self.table.size_max() > self.limit || matches!(block.first(), Some(0x20..0x40)) {
+            self.update_sizes(&mut rest, &mut listing)?;
+        }
         while let Some(&first) = rest.first() {
             if first & 0x80 != 0 {
                 let index = integer(&mut rest, 7)?;
@@ -106,6 +108,7 @@ impl Decoder {
     }
 
     /// Takes size updates from the front (section 4.2).
+    #[cold]
     fn update_sizes(&mut self, rest: &mut &[u8], listing: &mut Listing) -> Result<(), Error> {
         while let Some(0x20..0x40) = rest.first() {
             let size = integer(rest, 5)?;
@@ -118,6 +121,7 @@ impl Decoder {
         if self.table.size_max() > self.limit { Err(Error::SizeUpdateMissing) } else { Ok(()) }
     }
 
+    #[inline(always)]
     fn field(&self, index: usize) -> Result<(&[u8], &[u8]), Error> {
         let position = index.checked_sub(1).ok_or(Error::IndexZero)?;
         match STATIC.get(position) {

@@ -91,7 +91,7 @@ impl Table {
     }
 
     /// Name and value of an entry, the newest being 0.
-    #[inline]
+    #[inline(always)]
     pub(super) fn field(&self, position: usize) -> Option<(&[u8], &[u8])> {
         let entry = self.entries.get(position)?;
         Some((self.text(entry.name), self.text(entry.value)))
@@ -102,7 +102,7 @@ impl Table {
         Some(self.entries.get(position)?.name)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn text(&self, span: Span) -> &[u8] {
         &self.text[span.start as usize..][..span.len()]
     }
