@@ -55,7 +55,7 @@ impl Decoder {
     /// `list_limit` bounds [`Listing::size`], as SETTINGS_MAX_HEADER_LIST_SIZE does. Fields beyond it are decoded, but not
     /// handed out. `work` is scratch of any content, best shared by all connections of a thread. It grows to what the two
     /// strings of a field may need, each no more than 1.6 times its code and no more than the list limit or the table's
-    /// size, and to the table's size beyond them.
+    /// size, and by up to the table's size beyond them.
     ///
     /// The time is linear in the block's length, plus what `field` does with fields of `list_limit` together.
     ///
@@ -136,8 +136,8 @@ impl Decoder {
             return self.table.clear();
         }
         let known = if let Text::Known(span) = name { Some(*span) } else { None };
-        let appended = text_len - known.map_or(0, Span::len);
-        let (texts, spare) = spare(work, work_len, self.table.spare_len(appended));
+        let known_len = known.map_or(0, Span::len);
+        let (texts, spare) = spare(work, work_len, self.table.spare_len(text_len - known_len, known_len));
         match known {
             Some(span) => self.table.insert(Name::Known(span), value.new_text(texts), spare),
             None => self.table.insert(Name::New(name.new_text(texts)), value.new_text(texts), spare),

@@ -120,9 +120,15 @@ impl Table {
         self.size = 0;
     }
 
-    /// What [`Table::insert`] needs to spare for an entry of which so many octets are new text.
-    pub(super) fn spare_len(&self, appended: usize) -> usize {
-        if self.has_room(appended) { 0 } else { self.size_max }
+    /// Octets of all names and values.
+    fn text_len(&self) -> usize {
+        self.size - self.entries.len() * FIELD_OVERHEAD
+    }
+
+    /// What [`Table::insert`] needs to spare for an entry of which so many octets are new text, and so many others are the
+    /// name of an entry.
+    pub(super) fn spare_len(&self, appended: usize, known: usize) -> usize {
+        if self.has_room(appended) { 0 } else { self.text_len() + known }
     }
 
     fn has_room(&self, appended: usize) -> bool {
@@ -179,7 +185,7 @@ impl Table {
             keep(span);
         }
         self.text.clear();
-        let wanted = 2 * (self.size - self.entries.len() * FIELD_OVERHEAD + text_len);
+        let wanted = 2 * (self.text_len() + text_len);
         if wanted > self.text.capacity() {
             self.text.reserve_exact(wanted.next_power_of_two().max(TEXT_BYTES_MIN));
         }
