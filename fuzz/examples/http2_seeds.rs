@@ -174,6 +174,59 @@ fn heads() -> Vec<(&'static str, u8, Vec<&'static str>)> {
     ]
 }
 
+/// Seeds of `hpack`: the limit of lists and the table's size in pieces of 64 octets, then blocks of RFC 7541 and others.
+fn header_blocks() -> Vec<(&'static str, u8, u8, Vec<&'static str>)> {
+    vec![
+        (
+            "requests",
+            255,
+            64,
+            vec![
+                "828684418cf1e3c2e5f23a6ba0ab90f4ff",
+                "828684be5886a8eb10649cbf",
+                "828785bf408825a849e95ba97d7f8925a849e95bb8e8b4bf",
+            ],
+        ),
+        (
+            "plain_requests",
+            255,
+            64,
+            vec![
+                "828684410f7777772e6578616d706c652e636f6d",
+                "828684be58086e6f2d6361636865",
+                "828785bf400a637573746f6d2d6b65790c637573746f6d2d76616c7565",
+            ],
+        ),
+        (
+            "responses",
+            255,
+            4,
+            vec![
+                "488264025885aec3771a4b6196d07abe941054d444a8200595040b8166e082a62d1bff6e919d29ad171863c78f0b97c8e9ae82ae43d3",
+                "4883640effc1c0bf",
+                "88c16196d07abe941054d444a8200595040b8166e084a62d1bffc05a839bd9ab77ad94e7821dd7f2e6c7b335dfdfcd5b3960d5af27087f3672c1ab270fb5291f9587316065c003ed4ee5b1063d5007",
+            ],
+        ),
+        // Sizes 0, 100 and 4,096; a value that is never indexed; long integers; no table; a small limit.
+        ("sizes", 255, 64, vec!["20824001610162", "3f4540016101627e0163", "203fe11fbe"]),
+        ("never_indexed", 255, 64, vec!["1008706173737764066162636465660f1f0178", "017f80000f808080800000"]),
+        ("without_table", 255, 0, vec!["82400161016140026162026364", "be"]),
+        ("small_limit", 1, 64, vec!["4001610162400163016440016501667e0167bfbebf", "bfbebebe8286"]),
+        // EOS, padding of zeros, codes of 28 and 30 bits.
+        (
+            "codes",
+            255,
+            64,
+            vec!["00016183fe2eff", "00016184fffffe2f", "00016184fffffff3", "0001618108", "00016184ffffffff"],
+        ),
+    ]
+}
+
+fn bytes(hex: &str) -> Vec<u8> {
+    let digit = |digit: u8| char::from(digit).to_digit(16).expect("a digit") as u8;
+    hex.as_bytes().chunks(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1])).collect()
+}
+
 fn main() -> std::io::Result<()> {
     fs::create_dir_all("corpus/http2_frames")?;
     for (name, frames) in sessions() {
@@ -183,6 +236,15 @@ fn main() -> std::io::Result<()> {
     for (name, flags, texts) in heads() {
         let texts = texts.iter().map(|text| text.as_bytes()).collect::<Vec<_>>().join(&0xff);
         fs::write(format!("corpus/http2_translate/{name}"), [&[flags], &texts[..]].concat())?;
+    }
+    fs::create_dir_all("corpus/hpack")?;
+    for (name, list_limit, table_size, blocks) in header_blocks() {
+        let mut seed = vec![list_limit, table_size];
+        for block in blocks {
+            seed.push((block.len() / 2) as u8);
+            seed.extend_from_slice(&bytes(block));
+        }
+        fs::write(format!("corpus/hpack/{name}"), seed)?;
     }
     Ok(())
 }
