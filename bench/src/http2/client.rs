@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use super::encoder::{Encoder, FieldSet};
 use super::frame::{Frame, FrameReader, Settings, begin_frame, end_frame, flag, kind, write_frame, write_reset};
 use super::headers::{HeaderReader, Headers, Summary};
-use super::hpack::{Encoder, FieldSet};
 use super::{ConnectionError, PREFACE, SendWindow, Unreturned, WINDOW_BYTES_DEFAULT, code, write_data, write_greeting};
 use crate::limits::{CONNECTION_WINDOW_BYTES, GENERATOR_OUTPUT_BYTES_MAX, STREAM_WINDOW_BYTES};
 

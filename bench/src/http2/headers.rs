@@ -1,9 +1,10 @@
 //! Header blocks: put together from their frames, and reduced to what the bench has to know.
 
-use super::ConnectionError;
+use meshring_core::http::http2::hpack::Decoder;
+
 use super::frame::{Frame, flag, kind};
-use super::hpack::Decoder;
-use crate::limits::HEAD_BYTES_MAX;
+use super::{ConnectionError, HEADER_LIST_BYTES_MAX};
+use crate::limits::{HEAD_BYTES_MAX, HEADER_TABLE_BYTES};
 
 /// What is kept of a header block.
 pub(super) trait Summary: Copy + Default {
@@ -21,6 +22,8 @@ pub(super) struct Headers<S> {
 /// Takes the HEADERS and CONTINUATION frames of one direction of a connection.
 pub(super) struct HeaderReader<S> {
     decoder: Decoder,
+    /// The decoder's scratch.
+    work: Vec<u8>,
     /// A block that CONTINUATION frames go on with: stream, END_STREAM, and what has come.
     unfinished: Option<(u32, bool, Vec<u8>)>,
     /// The last blocks whose bytes still mean the same: peers send the same fields again and again. Two, for heads and trailers.
@@ -31,7 +34,13 @@ pub(super) struct HeaderReader<S> {
 
 impl<S: Summary> HeaderReader<S> {
     pub(super) const fn new() -> Self {
-        Self { decoder: Decoder::new(), unfinished: None, known: [None, None], oldest: 0 }
+        Self {
+            decoder: Decoder::new(HEADER_TABLE_BYTES),
+            work: Vec::new(),
+            unfinished: None,
+            known: [None, None],
+            oldest: 0,
+        }
     }
 
     /// Fails if the frame must not come now: nothing may come between the frames of a header block (section 6.10).
@@ -74,8 +83,12 @@ impl<S: Summary> HeaderReader<S> {
             return Ok(*summary);
         }
         let mut summary = S::default();
-        let changed = self.decoder.decode(block, |name, value| summary.add(name, value))?;
-        if changed {
+        let field = |name: &[u8], value: &[u8], _| summary.add(name, value);
+        let listing = self.decoder.decode(block, &mut self.work, HEADER_LIST_BYTES_MAX, field)?;
+        if listing.too_large {
+            return Err(ConnectionError::Protocol("a list of fields that is too long"));
+        }
+        if listing.table_changed {
             self.known = [None, None];
         } else {
             let (mut bytes, _) = self.known[self.oldest].take().unwrap_or_default();

@@ -1,12 +1,12 @@
 //! HTTP/2 (RFC 9113), as much of it as a load generator and its backend need: bytes in, events and bytes out, no sockets.
 
 pub(crate) mod client;
+mod encoder;
 mod frame;
 mod headers;
-mod hpack;
 pub(crate) mod server;
 
-pub(crate) use self::hpack::HpackError;
+use meshring_core::http::http2::hpack;
 
 use self::frame::{Settings, flag, kind, write_frame, write_window_update};
 use crate::limits::{CONNECTION_WINDOW_BYTES, HEADERS_MAX, STREAM_WINDOW_BYTES};
@@ -16,6 +16,9 @@ pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// The window of a connection, and of a stream without the setting (section 6.9.2).
 const WINDOW_BYTES_DEFAULT: u32 = 65_535;
+
+/// Octets of a list of fields that we take, each counting 32 beyond its text (section 6.5.2).
+const HEADER_LIST_BYTES_MAX: usize = HEADERS_MAX * 1024;
 
 /// Codes of RST_STREAM and GOAWAY (section 7).
 mod code {
@@ -30,7 +33,7 @@ pub(crate) enum ConnectionError {
     #[error("a frame of {0} bytes, which is too long or too short for its type")]
     FrameSize(usize),
     #[error("a header block that cannot be decoded: {0}")]
-    Hpack(#[from] HpackError),
+    Hpack(#[from] hpack::Error),
     #[error("more data than the window allows, or a window of 2^31 bytes")]
     FlowControl,
     #[error("{0}")]
@@ -41,7 +44,7 @@ pub(crate) enum ConnectionError {
 fn write_greeting(more_settings: &[(u16, u32)], out: &mut Vec<u8>) {
     let common = [
         (Settings::INITIAL_WINDOW_SIZE, STREAM_WINDOW_BYTES),
-        (Settings::MAX_HEADER_LIST_SIZE, (HEADERS_MAX * 1024) as u32),
+        (Settings::MAX_HEADER_LIST_SIZE, HEADER_LIST_BYTES_MAX as u32),
     ];
     let settings: Vec<u8> = more_settings
         .iter()

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
+use super::encoder::{Encoder, FieldSet};
 use super::frame::{Frame, FrameReader, Settings, begin_frame, end_frame, flag, kind, write_frame};
 use super::headers::{HeaderReader, Headers, Summary};
-use super::hpack::{Encoder, FieldSet};
 use super::{ConnectionError, SendWindow, Unreturned, WINDOW_BYTES_DEFAULT, code, write_data, write_greeting};
 use crate::http::HOLD;
 use crate::limits::{
