@@ -217,12 +217,12 @@ fn hpack_decode() -> Operation {
     hpack_decoding(&hpack_first_block(), vec![0x83, 0x86, 0xc3, 0xc2, 0xc1, 0xc0, 0xbf, 0xbe])
 }
 
-fn hpack_decode_first() -> Operation {
+fn hpack_first() -> Operation {
     hpack_decoding(&[], hpack_first_block())
 }
 
 /// A value of 1,000 octets in the Huffman code.
-fn hpack_decode_long() -> Operation {
+fn hpack_long() -> Operation {
     let value = "/productpage/reviews?user=normal&lang=en-GB&page=2".repeat(20);
     let mut block = vec![0x04];
     hpack::encode_string(&mut block, value.as_bytes());
@@ -274,8 +274,8 @@ const OPERATIONS: &[Entry] = &[
     ("response_parse", 1000, parse_response),
     ("response_write", 1000, write_response),
     ("hpack_decode", 1000, hpack_decode),
-    ("hpack_decode_first", 1000, hpack_decode_first),
-    ("hpack_decode_long", 1000, hpack_decode_long),
+    ("hpack_first", 1000, hpack_first),
+    ("hpack_long", 1000, hpack_long),
     ("hpack_encode", 1000, hpack_encode),
     ("lookup_10", 1000, || look_up(10)),
     ("lookup_100000", 1000, || look_up(100_000)),
