@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use meshring_core::http::{
-    BodyFraming, Bounds, Fields, Method, NoEdits, PathNormalization, RequestHead, RequestOut, ResponseOut, TargetForm,
+    BodyFraming, Bounds, Fields, Method, NoEdits, PathNormalization, RequestHead, RequestOut, ResponseOut, TargetForm, Via,
     encode_chunk,
     forwarding::{Hop, new_request_id, request_lines},
     request, request_head, response, response_head,
@@ -99,11 +99,12 @@ fn forwarded(data: &[u8]) {
             is_trusted,
             new_request_id: Some(new_request_id([7; 16])),
             is_host_rewritten: false,
+            via: Via::Http1,
         };
         let mut lines = Vec::new();
         let drop = request_lines(&mut lines, data, &head, &fields, &hop, &NoEdits);
         let changed = (path != head.path_of(data)).then_some([path, b""]);
-        let how = RequestOut { path: changed, drop, via: true, extra: &lines, ..RequestOut::new(&head, &NoEdits) };
+        let how = RequestOut { path: changed, drop, via: Via::Http1, extra: &lines, ..RequestOut::new(&head, &NoEdits) };
         let mut out = Vec::new();
         request_head(&mut out, data, &head, &fields, &how);
         let head_len = out.len();
@@ -221,7 +222,7 @@ fn relayed(data: &[u8], method: Method, name: &str) {
     };
 
     let mut out = Vec::new();
-    let how = ResponseOut { via: true, ..ResponseOut::new(&head, &NoEdits) };
+    let how = ResponseOut { via: Via::Http1, ..ResponseOut::new(&head, &NoEdits) };
     response_head(&mut out, data, &head, &fields, &how);
     let head_len = out.len();
     if let Some(body) = &body {

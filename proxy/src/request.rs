@@ -294,6 +294,7 @@ async fn exchange(
             is_trusted,
             new_request_id: (settings.request_id && !has_id).then(|| worker.request_ids.next()),
             is_host_rewritten,
+            via: conn.read.via(),
         }
     };
     if is_misdirected(&pinned, listener, conn, &request) {
@@ -464,7 +465,7 @@ fn serialized(
             true => ConnectionOption::Upgrade,
             false => ConnectionOption::Implied,
         },
-        via: true,
+        via: hop.via,
         drop,
         extra: lines,
         ..RequestOut::new(head, edits)

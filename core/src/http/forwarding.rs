@@ -15,7 +15,7 @@ use super::fields::Fields;
 use super::head::Version;
 use super::kind::{FieldKind as K, KindSet, trim};
 use super::request::RequestHead;
-use super::serialize::{HeaderEdits, joined_field};
+use super::serialize::{HeaderEdits, Via, joined_field};
 use crate::limits::REQUEST_ID_BYTES_MAX;
 
 /// Bytes of a request id that we make: a UUID in text (RFC 9562 section 4).
@@ -37,6 +37,8 @@ pub struct Hop {
     pub new_request_id: Option<[u8; REQUEST_ID_BYTES]>,
     /// Whether the upstream gets another Host than the client has sent.
     pub is_host_rewritten: bool,
+    /// What Via says of it.
+    pub via: Via,
 }
 
 /// Kinds that an untrusted peer may not set and for which we have no value of our own.
@@ -259,12 +261,14 @@ pub fn new_request_id(mut random: [u8; 16]) -> [u8; REQUEST_ID_BYTES] {
     text
 }
 
-/// The Via line of a message that was received in this version (RFC 9110 section 7.6.3).
+/// The Via line of a message (RFC 9110 section 7.6.3). `version`: of its text.
 #[must_use]
-pub fn via_line(received: Version) -> &'static [u8] {
-    match received {
-        Version::Http10 => b"via: 1.0 meshring\r\n",
-        Version::Http11 => b"via: 1.1 meshring\r\n",
+pub fn via_line(via: Via, version: Version) -> &'static [u8] {
+    match (via, version) {
+        (Via::Nothing, _) => b"",
+        (Via::Http2, _) => b"via: 2 meshring\r\n",
+        (Via::Http1, Version::Http10) => b"via: 1.0 meshring\r\n",
+        (Via::Http1, Version::Http11) => b"via: 1.1 meshring\r\n",
     }
 }
 

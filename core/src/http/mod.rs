@@ -42,6 +42,8 @@ pub use kind::{FieldKind, KindSet};
 pub use path::PathNormalization;
 pub use request::{RequestHead, TargetForm};
 pub use response::ResponseHead;
-pub use serialize::{ConnectionOption, HeaderEdits, NoEdits, RequestOut, ResponseOut, request_head, response_head};
+pub use serialize::{
+    ConnectionOption, HeaderEdits, NoEdits, RequestOut, ResponseOut, Via, request_head, response_head,
+};
 pub use status::{CONTINUE, write_error_response};
 pub use target::check as check_target;

@@ -83,6 +83,17 @@ pub enum ConnectionOption {
     Upgrade,
 }
 
+/// What is said of how a message was received (RFC 9110 section 7.6.3).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Via {
+    /// Nothing.
+    Nothing,
+    /// The version of its text.
+    Http1,
+    /// HTTP/2, from which the text was made.
+    Http2,
+}
+
 /// How to write a request for the next hop.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestOut<'a, E> {
@@ -97,8 +108,8 @@ pub struct RequestOut<'a, E> {
     pub framing: BodyFraming,
     /// What Connection says.
     pub connection: ConnectionOption,
-    /// Whether to append the received version to Via (RFC 9110 section 7.6.3), unless the edits remove or set it.
-    pub via: bool,
+    /// What is appended to Via, unless the edits remove or set it.
+    pub via: Via,
     /// Kinds of received fields to leave out.
     pub drop: KindSet,
     /// Changes to the fields.
@@ -118,7 +129,7 @@ impl<'a, E> RequestOut<'a, E> {
             authority: None,
             framing: head.framing,
             connection: ConnectionOption::Implied,
-            via: false,
+            via: Via::Nothing,
             drop: KindSet::EMPTY,
             edits,
             extra: b"",
@@ -165,8 +176,8 @@ pub fn request_head<E: HeaderEdits>(
         upgrade(out, buf, fields);
     }
     framing(out, how.framing);
-    if how.via && !removes(how.edits, b"via") {
-        out.extend_from_slice(via_line(head.version));
+    if how.via != Via::Nothing && !removes(how.edits, b"via") {
+        out.extend_from_slice(via_line(how.via, head.version));
     }
     if !how.edits.is_empty() {
         how.edits.append(out);
@@ -214,8 +225,8 @@ pub struct ResponseOut<'a, E> {
     pub framing: BodyFraming,
     /// What Connection says.
     pub connection: ConnectionOption,
-    /// Whether to append the received version to Via (RFC 9110 section 7.6.3), unless the edits remove or set it.
-    pub via: bool,
+    /// What is appended to Via, unless the edits remove or set it.
+    pub via: Via,
     /// Kinds of received fields to leave out.
     pub drop: KindSet,
     /// Changes to the fields.
@@ -234,7 +245,7 @@ impl<'a, E> ResponseOut<'a, E> {
         Self {
             framing: head.framing,
             connection: ConnectionOption::Implied,
-            via: false,
+            via: Via::Nothing,
             drop: KindSet::EMPTY,
             edits,
             extra: b"",
@@ -279,8 +290,8 @@ pub fn response_head<E: HeaderEdits>(
         (BodyFraming::None, Some(length)) => framing(out, BodyFraming::Length(length)),
         _ => framing(out, how.framing),
     }
-    if how.via && !removes(how.edits, b"via") {
-        out.extend_from_slice(via_line(head.version));
+    if how.via != Via::Nothing && !removes(how.edits, b"via") {
+        out.extend_from_slice(via_line(how.via, head.version));
     }
     if !how.edits.is_empty() {
         how.edits.append(out);

@@ -630,7 +630,7 @@ async fn relay_switch(
     exchange.record.status(head.status);
     let how = ResponseOut {
         connection: ConnectionOption::Upgrade,
-        via: true,
+        via: from.half.via(),
         extra: exchange.extra,
         ..ResponseOut::new(head, &exchange.edits)
     };
@@ -674,7 +674,7 @@ async fn relay_final(
     let how = ResponseOut {
         framing,
         connection: connection_option(exchange, keep),
-        via: true,
+        via: from.half.via(),
         date: Some(&date),
         extra: exchange.extra,
         ..ResponseOut::new(head, &exchange.edits)

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use meshring_core::limits::HOLD_BUFFER_MS_MAX;
+use meshring_core::{http::Via, limits::HOLD_BUFFER_MS_MAX};
 use monoio::{
     buf::{IoBuf as _, SliceMut},
     io::{
@@ -81,6 +81,14 @@ impl ReadHalf {
         match self {
             Self::Socket(socket) => socket.tls.as_ref(),
             Self::Stream(_) => None,
+        }
+    }
+
+    /// What Via says of messages from it.
+    pub(crate) fn via(&self) -> Via {
+        match self {
+            Self::Socket(_) => Via::Http1,
+            Self::Stream(_) => Via::Http2,
         }
     }
 }

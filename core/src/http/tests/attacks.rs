@@ -1,5 +1,6 @@
 //! What took other proxies down over HTTP/1: one test for each weakness, named after the number that it got.
 
+use super::super::serialize::Via;
 use super::super::{
     BodyDecoder, BodyFraming, ChunkError, FieldKind, NoEdits, PathNormalization, Refusal, RequestHead, RequestOut,
     forwarding, path, request_head,
@@ -192,6 +193,7 @@ fn cve_2024_45806_internal_fields_of_a_stranger_go_no_further() {
         is_trusted: false,
         new_request_id: None,
         is_host_rewritten: false,
+        via: Via::Http1,
     };
     let mut lines = Vec::new();
     let drop = forwarding::request_lines(&mut lines, &bytes, &head, &fields, &hop, &NoEdits);

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::super::forwarding::{
     Hop, client_address, client_certificate_line, kept_request_id, new_request_id, request_lines,
 };
+use super::super::serialize::Via;
 use super::super::{
     Bounds, FieldKind, Fields, HeaderEdits, KindSet, NoEdits, Refusal, RequestOut, ResponseOut, request, request_head,
     response_head, serialize,
@@ -13,8 +14,15 @@ use super::{FIRST_HOP, parsed, refused, responded, with};
 
 const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 2, 3));
 
-const STRANGER: Hop =
-    Hop { peer: PEER, is_https: false, port: 15001, is_trusted: false, new_request_id: None, is_host_rewritten: false };
+const STRANGER: Hop = Hop {
+    peer: PEER,
+    is_https: false,
+    port: 15001,
+    is_trusted: false,
+    new_request_id: None,
+    is_host_rewritten: false,
+    via: Via::Http1,
+};
 const FRIEND: Hop = Hop { is_trusted: true, ..STRANGER };
 
 /// The request as it goes on to the next hop, without its first line.
@@ -22,7 +30,7 @@ fn forwarded_with<E: HeaderEdits>(bytes: &[u8], hop: &Hop, edits: &E) -> String 
     let (head, fields) = parsed(bytes);
     let mut lines = Vec::new();
     let drop = request_lines(&mut lines, bytes, &head, &fields, hop, edits);
-    let how = RequestOut { drop, via: true, extra: &lines, ..RequestOut::new(&head, edits) };
+    let how = RequestOut { drop, via: Via::Http1, extra: &lines, ..RequestOut::new(&head, edits) };
     let mut out = Vec::new();
     request_head(&mut out, bytes, &head, &fields, &how);
     let out = String::from_utf8(out).expect("ASCII");
@@ -49,7 +57,7 @@ fn item_45_via_is_appended_with_the_received_version() {
             &bytes,
             &head,
             &fields,
-            &ResponseOut { via: true, ..ResponseOut::new(&head, &NoEdits) },
+            &ResponseOut { via: Via::Http1, ..ResponseOut::new(&head, &NoEdits) },
         );
         let expected = format!("HTTP/1.1 200 OK\r\nVia: 2 x\r\ncontent-length: 0\r\n{line}\r\n");
         assert_eq!(String::from_utf8_lossy(&out), expected);
@@ -211,7 +219,7 @@ fn the_edits_of_a_route_come_last() {
     let bytes = b"HTTP/1.1 204 No Content\r\n\r\n";
     let (head, fields) = responded(bytes);
     let mut out = Vec::new();
-    let how = ResponseOut { via: true, date: Some(b"now"), ..ResponseOut::new(&head, &Edits) };
+    let how = ResponseOut { via: Via::Http1, date: Some(b"now"), ..ResponseOut::new(&head, &Edits) };
     response_head(&mut out, bytes, &head, &fields, &how);
     assert_eq!(String::from_utf8_lossy(&out), "HTTP/1.1 204 No Content\r\nvia: 1.1 configured\r\n\r\n");
 }
@@ -280,7 +288,7 @@ fn after_a_hop(bytes: &[u8], bounds: Bounds, hop: &Hop) -> Vec<u8> {
     let authority = hop.is_host_rewritten.then_some(longest.as_bytes());
     let how = RequestOut {
         drop,
-        via: true,
+        via: Via::Http1,
         extra: &lines,
         authority,
         connection: serialize::ConnectionOption::Close,
@@ -318,6 +326,7 @@ fn a_request_at_the_bounds_of_the_first_hop_passes_the_next_one() {
         is_trusted: false,
         new_request_id: Some(new_request_id([0; 16])),
         is_host_rewritten: true,
+        via: Via::Http1,
     };
     let forwarding =
         ["forwarded:x", "x-forwarded-port:1", "x-forwarded-host:b", "max-forwards:9999999999", "te:trailers"];
@@ -354,7 +363,7 @@ fn a_response_at_the_bounds_of_the_first_hop_passes_the_next_one() {
         assert_eq!((head.len, fields.len()), (60 * 1024, 100));
         let date = Some(&b"Thu, 01 Jan 1970 00:00:00 GMT"[..]);
         let mut out = Vec::new();
-        let how = ResponseOut { via: true, date, ..ResponseOut::new(&head, &NoEdits) };
+        let how = ResponseOut { via: Via::Http1, date, ..ResponseOut::new(&head, &NoEdits) };
         response_head(&mut out, &bytes, &head, &fields, &how);
         let mut fields = Fields::new();
         let again = super::response::parse(&out, &mut fields, super::Method::Get, Bounds::NEXT_HOP);
