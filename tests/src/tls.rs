@@ -20,6 +20,7 @@ use rustls::{
 use tempfile::TempDir;
 
 use crate::{
+    h2::{Connection, Opening},
     client::{Client, Response, request},
     control::Control,
     pki::{Authority, Issued, Leaf},
@@ -148,6 +149,22 @@ impl Caller {
 
     /// Connects; the handshake is over on this side, the server may still refuse.
     pub fn try_connect(&self, address: SocketAddr) -> Result<Client<Stream>, Refused> {
+        self.shake_hands(address).map(Client::over)
+    }
+
+    /// Connects to speak HTTP/2, agreed upon by ALPN.
+    ///
+    /// # Panics
+    /// When it is refused.
+    #[must_use]
+    pub fn connect_http2(mut self, address: SocketAddr) -> Connection<Stream> {
+        Arc::make_mut(&mut self.config).alpn_protocols = vec![b"h2".to_vec()];
+        let stream = self.shake_hands(address).expect("a TLS connection");
+        assert_eq!(stream.conn.alpn_protocol(), Some(&b"h2"[..]));
+        Connection::client(stream, &Opening::default())
+    }
+
+    fn shake_hands(&self, address: SocketAddr) -> Result<Stream, Refused> {
         let mut socket = TcpStream::connect(address)?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(IO_PATIENCE))?;
@@ -157,7 +174,7 @@ impl Caller {
         while connection.is_handshaking() {
             connection.complete_io(&mut socket)?;
         }
-        Ok(Client::over(StreamOwned::new(connection, socket)))
+        Ok(StreamOwned::new(connection, socket))
     }
 
     /// Connects.

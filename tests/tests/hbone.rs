@@ -16,6 +16,7 @@ use rustls::AlertDescription;
 
 on_both_drivers! {
     a_tunnel_leads_to_the_application_of_its_port
+    a_connection_of_http_2_holds_many_tunnels
     nobody_without_an_identity_of_the_mesh_gets_a_tunnel
     a_tunnel_leads_nowhere_else
     policies_judge_a_tunnel_as_a_connection
@@ -67,6 +68,36 @@ fn a_tunnel_leads_to_the_application_of_its_port(driver: Driver) {
     wait::until("two tunnels to be counted", || {
         (mesh.control.metric(tunnels, "default/reviews-v1") == 2).then_some(())
     });
+}
+
+fn a_connection_of_http_2_holds_many_tunnels(driver: Driver) {
+    // As the ztunnel of Istio's ambient mode does it: CONNECT with nothing but an authority (RFC 9113 section 8.5).
+    let applications = [Application::start(), Application::start()];
+    let addresses = applications.each_ref().map(Application::address);
+    let mesh = start(driver, &addresses, "");
+    let mut client = mesh.caller(&Leaf::workload("client")).connect_http2(mesh.server.hbone());
+    let mut tunnels = Vec::new();
+    for (application, address) in applications.iter().zip(addresses).cycle().take(6) {
+        let authority = address.to_string();
+        let stream = client.request(&[(":method", "CONNECT"), (":authority", &authority)], false);
+        assert_eq!(client.head(stream).status(), 200);
+        tunnels.push((stream, application.accept()));
+    }
+    for (stream, behind) in &mut tunnels {
+        let up = format!("up {stream}");
+        client.body(*stream, up.as_bytes(), true);
+        assert_eq!(behind.bytes(up.len()), up.as_bytes());
+        behind.expect_end();
+        behind.send(format!("down {stream}")).finish_sending();
+    }
+    for (stream, _) in &tunnels {
+        assert_eq!(client.response(*stream).text(), format!("down {stream}"));
+    }
+    let stranger = Application::start();
+    let authority = stranger.address().to_string();
+    let stream = client.request(&[(":method", "CONNECT"), (":authority", &authority)], false);
+    assert_eq!(client.response(stream).status(), 404);
+    assert!(stranger.try_accept().is_none());
 }
 
 fn nobody_without_an_identity_of_the_mesh_gets_a_tunnel(driver: Driver) {
