@@ -163,20 +163,23 @@ pub const HTTP2_STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 pub const HTTP2_CONNECTION_WINDOW_BYTES: u32 = HTTP2_STREAMS_MAX * HTTP2_STREAM_WINDOW_BYTES;
 /// Likewise of an upstream connection, in bytes: one client that reads nothing must not stop what others have asked for.
 pub const HTTP2_UPSTREAM_WINDOW_BYTES: u32 = HTTP2_UPSTREAM_STREAMS_MAX as u32 * HTTP2_STREAM_WINDOW_BYTES;
-/// What a stream keeps for a peer that gives it no credit, in bytes: a buffer.
-pub const HTTP2_SEND_BUFFER_BYTES_MAX: usize = 16 * 1024;
 /// Largest header list, in bytes as RFC 9113 section 6.5.2 counts them: what the bounds of a head leave room for.
 pub const HTTP2_HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;
-/// What small DATA frames that are not given on yet may cost on one connection, in bytes: each counts for what it lacks to 256.
-/// 8,000 messages of gRPC that wait for a slow server are no flood, and what h2 keeps for so many is 2 MB.
-pub const HTTP2_DATA_FRAME_BUDGET_BYTES: usize = 2 * 1024 * 1024;
+/// A header section as it is sent, in bytes: one whose list is too long is answered, one that is longer still does not end.
+pub const HTTP2_HEADER_BLOCK_BYTES_MAX: usize = 2 * HTTP2_HEADER_LIST_BYTES_MAX as usize;
+/// Frames that it may come in.
+pub const HTTP2_HEADER_FRAMES_MAX: usize = 64;
+/// Interim responses that wait to be read, in bytes of text.
+pub const HTTP2_INTERIM_BYTES_MAX: usize = 64 * 1024;
+/// Frames in a row that are of no use (empty DATA, PING, PRIORITY, SETTINGS, ...) before a peer is told to calm down. Each one that is
+/// of use makes up for two, and half a minute for all.
+pub const HTTP2_USELESS_FRAMES_MAX: u32 = 10_000;
 /// Streams of a client that we have reset and whose late frames are still put up with: all that it may have, four times over. A frame of
 /// a forgotten one counts as an error.
 pub const HTTP2_RESETS_REMEMBERED_MAX: usize = 4 * HTTP2_STREAMS_MAX as usize;
-/// Likewise of an upstream connection: clients that go away reset many at once, and whoever else is on it must not pay for that.
-pub const HTTP2_UPSTREAM_RESETS_REMEMBERED_MAX: usize = 4 * HTTP2_UPSTREAM_STREAMS_MAX;
-/// Requests that a client has reset before they were looked at; a client with more of them is up to CVE-2023-44487.
-pub const HTTP2_PENDING_RESETS_MAX: usize = 20;
+/// Requests that a client has taken back before they were answered; one that takes back more of them, and more than half of all, is
+/// up to CVE-2023-44487 (Envoy's premature resets).
+pub const HTTP2_PREMATURE_RESETS_MAX: u64 = 500;
 /// Resets that a client has provoked by errors of its own, over the life of a connection (CVE-2025-8671): an honest one makes hardly any.
 pub const HTTP2_LOCAL_RESETS_MAX: usize = 1024;
 /// How often a client with requests in flight is asked whether it is still there, in milliseconds. Half-open peers are to be gone

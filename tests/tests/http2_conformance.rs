@@ -16,28 +16,6 @@ on_both_drivers! {
     httpwg_finds_no_fault_but_those_that_are_known
 }
 
-/// The library that reads frames ends the stream or the connection, but says PROTOCOL_ERROR where RFC 9113 has a code of its own.
-const OTHER_CODE: &[&str] = &[
-    ":: invalid header block fragment",
-    ":: half closed remote sends headers frame",
-    ":: half closed remote sends data frame",
-    ":: closed sends headers frame",
-    ":: closed sends headers frame after rst stream",
-    ":: sends data frame on invalid stream state",
-    ":: sends settings frame with invalid length",
-    ":: sends settings frame with ack and payload",
-    ":: sends settings initial window size with invalid value",
-    ":: sends settings initial window size with exceeded max window size value",
-    ":: sends priority frame with invalid length",
-    ":: sends ping frame with invalid length",
-    ":: sends window update frame with invalid length",
-    ":: sends rst stream frame with invalid length",
-];
-
-/// It drops these without a word: nothing of them goes any further.
-const DROPPED: &[&str] =
-    &[":: client sends push promise frame", ":: sends headers frame with pseudo header in trailer"];
-
 /// Answered before there are too many streams: a matter of speed.
 const TOO_SLOW: &[&str] = &[":: exceeds concurrent stream limit"];
 
@@ -60,7 +38,7 @@ fn httpwg_finds_no_fault_but_those_that_are_known(driver: Driver) {
         let output = command.env("NO_COLOR", "1").output().unwrap();
         let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         assert!(said.contains("tests in"), "it did not run to its end: {said}");
-        let is_known = |name: &str| [OTHER_CODE, DROPPED, TOO_SLOW].concat().iter().any(|known| name.ends_with(known));
+        let is_known = |name: &str| TOO_SLOW.iter().any(|known| name.ends_with(known));
         let failed = said.lines().filter_map(|line| line.split_once("Test failed: ")).map(|(_, name)| name.trim());
         let unknown: Vec<_> = failed.filter(|name| !is_known(name)).collect();
         assert!(unknown.is_empty(), "{protocol:?}: {unknown:#?}\n{said}");

@@ -132,7 +132,7 @@ async fn shared(
         is_agreed = agreed.is_some();
     }
     let conn: Conn = lease.into_conn();
-    let connection = client::start(worker, conn).await.map_err(Unleased::Connect)?;
+    let connection = client::start(worker, conn);
     // That the client speaks HTTP/2 says nothing about the server.
     let is_trial = matches!(http2, Http2::LikeClient { .. }) && !is_agreed;
     if is_trial {

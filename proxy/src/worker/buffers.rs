@@ -198,6 +198,15 @@ impl fmt::Debug for Reserved {
     }
 }
 
+impl Reserved {
+    /// It has become more, or less.
+    pub(crate) fn resize(&mut self, bytes: usize) {
+        let used = &self.pool.used_bytes;
+        used.set(used.get() + bytes - self.bytes);
+        self.bytes = bytes;
+    }
+}
+
 impl Drop for Reserved {
     fn drop(&mut self) {
         let used = &self.pool.used_bytes;
@@ -299,20 +308,6 @@ impl Input {
         let room = self.bytes.capacity() - self.bytes.len();
         let count = bytes.len().min(room);
         self.bytes.extend_from_slice(&bytes[..count]);
-        Some(count)
-    }
-
-    /// Adds at most `at_most` bytes of these, as many as fit into an input of at most `bytes_max`, and drops them from the front of
-    /// `bytes`. How many; `None`: it is full.
-    pub(crate) fn append_from(
-        &mut self,
-        bytes: &mut impl bytes::Buf,
-        at_most: usize,
-        bytes_max: usize,
-    ) -> Option<usize> {
-        let part = bytes.chunk();
-        let count = self.append(&part[..part.len().min(at_most)], bytes_max)?;
-        bytes.advance(count);
         Some(count)
     }
 

@@ -110,6 +110,8 @@ pub(crate) struct Worker {
     sockets: RefCell<Vec<StdTcpListener>>,
     scratches: RefCell<Vec<Scratch>>,
     stream_tasks: StreamTasks,
+    /// What decoding of HTTP/2 needs.
+    http2_scratch: RefCell<meshring_core::http::http2::Scratch>,
     draining: Cell<bool>,
     memory_pressure: Arc<AtomicBool>,
     refusals: RefusalLog,
@@ -270,6 +272,7 @@ fn build(start: Start) -> std::io::Result<(Rc<Worker>, Vec<StdTcpListener>, StdU
         sockets: RefCell::new(seconds),
         scratches: RefCell::default(),
         stream_tasks: StreamTasks::default(),
+        http2_scratch: RefCell::default(),
         draining: Cell::new(false),
         memory_pressure: start.memory_pressure,
         refusals: RefusalLog::default(),

@@ -1,14 +1,20 @@
-//! HTTP/2 heads as HTTP/1.1 text, and back (RFC 9113 section 8, RFC 8441), and HPACK. Frames are somebody else's.
+//! HTTP/2 (RFC 9113, RFC 8441): the [`Engine`] of a connection, without I/O, [`hpack`], and heads as HTTP/1.1 text and back.
 //!
 //! Inside of the proxy a message is HTTP/1.1 text, judged by one strict codec. What comes over HTTP/2 becomes such text
 //! here, refused first for what text could not show or what could end a line of it; everything else is left to
 //! [`request::parse`](super::request::parse) and [`response::parse`](super::response::parse), so that no rule stands
 //! twice. What our writer makes is taken apart again for the way out.
 
+mod code;
+mod engine;
+mod fields;
+mod frame;
 mod from_text;
 pub mod hpack;
 mod to_text;
 
+pub use code::{Code, ConnectionError, Fault};
+pub use engine::{Engine, Event, Opening, Piece, Role, Room, Scratch, StreamKey, Tunnel, Wake, encode_field};
 pub use from_text::{RequestText, ResponseText, request_from_text, response_from_text};
 pub use to_text::{request_to_text, response_to_text, trailers_to_text};
 
@@ -16,6 +22,7 @@ use thiserror::Error;
 
 use super::chunked::is_forbidden_in_trailers;
 use super::error::Refusal;
+use super::head::{BodyFraming, Method};
 use super::kind::is_token;
 
 /// What a client with prior knowledge sends first (RFC 9113 section 3.4). For [`request::parse`](super::request::parse) it
@@ -42,6 +49,17 @@ pub struct Pseudo<'a> {
     pub path: Option<&'a [u8]>,
     /// `:protocol` of an extended CONNECT.
     pub protocol: Option<&'a [u8]>,
+}
+
+/// What a request over HTTP/2 has become as text.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shape {
+    /// The method of the text: GET of an extended CONNECT.
+    pub method: Method,
+    /// It was an extended CONNECT (RFC 8441).
+    pub is_extended: bool,
+    /// How the text goes on. [`BodyFraming::UntilClose`]: as a tunnel.
+    pub framing: BodyFraming,
 }
 
 /// What a tunnel over HTTP/2 is called in HTTP/1.1, for the 101 that stands for its 200.
@@ -88,8 +106,8 @@ pub enum Malformed {
     /// RFC 9113 section 8.3.
     #[error("a field name that begins with a colon after the pseudo fields, or in trailers")]
     PseudoField,
-    /// RFC 9113 section 8.2.1.
-    #[error("a field value with NUL, CR or LF, or with white space at an end")]
+    /// RFC 9113 section 8.2.1, RFC 9110 section 5.5.
+    #[error("a field value with a control character, or with white space at an end")]
     BadValue,
     /// RFC 9113 section 8.2.2.
     #[error("a field about an HTTP/1.1 connection")]
@@ -124,8 +142,14 @@ pub enum Malformed {
     #[error("Content-Length is not one number of decimal digits below 2^64")]
     BadLength,
     /// RFC 9113 section 8.1.1.
-    #[error("Content-Length is not 0 and END_STREAM came with the head")]
+    #[error("Content-Length is more than what has come before END_STREAM")]
     LengthMismatch,
+    /// RFC 9113 section 8.1.
+    #[error("trailers without END_STREAM")]
+    TrailersGoOn,
+    /// RFC 9113 section 6.5.2.
+    #[error("a field section of more than 64 KiB, or interim responses of more")]
+    TooLarge,
     /// RFC 9113 sections 8.3.2 and 8.6.
     #[error("the status is outside 100 to 599, or 101")]
     BadStatus,
@@ -154,6 +178,8 @@ impl Malformed {
             Self::BadProtocol => "http2.bad_protocol",
             Self::BadLength => "http2.bad_length",
             Self::LengthMismatch => "http2.length_mismatch",
+            Self::TrailersGoOn => "http2.trailers_go_on",
+            Self::TooLarge => "http2.too_large",
             Self::BadStatus => "http2.bad_status",
             Self::InterimEnd => "http2.interim_end",
         }

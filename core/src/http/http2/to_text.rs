@@ -6,7 +6,7 @@ use super::super::kind::{FieldKind, is_token, kind_of};
 use super::super::request::is_upgrade_protocol;
 use super::super::rules;
 use super::super::serialize::{field, status_line};
-use super::{Malformed, Pseudo, Refused, Upgraded, is_trailer};
+use super::{Malformed, Pseudo, Refused, Shape, Upgraded, is_trailer};
 use crate::limits::{HEAD_FIELDS_MAX, NEXT_HOP_HEAD_FIELDS_MAX};
 
 /// Appends a request as an HTTP/1.1 head, which [`request::parse`](crate::http::request::parse) has to judge: nothing in
@@ -28,7 +28,7 @@ pub fn request_to_text<'a>(
     fields: impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
     ended: bool,
     key: [u8; 16],
-) -> Result<(), Refused> {
+) -> Result<Shape, Refused> {
     let seen = survey(fields.clone(), ended)?;
     let line = Line::new(pseudo, &seen)?;
     line.write(out);
@@ -59,7 +59,8 @@ pub fn request_to_text<'a>(
         }
     }
     out.extend_from_slice(b"\r\n");
-    Ok(())
+    let method = if line.protocol.is_some() { Method::Get } else { Method::named(line.method) };
+    Ok(Shape { method, is_extended: line.protocol.is_some(), framing: line.framing(seen.length, ended) })
 }
 
 /// What the fields of a request say.
@@ -113,7 +114,9 @@ fn check(name: &[u8], value: &[u8]) -> Result<FieldKind, Malformed> {
         return Err(Malformed::UppercaseName);
     }
     let is_blank = |b: Option<&u8>| matches!(b, Some(b' ' | b'\t'));
-    if is_blank(value.first()) || is_blank(value.last()) || value.iter().any(|b| matches!(b, 0 | b'\r' | b'\n')) {
+    // Without a branch per byte.
+    let has_control = value.iter().fold(false, |found, &b| found | (b < b' ') & (b != b'\t') | (b == 0x7f));
+    if has_control || is_blank(value.first()) || is_blank(value.last()) {
         return Err(Malformed::BadValue);
     }
     match kind_of(name) {
@@ -180,6 +183,16 @@ impl<'a> Line<'a> {
         }
         let method = if protocol.is_some() { b"GET" } else { method };
         Ok(Self { method, https, authority, path: Some(path), protocol })
+    }
+
+    /// How what follows the head is written.
+    fn framing(&self, length: Option<u64>, ended: bool) -> BodyFraming {
+        match length {
+            _ if ended => BodyFraming::None,
+            _ if self.protocol.is_some() || self.path.is_none() => BodyFraming::UntilClose,
+            Some(length) => BodyFraming::Length(length),
+            None => BodyFraming::Chunked,
+        }
     }
 
     /// Writes the request line and Host.

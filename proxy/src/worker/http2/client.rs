@@ -2,48 +2,45 @@
 
 use std::{
     cell::{Cell, RefCell},
-    future::{Future as _, poll_fn},
+    future::poll_fn,
     io,
     pin::pin,
     rc::Rc,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, Waker},
 };
 
-use bytes::Bytes;
-use h2::{
-    SendStream,
-    client::{Builder, Connection, ResponseFuture, SendRequest},
-};
-use http::{Request, uri::Scheme};
 use meshring_core::{
-    limits::{
-        HTTP2_DATA_FRAME_BUDGET_BYTES, HTTP2_HEADER_LIST_BYTES_MAX, HTTP2_SEND_BUFFER_BYTES_MAX, HTTP2_SETTINGS_MS_MAX,
-        HTTP2_STREAM_WINDOW_BYTES, HTTP2_UPSTREAM_RESETS_REMEMBERED_MAX, HTTP2_UPSTREAM_STREAMS_MAX,
-        HTTP2_UPSTREAM_WINDOW_BYTES,
-    },
+    http::http2::{Event, Role},
+    limits::{HTTP2_PING_INTERVAL_MS, HTTP2_SETTINGS_MS_MAX, HTTP2_UPSTREAM_STREAMS_MAX},
     stats::Counter,
 };
 
 use super::{
     Origin, Stream,
-    connection::drive,
-    stream::Broken,
-    transport::{Pumps, Transport, transport},
+    link::{Link, Side},
 };
 use crate::worker::{
     Worker,
     conn::{Conn, Wear},
-    deadlines::now_ms,
+    deadlines::{Expiry, Timer, now_ms},
+    interrupt::Interrupt,
     join::within,
     tasks,
 };
 
 /// An upstream connection. It ends when nobody has it any more and its last stream is done.
 pub(crate) struct Multiplexed {
-    send: SendRequest<Bytes>,
+    link: Rc<Link>,
     state: Rc<State>,
     origin: Rc<Origin>,
     wear: Wear,
+}
+
+impl Drop for Multiplexed {
+    fn drop(&mut self) {
+        self.state.is_abandoned.set(true);
+        self.link.wake();
+    }
 }
 
 impl std::fmt::Debug for Multiplexed {
@@ -57,10 +54,10 @@ struct State {
     streams: Cell<usize>,
     idle_since_ms: Cell<u64>,
     has_ended: Cell<bool>,
+    /// No request will be sent on it any more.
+    is_abandoned: Cell<bool>,
     /// A request has waited in vain while nothing at all came.
     is_suspect: Cell<bool>,
-    /// Bytes that have come.
-    received_bytes: Cell<u64>,
     /// Nobody knows yet whether its server speaks HTTP/2 at all.
     is_trial: Cell<bool>,
     /// Its settings are known.
@@ -89,20 +86,21 @@ impl State {
 #[derive(Debug)]
 pub(super) struct Place {
     state: Rc<State>,
+    link: Rc<Link>,
     /// What had come before it.
     received_bytes: u64,
 }
 
 impl Place {
-    fn take(state: &Rc<State>) -> Self {
+    fn take(state: &Rc<State>, link: &Rc<Link>) -> Self {
         state.streams.set(state.streams.get() + 1);
-        Self { state: Rc::clone(state), received_bytes: state.received_bytes.get() }
+        Self { state: Rc::clone(state), link: Rc::clone(link), received_bytes: link.received_bytes() }
     }
 
     /// Its request got no answer in time. Where nothing else came either, the other side may be gone without a word: the next
     /// requests had better go elsewhere.
     pub(super) fn waited_in_vain(&self) {
-        if self.state.received_bytes.get() == self.received_bytes {
+        if self.link.received_bytes() == self.received_bytes {
             self.state.is_suspect.set(true);
         }
     }
@@ -112,112 +110,149 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.state.streams.set(self.state.streams.get() - 1);
         self.state.idle_since_ms.set(now_ms());
+        if self.state.is_abandoned.get() {
+            self.link.wake();
+        }
     }
 }
 
 /// What opens a stream.
+#[derive(Debug)]
 pub(super) struct Opener {
-    send: SendRequest<Bytes>,
     state: Rc<State>,
     is_secured: bool,
 }
 
 impl Opener {
     /// The scheme of what is asked for: that of the connection.
-    pub(super) fn scheme(&self) -> Scheme {
-        if self.is_secured { Scheme::HTTPS } else { Scheme::HTTP }
+    pub(super) fn scheme(&self) -> &'static [u8] {
+        if self.is_secured { b"https" } else { b"http" }
     }
 
-    /// Ready when the request can be sent. `is_extended`: an extended CONNECT, which the server must have allowed (RFC 8441
-    /// section 3).
-    pub(super) fn poll_ready(&mut self, cx: &mut Context<'_>, is_extended: bool) -> Poll<Result<(), Broken>> {
-        ready!(self.send.poll_ready(cx))?;
-        if !is_extended {
-            return Poll::Ready(Ok(()));
-        }
+    /// Ready when it is known whether the server takes an extended CONNECT, which it must have allowed (RFC 8441 section 3).
+    ///
+    /// # Errors
+    /// It does not.
+    pub(super) fn poll_extended(&self, link: &Link, cx: &Context<'_>) -> Poll<io::Result<()>> {
         if !self.state.is_confirmed.get() && !self.state.has_ended.get() {
             self.state.wait(cx);
             return Poll::Pending;
         }
-        if self.send.is_extended_connect_protocol_enabled() {
+        if link.ask(|protocol| protocol.takes_extended_connect()) {
             return Poll::Ready(Ok(()));
         }
         let why = "the upstream does not take extended CONNECT (RFC 8441)";
-        Poll::Ready(Err(Broken::Io(io::Error::new(io::ErrorKind::Unsupported, why))))
-    }
-
-    pub(super) fn open(
-        &mut self,
-        request: Request<()>,
-        ended: bool,
-    ) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
-        self.send.send_request(request, ended)
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::Unsupported, why)))
     }
 }
 
-/// Makes an upstream connection of one on which nothing was sent yet.
-pub(crate) async fn start(worker: &Rc<Worker>, conn: Conn) -> io::Result<Multiplexed> {
+/// Makes an upstream connection of one on which nothing was sent yet. What it sends first waits to be written: nothing here takes
+/// time.
+pub(crate) fn start(worker: &Rc<Worker>, conn: Conn) -> Multiplexed {
     worker.stats.add(Counter::UpstreamHttp2Connections, 1);
-    let (transport, pumps) = transport(&worker.buffers, b"");
+    let link = Link::new(Role::Client, &worker.buffers);
     let (origin, wear) = (Origin::of(&conn), conn.wear());
-    // What it sends first waits in the transport: nothing here takes time.
-    let (send, connection) = builder().handshake(transport).await.map_err(into_io)?;
     let state = Rc::new(State {
         streams: Cell::new(0),
         idle_since_ms: Cell::new(now_ms()),
         has_ended: Cell::new(false),
+        is_abandoned: Cell::new(false),
         is_suspect: Cell::new(false),
-        received_bytes: Cell::new(0),
         is_trial: Cell::new(false),
         is_confirmed: Cell::new(false),
         waiting: RefCell::default(),
     });
-    let shared = Rc::clone(&state);
-    let worker = Rc::clone(worker);
+    let bell = Rc::<Interrupt>::default();
+    let client = Client {
+        worker: Rc::clone(worker),
+        state: Rc::clone(&state),
+        timer: worker.deadlines.interrupting(&bell),
+        bell,
+    };
+    client.wind();
     conn.watch_silence();
+    let shared = Rc::clone(&link);
     monoio::spawn(async move {
+        let worker = Rc::clone(&client.worker);
         // Whatever happens to it, nobody is to wait for it.
-        let _end = End(Rc::clone(&shared));
-        tasks::contained(&worker, pin!(run(&worker, conn, connection, pumps, shared))).await;
+        let _end = End(Rc::clone(&client.state), Rc::clone(&shared));
+        tasks::contained(&worker, pin!(run(conn, &shared, client))).await;
     });
-    Ok(Multiplexed { send, state, origin, wear })
+    Multiplexed { link, state, origin, wear }
 }
 
 /// Tells everybody that a connection is over.
-struct End(Rc<State>);
+struct End(Rc<State>, Rc<Link>);
 
 impl Drop for End {
     fn drop(&mut self) {
         self.0.has_ended.set(true);
         self.0.confirm();
+        self.1.give_up();
     }
 }
 
-async fn run(
-    worker: &Worker,
-    mut conn: Conn,
-    connection: Connection<Transport, Bytes>,
-    pumps: Pumps,
-    shared: Rc<State>,
-) {
-    let mut connection = pin!(connection);
-    let protocol = pin!(poll_fn(|cx| {
-        let received_bytes = pumps.received_bytes();
-        let result = connection.as_mut().poll(cx);
-        shared.received_bytes.set(received_bytes);
-        if !shared.is_confirmed.get()
-            && let Some(is_http2) = pumps.begins_with_settings()
-        {
-            // An end takes its time: the last words go out first.
-            shared.has_ended.set(!is_http2);
-            shared.confirm();
+/// What looks after an upstream connection.
+struct Client {
+    worker: Rc<Worker>,
+    state: Rc<State>,
+    /// Rings now and then.
+    bell: Rc<Interrupt>,
+    timer: Timer,
+}
+
+impl Client {
+    fn wind(&self) {
+        self.timer.set(now_ms() + HTTP2_PING_INTERVAL_MS, Expiry::ShutdownRead);
+    }
+}
+
+impl Client {
+    /// Tells those who wait for it what the server is.
+    fn confirm(&self, link: &Link) {
+        if !self.state.is_confirmed.get() {
+            let (has_failed, has_settings) = link.ask(|protocol| (protocol.has_failed(), protocol.has_settings()));
+            self.state.has_ended.set(has_failed);
+            if has_failed || has_settings {
+                self.state.confirm();
+            }
         }
-        result
-    }));
-    let result = drive(&mut conn, &pumps, protocol).await;
+    }
+}
+
+impl Side for Client {
+    fn received(&mut self, link: &Rc<Link>) {
+        link.ask(|protocol| {
+            while let Some(event) = protocol.next_event() {
+                if let Event::Malformed(malformed) = event {
+                    self.worker.log_refusal(
+                        malformed.code(),
+                        None,
+                        &format_args!("a response over HTTP/2: {malformed}"),
+                    );
+                }
+            }
+        });
+        self.confirm(link);
+    }
+
+    fn look(&mut self, link: &Rc<Link>, cx: &mut Context<'_>) -> bool {
+        self.bell.register(cx);
+        if self.bell.take_rung() {
+            link.ask(|protocol| protocol.forgive());
+            self.wind();
+        }
+        // An end takes its time: the last words go out first.
+        self.confirm(link);
+        self.state.is_abandoned.get() && self.state.streams.get() == 0
+    }
+}
+
+async fn run(mut conn: Conn, link: &Rc<Link>, client: Client) {
+    let (worker, state) = (Rc::clone(&client.worker), Rc::clone(&client.state));
+    let result = link.run(&worker, &mut conn, b"", &RefCell::new(client)).await;
     if let Err(error) = result
-        && error.is_library()
-        && !shared.is_trial.get()
+        && !state.is_trial.get()
     {
         worker.stats.add(Counter::UpstreamBadResponses, 1);
         worker.log_refusal(
@@ -226,10 +261,6 @@ async fn run(
             &format_args!("HTTP/2 upstream connection ended: {error}"),
         );
     }
-}
-
-fn into_io(error: h2::Error) -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionAborted, error)
 }
 
 impl Multiplexed {
@@ -261,15 +292,12 @@ impl Multiplexed {
             0 => HTTP2_UPSTREAM_STREAMS_MAX,
             some => HTTP2_UPSTREAM_STREAMS_MAX.min(some as usize),
         };
-        if self.streams() >= limit.min(self.send.current_max_send_streams()) {
+        if self.streams() >= limit.min(self.link.ask(|protocol| protocol.max_concurrent_streams())) {
             return None;
         }
-        let opener = Opener {
-            send: self.send.clone(),
-            state: Rc::clone(&self.state),
-            is_secured: self.origin.secured.is_some(),
-        };
-        Some(Stream::opening(&self.origin, opener, Place::take(&self.state)))
+        let opener = Opener { state: Rc::clone(&self.state), is_secured: self.origin.secured.is_some() };
+        let place = Place::take(&self.state, &self.link);
+        Some(Stream::opening(&self.origin, &self.link, opener, place))
     }
 
     /// Requests in flight.
@@ -279,31 +307,14 @@ impl Multiplexed {
 
     /// Whether new requests may go on it: it is neither broken nor worn, nor has the server said GOAWAY.
     pub(crate) fn is_open(&self) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
-        // With nothing that waits to be opened it is ready, unless the connection has an end.
         !self.state.has_ended.get()
             && !self.state.is_suspect.get()
             && !self.wear.is_worn()
-            && matches!(self.send.clone().poll_ready(&mut cx), Poll::Ready(Ok(())))
+            && self.link.ask(|protocol| protocol.is_open())
     }
 
     /// Whether it has carried nothing since then.
     pub(crate) fn is_idle_since(&self, at_ms: u64) -> bool {
         self.streams() == 0 && self.state.idle_since_ms.get() <= at_ms
     }
-}
-
-fn builder() -> Builder {
-    let mut builder = Builder::new();
-    builder
-        .enable_push(false)
-        .initial_window_size(HTTP2_STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(HTTP2_UPSTREAM_WINDOW_BYTES)
-        .data_frame_budget(HTTP2_DATA_FRAME_BUDGET_BYTES)
-        .max_header_list_size(HTTP2_HEADER_LIST_BYTES_MAX)
-        .max_send_buffer_size(HTTP2_SEND_BUFFER_BYTES_MAX)
-        .max_concurrent_reset_streams(HTTP2_UPSTREAM_RESETS_REMEMBERED_MAX)
-        // A server's errors end the streams that they are about, not those of others.
-        .max_local_error_reset_streams(None);
-    builder
 }

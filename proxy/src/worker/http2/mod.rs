@@ -1,15 +1,14 @@
-//! HTTP/2 (RFC 9113) at the edge of the proxy. The protocol itself is the h2 crate's; here is what stands between it and the
-//! rest: a transport over our connections ([`transport`]), and streams that the stages see as connections which carry one
-//! request and its response as HTTP/1.1 text ([`stream`]). So there is one request path, one strict codec and one set of
-//! deadlines, whatever is spoken on either side, and what HTTP/1.1 forbids no HTTP/2 message can smuggle in.
+//! HTTP/2 (RFC 9113) at the edge of the proxy. The protocol itself is core's [`Engine`](meshring_core::http::http2::Engine); here is
+//! what stands between it and the rest: the I/O of its connection ([`link`]), and streams that the stages see as connections
+//! which carry one request and its response as HTTP/1.1 text ([`stream`]). So there is one request path, one strict codec and
+//! one set of deadlines, whatever is spoken on either side, and what HTTP/1.1 forbids no HTTP/2 message can smuggle in.
 
 pub(crate) mod client;
-mod connection;
-mod incoming;
+mod link;
 mod outgoing;
+mod pulse;
 pub(crate) mod server;
 mod stream;
-mod transport;
 mod websocket;
 
 use std::{net::SocketAddr, rc::Rc};

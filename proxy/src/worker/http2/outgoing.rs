@@ -2,28 +2,30 @@
 
 use std::{
     io,
+    rc::Rc,
     task::{Context, Poll, ready},
 };
 
-use bytes::Bytes;
-use h2::{Reason, SendStream, ext::Protocol, server::SendResponse};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, uri};
 use meshring_core::http::{
     body::BodyDecoder,
     chunked::Event,
     head::{BodyFraming, Method},
-    http2::{self, RequestText, ResponseText},
+    http2::{
+        self, Code, Fault, RequestText, ResponseText, Room, StreamKey, Tunnel, encode_field,
+        hpack::{encode, encode_status},
+    },
 };
 
-use super::{client::Opener, incoming::Opened, stream::Broken, websocket};
-
-/// The head that is to be sent as soon as it is known whether anything follows.
-enum Head {
-    Response(Response<()>),
-    Request(Box<(Request<()>, Method, Option<[u8; 28]>)>),
-}
+use super::{
+    client::Opener,
+    link::{Link, Waiter},
+    stream::Broken,
+    websocket,
+};
+use crate::worker::interrupt::Interrupt;
 
 /// An extended CONNECT (RFC 8441), which the text of our side is an upgrade for.
+#[derive(Debug)]
 pub(super) struct Extended {
     /// Of a WebSocket: what the server must say to the key that was sent.
     accept: Option<[u8; 28]>,
@@ -47,292 +49,284 @@ impl Extended {
     }
 }
 
-/// Where frames go.
-enum Sink {
-    /// A response is to begin.
-    Respond(SendResponse<Bytes>),
-    /// A request is to begin.
-    Open(Box<Opener>),
-    /// The body.
-    Body(SendStream<Bytes>),
-    /// Nothing can be sent any more.
-    Done,
-}
-
-/// How the body of the text is framed.
+/// How the text goes on.
+#[derive(Debug)]
 enum Framing {
-    /// A head comes first.
+    /// With a head.
     Head,
     Coded(BodyDecoder),
     /// A tunnel: there is no text any more.
     Raw,
+    /// All is said, or nothing can be any more.
+    Done,
 }
 
-/// Our message.
+/// What a stream is to the one that writes to it.
+pub(super) struct Target<'a> {
+    pub(super) link: &'a Rc<Link>,
+    /// Of a stream that is open.
+    pub(super) key: &'a mut Option<StreamKey>,
+    pub(super) interrupt: &'a Rc<Interrupt>,
+}
+
+/// Our message. Nothing of it is kept here: who cannot send it yet has it still.
+#[derive(Debug)]
 pub(super) struct Outgoing {
-    /// Of the request that is sent, or answered.
+    /// Of the request that is answered.
     method: Method,
     /// What is answered is an extended CONNECT.
     extended: Option<Extended>,
-    sink: Sink,
+    /// Of a request: what it is sent with.
+    opener: Option<Opener>,
     framing: Framing,
-    head: Option<Head>,
-    /// What is being sent, as far as the receiver has room.
-    sending: Bytes,
-    /// What is to be sent next: kept back until it is known whether it is the last.
-    held: Bytes,
-    trailers: Option<HeaderMap>,
-    /// All of the message is in `sending` and `held`.
-    is_whole: bool,
-    opened: Option<Opened>,
+    /// The trailers, encoded.
+    trailers: Vec<u8>,
 }
 
 impl Outgoing {
-    pub(super) fn response(method: Method, extended: Option<Extended>, respond: SendResponse<Bytes>) -> Self {
-        Self { extended, ..Self::new(method, Sink::Respond(respond)) }
+    pub(super) fn response(method: Method, extended: Option<Extended>) -> Self {
+        Self { method, extended, opener: None, framing: Framing::Head, trailers: Vec::new() }
     }
 
     pub(super) fn request(opener: Opener) -> Self {
-        Self::new(Method::Other, Sink::Open(Box::new(opener)))
+        Self { opener: Some(opener), ..Self::response(Method::Other, None) }
     }
 
-    fn new(method: Method, sink: Sink) -> Self {
-        Self {
-            method,
-            extended: None,
-            sink,
-            framing: Framing::Head,
-            head: None,
-            sending: Bytes::new(),
-            held: Bytes::new(),
-            trailers: None,
-            is_whole: false,
-            opened: None,
-        }
-    }
-
-    /// What a request that was just opened waits for.
-    pub(super) fn take_opened(&mut self) -> Option<Opened> {
-        self.opened.take()
-    }
-
-    /// Sends `text` from `written` on; `written` says how far it is understood.
+    /// Sends `text` from `written` on; `written` says how far that is done.
     pub(super) fn poll_write(
         &mut self,
-        cx: &mut Context<'_>,
+        cx: &Context<'_>,
+        target: &mut Target<'_>,
         text: &[u8],
         written: &mut usize,
     ) -> Poll<Result<(), Broken>> {
         loop {
-            ready!(self.poll_send(cx))?;
-            if self.is_whole {
-                ready!(self.poll_end(cx))?;
-                return Poll::Ready(Ok(()));
-            }
             let rest = &text[*written..];
-            if !rest.is_empty() {
-                *written += self.take(rest)?;
-                continue;
-            }
-            // Nothing says yet that this is the end.
-            ready!(self.poll_begin(cx, false))?;
-            if self.held.is_empty() {
-                return Poll::Ready(Ok(()));
-            }
-            self.sending = std::mem::take(&mut self.held);
+            let taken = match &self.framing {
+                Framing::Done if rest.is_empty() => return Poll::Ready(Ok(())),
+                Framing::Done => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+                // Nothing says yet that this is the end.
+                _ if rest.is_empty() && !self.is_whole() => return Poll::Ready(Ok(())),
+                Framing::Head => ready!(self.poll_head(cx, target, rest))?,
+                Framing::Raw => ready!(Self::poll_data(target, rest, false))?,
+                Framing::Coded(_) => ready!(self.poll_body(target, rest))?,
+            };
+            *written += taken;
         }
     }
 
-    /// Understands the next piece of text: how long it is.
-    fn take(&mut self, text: &[u8]) -> Result<usize, Broken> {
-        let step = match &mut self.framing {
-            Framing::Head => return self.take_head(text),
-            Framing::Raw => {
-                self.keep(text);
-                return Ok(text.len());
-            }
-            Framing::Coded(decoder) => decoder.decode(text).map_err(not_ours)?,
+    fn is_whole(&self) -> bool {
+        matches!(&self.framing, Framing::Coded(decoder) if decoder.is_done())
+    }
+
+    /// Sends a head: how long it is, and whatever belongs to it.
+    fn poll_head(&mut self, cx: &Context<'_>, target: &mut Target<'_>, text: &[u8]) -> Poll<Result<usize, Broken>> {
+        if let Some(key) = *target.key
+            && !target.link.with(|protocol, out| protocol.head_room(key, out))
+        {
+            return Poll::Pending;
+        }
+        if self.opener.is_some() {
+            self.poll_request(cx, target, text)
+        } else {
+            Poll::Ready(self.response_head(target, text))
+        }
+    }
+
+    fn response_head(&mut self, target: &Target<'_>, text: &[u8]) -> Result<usize, Broken> {
+        let key = target.key.ok_or(io::ErrorKind::NotConnected)?;
+        let head = http2::response_from_text(text, self.method).ok_or(io::ErrorKind::InvalidData)?;
+        let write = |head: &ResponseText<'_>, is_final, ends| {
+            target.link.with(|protocol, out| {
+                protocol.section(key, is_final, ends, out, |out| {
+                    encode_status(out, head.status);
+                    head.fields().for_each(|(name, value)| encode_field(out, name, value));
+                });
+                protocol.fault(key)
+            })
         };
-        let is_done = match step.event {
+        let fault = if (100..200).contains(&head.status) && !head.is_tunnel {
+            write(&head, false, false)
+        } else if self.extended.as_ref().is_some_and(|extended| !extended.takes(&head)) {
+            // What follows is not for this client.
+            self.framing = Framing::Done;
+            target.link.with(|protocol, out| protocol.section(key, true, true, out, |out| encode_status(out, 502)));
+            return Ok(text.len());
+        } else {
+            let (ends, len) = self.begin_body(head.framing, head.is_tunnel, &text[head.len..])?;
+            let fault = write(&head, true, ends);
+            return fault.map_or(Ok(head.len + len), |fault| Err(fault.into()));
+        };
+        fault.map_or(Ok(head.len), |fault| Err(fault.into()))
+    }
+
+    fn poll_request(&mut self, cx: &Context<'_>, target: &mut Target<'_>, text: &[u8]) -> Poll<Result<usize, Broken>> {
+        let head = http2::request_from_text(text).ok_or(io::ErrorKind::InvalidData)?;
+        let Some(opener) = &self.opener else { return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())) };
+        if head.protocol.is_some() {
+            ready!(opener.poll_extended(target.link, cx))?;
+        }
+        let scheme = opener.scheme();
+        let method = Method::named(head.method);
+        let tunnel = head.protocol.map(|protocol| {
+            Box::new(Tunnel { protocol: protocol.to_vec(), accept: head.websocket_key().map(websocket::accept) })
+        });
+        let is_tunnel = tunnel.is_some() || method == Method::Connect;
+        let (ends, len) = self.begin_body(head.framing, is_tunnel, &text[head.len..])?;
+        let waiter = Waiter(Rc::clone(target.interrupt));
+        let opened = target.link.with(|protocol, out| {
+            protocol.open(waiter, method, tunnel, ends, out, |out| encode_request(out, &head, scheme))
+        });
+        *target.key = Some(opened.inspect_err(|_| self.framing = Framing::Done)?);
+        Poll::Ready(Ok(head.len + len))
+    }
+
+    /// What follows a head: whether that is nothing, and how much of `rest` says so.
+    fn begin_body(&mut self, framing: BodyFraming, is_tunnel: bool, rest: &[u8]) -> Result<(bool, usize), Broken> {
+        if is_tunnel {
+            self.framing = Framing::Raw;
+            return Ok((false, 0));
+        }
+        let mut decoder = BodyDecoder::new(framing);
+        let ending = if self.trailers.is_empty() { ending(&mut decoder, rest)? } else { None };
+        self.framing = if ending.is_some() { Framing::Done } else { Framing::Coded(BodyDecoder::new(framing)) };
+        Ok((ending.is_some(), ending.unwrap_or_default()))
+    }
+
+    /// Sends the next piece of a body: how much of the text it is.
+    fn poll_body(&mut self, target: &Target<'_>, text: &[u8]) -> Poll<Result<usize, Broken>> {
+        let Framing::Coded(decoder) = &mut self.framing else { return Poll::Ready(Ok(0)) };
+        let mut next = decoder.clone();
+        let mut step = next.decode(text).map_err(not_ours)?;
+        let (range, ends, taken) = match step.event {
             Event::Data(range) => {
-                self.keep(&text[range]);
-                false
+                let Some(room) = ready!(Self::poll_room(target))? else { return Poll::Pending };
+                if range.len() > room {
+                    // As if no more had come.
+                    next = decoder.clone();
+                    step = next.decode(&text[..range.start + room]).map_err(not_ours)?;
+                    let Event::Data(range) = step.event else {
+                        return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+                    };
+                    (range, false, step.consumed)
+                } else {
+                    let mut behind = next.clone();
+                    let ending =
+                        if self.trailers.is_empty() { ending(&mut behind, &text[step.consumed..])? } else { None };
+                    (range, ending.is_some(), step.consumed + ending.unwrap_or_default())
+                }
             }
             Event::Trailer { name, value } => {
-                let name = HeaderName::from_bytes(&text[name]).map_err(not_ours)?;
-                let mut value = HeaderValue::from_bytes(&text[value]).map_err(not_ours)?;
-                value.set_sensitive(!may_be_indexed(&name));
-                self.trailers.get_or_insert_default().append(name, value);
-                false
+                encode_field(&mut self.trailers, &text[name], &text[value]);
+                *decoder = next;
+                return Poll::Ready(Ok(step.consumed));
             }
-            Event::End => true,
-            Event::NeedInput if step.consumed == 0 => return Err(io::ErrorKind::InvalidData.into()),
-            Event::NeedInput => false,
+            Event::NeedInput if step.consumed == 0 => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
+            Event::NeedInput => {
+                *decoder = next;
+                return Poll::Ready(Ok(step.consumed));
+            }
+            Event::End => {
+                self.finish(target);
+                return Poll::Ready(Ok(step.consumed));
+            }
         };
-        self.is_whole |= is_done || matches!(&self.framing, Framing::Coded(decoder) if decoder.is_done());
-        Ok(step.consumed)
+        self.framing = if ends { Framing::Done } else { Framing::Coded(next) };
+        send(target, &text[range], ends)?;
+        Poll::Ready(Ok(taken))
     }
 
-    fn keep(&mut self, data: &[u8]) {
-        self.sending = std::mem::replace(&mut self.held, Bytes::copy_from_slice(data));
+    /// Sends as much of `data` as there is room for: how much.
+    fn poll_data(target: &Target<'_>, data: &[u8], ends: bool) -> Poll<Result<usize, Broken>> {
+        let Some(room) = ready!(Self::poll_room(target))? else { return Poll::Pending };
+        let len = room.min(data.len());
+        send(target, &data[..len], ends)?;
+        Poll::Ready(Ok(len))
     }
 
-    fn take_head(&mut self, text: &[u8]) -> Result<usize, Broken> {
-        match &mut self.sink {
-            Sink::Respond(respond) => {
-                let head = http2::response_from_text(text, self.method).ok_or(io::ErrorKind::InvalidData)?;
-                let len = head.len;
-                let response = response(&head)?;
-                if (100..200).contains(&head.status) && !head.is_tunnel {
-                    respond.send_informational(response)?;
-                    return Ok(len);
-                }
-                if self.extended.as_ref().is_some_and(|extended| !extended.takes(&head)) {
-                    // What follows is not for this client.
-                    let mut refused = Response::new(());
-                    *refused.status_mut() = StatusCode::BAD_GATEWAY;
-                    self.head = Some(Head::Response(refused));
-                    self.is_whole = true;
-                    return Ok(text.len());
-                }
-                self.begin_body(head.framing, head.is_tunnel);
-                self.head = Some(Head::Response(response));
-                Ok(len)
-            }
-            Sink::Open(opener) => {
-                let scheme = opener.scheme();
-                let head = http2::request_from_text(text).ok_or(io::ErrorKind::InvalidData)?;
-                let (len, method) = (head.len, Method::named(head.method));
-                let accept = head.websocket_key().map(websocket::accept);
-                let request = request(&head, scheme)?;
-                self.begin_body(head.framing, head.protocol.is_some() || method == Method::Connect);
-                self.head = Some(Head::Request(Box::new((request, method, accept))));
-                Ok(len)
-            }
-            Sink::Body(_) | Sink::Done => Err(io::ErrorKind::BrokenPipe.into()),
+    fn poll_room(target: &Target<'_>) -> Poll<Result<Option<usize>, Broken>> {
+        let Some(key) = *target.key else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
+        match target.link.with(|protocol, out| protocol.room(key, out)) {
+            Room::Bytes(room) => Poll::Ready(Ok(Some(room))),
+            Room::Wait => Poll::Pending,
+            Room::Gone => Poll::Ready(Err(gone(target, key))),
         }
     }
 
-    fn begin_body(&mut self, framing: BodyFraming, is_tunnel: bool) {
-        self.framing = if is_tunnel { Framing::Raw } else { Framing::Coded(BodyDecoder::new(framing)) };
-        self.is_whole = matches!(&self.framing, Framing::Coded(decoder) if decoder.is_done());
+    /// Says that the message is whole.
+    fn finish(&mut self, target: &Target<'_>) {
+        self.framing = Framing::Done;
+        let Some(key) = *target.key else { return };
+        let trailers = std::mem::take(&mut self.trailers);
+        target.link.with(|protocol, out| {
+            if trailers.is_empty() {
+                protocol.data(key, b"", true, out);
+            } else {
+                protocol.section(key, true, true, out, |out| out.extend_from_slice(&trailers));
+            }
+        });
     }
 
-    /// Sends the head, if that is still to be done.
-    fn poll_begin(&mut self, cx: &mut Context<'_>, ended: bool) -> Poll<Result<(), Broken>> {
-        if self.head.is_none() {
-            return Poll::Ready(Ok(()));
+    /// What goes out behind a body of an announced length: lines of text.
+    pub(super) fn put_trailers(&mut self, lines: &[u8]) {
+        self.trailers.clear();
+        let mut rest = lines;
+        while let Some(end) = memchr::memmem::find(rest, b"\r\n") {
+            let (line, behind) = rest.split_at(end);
+            if let Some(colon) = memchr::memchr(b':', line) {
+                encode_field(&mut self.trailers, &line[..colon], line[colon + 1..].trim_ascii_start());
+            }
+            rest = &behind[2..];
         }
-        if let (Sink::Open(opener), Some(Head::Request(request))) = (&mut self.sink, &self.head) {
-            ready!(opener.poll_ready(cx, request.0.extensions().get::<Protocol>().is_some()))?;
-        }
-        let head = self.head.take();
-        self.sink = match (std::mem::replace(&mut self.sink, Sink::Done), head) {
-            (Sink::Respond(mut respond), Some(Head::Response(response))) => {
-                Sink::Body(respond.send_response(response, ended)?)
-            }
-            (Sink::Open(mut opener), Some(Head::Request(request))) => {
-                let (request, method, accept) = *request;
-                let protocol = request.extensions().get::<Protocol>().map(|name| name.as_str().as_bytes().to_vec());
-                let (response, body) = opener.open(request, ended)?;
-                self.method = method;
-                self.opened = Some(Opened { response, method, tunnel: protocol.map(|protocol| (protocol, accept)) });
-                Sink::Body(body)
-            }
-            _ => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-        };
-        Poll::Ready(Ok(()))
-    }
-
-    /// Sends what is in `sending`, as fast as the receiver takes it.
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        while !self.sending.is_empty() {
-            if self.head.is_some() {
-                ready!(self.poll_begin(cx, false))?;
-            }
-            let Sink::Body(body) = &mut self.sink else { return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())) };
-            body.reserve_capacity(self.sending.len());
-            let mut room = body.capacity();
-            if room == 0 {
-                room = match ready!(body.poll_capacity(cx)) {
-                    Some(room) => room?,
-                    None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-                };
-            }
-            let part = self.sending.split_to(room.min(self.sending.len()));
-            let is_last = self.is_whole && self.sending.is_empty() && self.held.is_empty() && self.trailers.is_none();
-            body.send_data(part, is_last)?;
-            if is_last {
-                self.sink = Sink::Done;
-            }
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// Sends the rest of a whole message, and that it is whole.
-    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        if self.head.is_some() {
-            let ended = self.held.is_empty() && self.trailers.is_none();
-            ready!(self.poll_begin(cx, ended))?;
-            if ended {
-                self.sink = Sink::Done;
-            }
-        }
-        if !self.held.is_empty() {
-            self.sending = std::mem::take(&mut self.held);
-        }
-        ready!(self.poll_send(cx))?;
-        if let Sink::Body(body) = &mut self.sink {
-            match self.trailers.take() {
-                Some(trailers) => body.send_trailers(trailers)?,
-                None => body.send_data(Bytes::new(), true)?,
-            }
-            self.sink = Sink::Done;
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// What goes out behind a body of an announced length.
-    pub(super) fn put_trailers(&mut self, received: &HeaderMap) {
-        let mut trailers = HeaderMap::with_capacity(received.len());
-        for (name, value) in received {
-            if http2::is_trailer(name.as_str().as_bytes()) {
-                let mut value = value.clone();
-                value.set_sensitive(!may_be_indexed(name));
-                trailers.append(name, value);
-            }
-        }
-        self.trailers = Some(trailers).filter(|trailers| !trailers.is_empty());
     }
 
     /// Ends our side of a tunnel.
-    pub(super) fn end(&mut self) {
-        if let (Framing::Raw, Sink::Body(body)) = (&self.framing, &mut self.sink) {
-            // An error means that the stream is gone.
-            let _ = body.send_data(Bytes::new(), true);
-            self.sink = Sink::Done;
+    pub(super) fn end(&mut self, target: &Target<'_>) {
+        if matches!(self.framing, Framing::Raw) {
+            self.finish(target);
         }
     }
 
     /// Ends the stream with an error.
-    pub(super) fn reset(&mut self, reason: Reason) {
-        match &mut self.sink {
-            Sink::Respond(respond) => respond.send_reset(reason),
-            Sink::Body(body) => body.send_reset(reason),
-            Sink::Open(_) | Sink::Done => {}
+    pub(super) fn reset(&mut self, target: &Target<'_>, code: Code) {
+        self.framing = Framing::Done;
+        if let Some(key) = *target.key {
+            target.link.with(|protocol, out| protocol.reset(key, code, out));
         }
-        self.sink = Sink::Done;
     }
 
-    /// Ready when the other side has reset the stream.
-    pub(super) fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let reset = match &mut self.sink {
-            Sink::Respond(respond) => respond.poll_reset(cx),
-            Sink::Body(body) => body.poll_reset(cx),
-            Sink::Open(_) | Sink::Done => return Poll::Pending,
-        };
-        // An error is the end of the connection.
-        reset.map(drop)
+    /// What was not sent never will be.
+    pub(super) fn give_up(&mut self) {
+        self.framing = Framing::Done;
+    }
+}
+
+/// Whether the body has its end at the beginning of `rest`, with neither data nor trailers before it: how far.
+fn ending(decoder: &mut BodyDecoder, rest: &[u8]) -> Result<Option<usize>, Broken> {
+    let mut at = 0;
+    while !decoder.is_done() {
+        let step = decoder.decode(&rest[at..]).map_err(not_ours)?;
+        at += step.consumed;
+        match step.event {
+            Event::End => break,
+            Event::NeedInput if step.consumed > 0 => {}
+            _ => return Ok(None),
+        }
+    }
+    Ok(Some(at))
+}
+
+fn send(target: &Target<'_>, data: &[u8], ends: bool) -> Result<(), Broken> {
+    if let Some(key) = *target.key {
+        target.link.with(|protocol, out| protocol.data(key, data, ends, out));
+    }
+    Ok(())
+}
+
+fn gone(target: &Target<'_>, key: StreamKey) -> Broken {
+    match target.link.ask(|protocol| protocol.fault(key)) {
+        Some(fault) => fault.into(),
+        None => io::ErrorKind::BrokenPipe.into(),
     }
 }
 
@@ -341,79 +335,22 @@ fn not_ours(error: impl std::error::Error + Send + Sync + 'static) -> Broken {
     Broken::Io(io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
-/// Fields that most messages have at most: room for more costs a larger allocation with each of them.
-const FIELDS_USUAL: usize = 12;
-
-fn fields_of<'a>(fields: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Result<HeaderMap, Broken> {
-    let mut map = HeaderMap::with_capacity(FIELDS_USUAL);
-    for (name, value) in fields {
-        let name = HeaderName::from_bytes(name).map_err(not_ours)?;
-        let mut value = HeaderValue::from_bytes(value).map_err(not_ours)?;
-        value.set_sensitive(!may_be_indexed(&name));
-        map.append(name, value);
-    }
-    Ok(map)
-}
-
-/// Whether a field may go into the table of compression. What the other hop has sent as never to be indexed must stay so (RFC
-/// 7541 section 7.1.3), which the h2 crate does not tell: so it is done only to fields that are no secret anywhere.
-fn may_be_indexed(name: &HeaderName) -> bool {
-    use http::header as h;
-    [
-        h::ACCEPT,
-        h::ACCEPT_ENCODING,
-        h::ACCEPT_LANGUAGE,
-        h::CACHE_CONTROL,
-        h::CONTENT_ENCODING,
-        h::CONTENT_LENGTH,
-        h::CONTENT_TYPE,
-        h::DATE,
-        h::FORWARDED,
-        h::SERVER,
-        h::TE,
-        h::TRAILER,
-        h::USER_AGENT,
-        h::VARY,
-        h::VIA,
-    ]
-    .contains(name)
-        || OWN_FIELDS.contains(&name.as_str())
-}
-
-/// What the proxy itself writes, and gRPC's fields.
-const OWN_FIELDS: [&str; 9] = [
-    "grpc-accept-encoding",
-    "grpc-encoding",
-    "grpc-status",
-    "grpc-timeout",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-port",
-    "x-forwarded-proto",
-    "x-request-id",
-];
-
-fn response(head: &ResponseText<'_>) -> Result<Response<()>, Broken> {
-    let mut response = Response::new(());
-    *response.status_mut() = StatusCode::from_u16(head.status).map_err(not_ours)?;
-    *response.headers_mut() = fields_of(head.fields())?;
-    Ok(response)
-}
-
-fn request(head: &RequestText<'_>, scheme: uri::Scheme) -> Result<Request<()>, Broken> {
-    let mut request = Request::new(());
-    *request.method_mut() = http::Method::from_bytes(head.method).map_err(not_ours)?;
-    let mut parts = uri::Parts::default();
-    parts.authority = Some(uri::Authority::try_from(head.authority).map_err(not_ours)?);
+fn encode_request(out: &mut Vec<u8>, head: &RequestText<'_>, scheme: &[u8]) {
+    encode(out, b":method", head.method, false);
     if let Some(path) = head.path {
-        parts.scheme = Some(scheme);
-        parts.path_and_query = Some(uri::PathAndQuery::try_from(path).map_err(not_ours)?);
+        encode(out, b":scheme", scheme, false);
+        // It may have a secret in its query.
+        encode(out, b":path", path, true);
     }
-    *request.uri_mut() = Uri::from_parts(parts).map_err(not_ours)?;
-    *request.headers_mut() = fields_of(head.fields())?;
+    encode(out, b":authority", head.authority, false);
     if let Some(protocol) = head.protocol {
-        let protocol = std::str::from_utf8(protocol).map_err(not_ours)?;
-        request.extensions_mut().insert(Protocol::from(protocol));
+        encode(out, b":protocol", protocol, false);
     }
-    Ok(request)
+    head.fields().for_each(|(name, value)| encode_field(out, name, value));
+}
+
+impl From<Fault> for Broken {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
 }

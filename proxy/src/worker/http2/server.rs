@@ -1,39 +1,24 @@
 //! The server's side of HTTP/2: a downstream connection and its streams.
 
 use std::{
-    future::poll_fn,
+    cell::RefCell,
+    future::{Future, poll_fn},
     io,
-    pin::{Pin, pin},
+    pin::Pin,
     rc::Rc,
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
-use h2::{
-    Ping, PingPong, Reason, RecvStream,
-    ext::Protocol,
-    server::{Builder, Connection, SendResponse},
-};
-use http::Request;
 use meshring_core::{
-    http::{
-        head::Method,
-        http2::{self, Pseudo, Refused},
-    },
-    limits::{
-        HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_DATA_FRAME_BUDGET_BYTES, HTTP2_HEADER_LIST_BYTES_MAX,
-        HTTP2_LOCAL_RESETS_MAX, HTTP2_PENDING_RESETS_MAX, HTTP2_RESETS_REMEMBERED_MAX, HTTP2_SEND_BUFFER_BYTES_MAX,
-        HTTP2_STREAM_WINDOW_BYTES, HTTP2_STREAMS_MAX, LINGER_BYTES_MAX,
-    },
+    http::http2::{Code, ConnectionError, Event, Opening, Role},
+    limits::LINGER_BYTES_MAX,
     stats::Counter,
 };
 
 use super::{
     Origin, Stream,
-    connection::{Care, Pulse, drive},
-    incoming::lines,
-    outgoing::Extended,
-    transport::{Pumps, Transport, transport},
+    link::{Link, Side},
+    pulse::{Care, Pulse},
 };
 use crate::{
     accept::Listener,
@@ -53,21 +38,24 @@ const LINGER_MS: u64 = 1_000;
 /// Serves a connection, of which `first` has been read, until it ends.
 pub(crate) async fn serve(worker: &Rc<Worker>, conn: &mut Conn, listener: &Rc<Listener>, first: Held) {
     worker.stats.add(Counter::Http2Connections, 1);
-    let (transport, pumps) = transport(&worker.buffers, &first);
-    drop(first);
+    let link = Link::new(Role::Server, &worker.buffers);
     let bell = Rc::<Interrupt>::default();
-    let server = Server {
+    let timer = worker.deadlines.interrupting(&bell);
+    // Not as one that is idle: a worker that drains says so with GOAWAY, once there is a connection to say it on.
+    timer.set(now_ms() + worker.limits.head_ms_max, RING);
+    let server = RefCell::new(Server {
         worker,
         listener,
         origin: Origin::of(conn),
         wear: conn.wear(),
-        pumps: pumps.clone(),
-        timer: worker.deadlines.interrupting(&bell),
+        pulse: None,
+        is_leaving: false,
+        timer,
         bell,
-    };
-    let result = drive(conn, &pumps, pin!(server.run(transport))).await;
+    });
+    let result = link.run(worker, conn, &first, &server).await;
     if let Err(error) = &result {
-        worker.log_refusal(code(error), conn.peer(), &format_args!("HTTP/2 connection ended: {error}"));
+        worker.log_refusal(code(*error), conn.peer(), &format_args!("HTTP/2 connection ended: {error}"));
         worker.stats.add(Counter::Http2ConnectionErrors, 1);
     }
     // The last word must not be taken from the client by a reset.
@@ -75,14 +63,13 @@ pub(crate) async fn serve(worker: &Rc<Worker>, conn: &mut Conn, listener: &Rc<Li
 }
 
 /// A stable short name for why a connection ends.
-fn code(error: &h2::Error) -> &'static str {
-    match error.reason() {
-        _ if error.is_io() => "http2.closed",
-        _ if error.is_remote() => "http2.ended_by_client",
-        Some(Reason::ENHANCE_YOUR_CALM) => "http2.enhance_your_calm",
-        Some(Reason::FLOW_CONTROL_ERROR) => "http2.flow_control_error",
-        Some(Reason::COMPRESSION_ERROR) => "http2.compression_error",
-        Some(Reason::FRAME_SIZE_ERROR) => "http2.frame_size_error",
+fn code(error: ConnectionError) -> &'static str {
+    match error.code {
+        Code::ENHANCE_YOUR_CALM => "http2.enhance_your_calm",
+        Code::FLOW_CONTROL_ERROR => "http2.flow_control_error",
+        Code::COMPRESSION_ERROR => "http2.compression_error",
+        Code::FRAME_SIZE_ERROR => "http2.frame_size_error",
+        Code::STREAM_CLOSED => "http2.stream_closed",
         _ => "http2.protocol_error",
     }
 }
@@ -96,147 +83,75 @@ struct Server<'a> {
     listener: &'a Rc<Listener>,
     origin: Rc<Origin>,
     wear: Wear,
-    pumps: Pumps,
+    /// Once the client's SETTINGS have come.
+    pulse: Option<Pulse>,
+    is_leaving: bool,
     /// Rings when the connection is to be looked at, and when the worker drains.
     bell: Rc<Interrupt>,
     timer: Timer,
 }
 
-/// What a connection waits for, beside requests.
-enum Event {
-    Bell,
-    Ended(Result<(), h2::Error>),
-}
-
-impl Server<'_> {
-    async fn run(&self, transport: Transport) -> Result<(), h2::Error> {
-        let Some(mut connection) = self.shake_hands(transport).await? else { return Ok(()) };
-        let mut ping = connection.ping_pong();
-        let mut pulse = Pulse::new(now_ms());
-        let mut is_ending = false;
-        self.timer.set_idle(now_ms(), RING);
-        loop {
-            if !is_ending && (self.worker.draining() || self.wear.is_worn()) {
-                is_ending = true;
-                connection.graceful_shutdown();
-            }
-            match poll_fn(|cx| self.poll_event(cx, &mut connection, ping.as_mut(), &mut pulse)).await {
-                Event::Ended(result) => return result,
-                Event::Bell => {
-                    let (care, next_ms) = pulse.check(now_ms(), self.pumps.received_bytes(), connection.has_streams());
-                    self.timer.set_idle(next_ms, RING);
-                    match care {
-                        Care::None => {}
-                        // An error is the end of the connection, which is met next.
-                        Care::Ping => drop(ping.as_mut().map(|ping| ping.send_ping(Ping::opaque()))),
-                        Care::Dead => connection.abrupt_shutdown(Reason::NO_ERROR),
-                        Care::Idle if !is_ending => {
-                            is_ending = true;
-                            connection.graceful_shutdown();
-                        }
-                        Care::Idle => {}
-                    }
+impl Side for Server<'_> {
+    fn received(&mut self, link: &Rc<Link>) {
+        while let Some(event) = link.ask(|protocol| protocol.next_event()) {
+            match event {
+                Event::Opened(opening) => self.accept(link, opening),
+                Event::Malformed(malformed) => {
+                    self.worker.stats.add(Counter::RequestsRefused, 1);
+                    self.worker.log_refusal(malformed.code(), self.origin.peer, &malformed);
                 }
             }
         }
-    }
-
-    /// The preface and the first frames. `None`: they have not come in time.
-    async fn shake_hands(&self, transport: Transport) -> Result<Option<Connection<Transport, Bytes>>, h2::Error> {
-        // Not as one that is idle: a worker that drains says so with GOAWAY, once there is a connection to say it on.
-        self.timer.set(now_ms() + self.worker.limits.head_ms_max, RING);
-        let mut shaking = pin!(builder().handshake(transport));
-        poll_fn(|cx| {
-            if let Poll::Ready(result) = shaking.as_mut().poll(cx) {
-                return Poll::Ready(result.map(Some));
-            }
-            self.bell.register(cx);
-            if self.bell.take_rung() { Poll::Ready(Ok(None)) } else { Poll::Pending }
-        })
-        .await
-    }
-
-    fn poll_event(
-        &self,
-        cx: &mut Context<'_>,
-        connection: &mut Connection<Transport, Bytes>,
-        ping: Option<&mut PingPong>,
-        pulse: &mut Pulse,
-    ) -> Poll<Event> {
-        while let Poll::Ready(next) = connection.poll_accept(cx) {
-            match next {
-                Some(Ok((request, respond))) => self.accept(request, respond),
-                Some(Err(error)) => return Poll::Ready(Event::Ended(Err(error))),
-                None => return Poll::Ready(Event::Ended(Ok(()))),
-            }
+        if self.pulse.is_none() && link.ask(|protocol| protocol.has_settings()) {
+            self.pulse = Some(Pulse::new(now_ms()));
+            self.timer.set_idle(now_ms(), RING);
         }
-        if let Some(ping) = ping
-            && ping.poll_pong(cx).is_ready()
-        {
-            pulse.pong();
+    }
+
+    fn look(&mut self, link: &Rc<Link>, cx: &mut Context<'_>) -> bool {
+        if !self.is_leaving && self.pulse.is_some() && (self.worker.draining() || self.wear.is_worn()) {
+            self.leave(link);
         }
         self.bell.register(cx);
-        if self.bell.take_rung() { Poll::Ready(Event::Bell) } else { Poll::Pending }
-    }
-
-    /// A request: served on a task of its own, unless it is malformed (RFC 9113 section 8.1.1).
-    fn accept(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
-        let worker = self.worker;
-        let (parts, body) = request.into_parts();
-        let mut text = Vec::with_capacity(TEXT_BYTES);
-        let refusal = match self.translate(&mut text, &parts, body.is_end_stream()) {
-            Ok(()) => None,
-            Err(Refused::Status(refusal)) => Some(refusal),
-            Err(Refused::Malformed(malformed)) => {
-                worker.stats.add(Counter::RequestsRefused, 1);
-                worker.log_refusal(malformed.code(), self.origin.peer, &malformed);
-                respond.send_reset(Reason::PROTOCOL_ERROR);
-                return;
-            }
+        if !self.bell.take_rung() {
+            return false;
+        }
+        let Some(pulse) = &mut self.pulse else {
+            // The preface and the first frame have not come in time.
+            return true;
         };
-        // The method of the text: an extended CONNECT is a GET there.
-        let extended = parts.extensions.get::<Protocol>().map(|_| Extended::of(&text));
-        let method = match extended {
-            Some(_) => Method::Get,
-            None => Method::named(parts.method.as_str().as_bytes()),
-        };
-        let stream = Stream::accepted(&self.origin, text, (method, extended), body, respond);
-        tasks::guarded_stream(worker, stream, Rc::clone(self.listener), refusal);
-    }
-
-    fn translate(&self, text: &mut Vec<u8>, parts: &http::request::Parts, ended: bool) -> Result<(), Refused> {
-        let authority = parts.uri.authority().map(|authority| authority.as_str().as_bytes());
-        // Without :authority (Host stands for it) h2 keeps no :scheme, which it has insisted on; a CONNECT has neither.
-        let own: &[u8] = if self.origin.secured.is_some() { b"https" } else { b"http" };
-        let unkept = (authority.is_none() && parts.method != http::Method::CONNECT).then_some(own);
-        let pseudo = Pseudo {
-            method: parts.method.as_str().as_bytes(),
-            scheme: parts.uri.scheme_str().map(str::as_bytes).or(unkept),
-            authority,
-            path: parts.uri.path_and_query().map(|path| path.as_str().as_bytes()),
-            protocol: parts.extensions.get::<Protocol>().map(|protocol| protocol.as_str().as_bytes()),
-        };
-        http2::request_to_text(text, &pseudo, lines(&parts.headers), ended, self.worker.random.bytes())
+        let (has_pong, has_streams) = link.ask(|protocol| {
+            protocol.forgive();
+            (protocol.take_pong(), !protocol.is_idle())
+        });
+        if has_pong {
+            pulse.pong();
+        }
+        let (care, next_ms) = pulse.check(now_ms(), link.received_bytes(), has_streams);
+        self.timer.set_idle(next_ms, RING);
+        match care {
+            Care::None => {}
+            Care::Ping => link.with(|protocol, out| protocol.ping(out)),
+            Care::Dead => return true,
+            Care::Idle if !self.is_leaving => self.leave(link),
+            Care::Idle => {}
+        }
+        false
     }
 }
 
-/// What a request head usually takes as text, in bytes.
-const TEXT_BYTES: usize = 512;
+impl Server<'_> {
+    fn leave(&mut self, link: &Link) {
+        self.is_leaving = true;
+        link.with(|protocol, out| protocol.leave(out));
+    }
 
-fn builder() -> Builder {
-    let mut builder = Builder::new();
-    builder
-        .initial_window_size(HTTP2_STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
-        .data_frame_budget(HTTP2_DATA_FRAME_BUDGET_BYTES)
-        .max_concurrent_streams(HTTP2_STREAMS_MAX)
-        .max_header_list_size(HTTP2_HEADER_LIST_BYTES_MAX)
-        .max_send_buffer_size(HTTP2_SEND_BUFFER_BYTES_MAX)
-        .max_concurrent_reset_streams(HTTP2_RESETS_REMEMBERED_MAX)
-        .max_pending_accept_reset_streams(HTTP2_PENDING_RESETS_MAX)
-        .max_local_error_reset_streams(Some(HTTP2_LOCAL_RESETS_MAX))
-        .enable_connect_protocol();
-    builder
+    /// A request: served on a task of its own.
+    fn accept(&self, link: &Rc<Link>, opening: Opening) {
+        let refusal = opening.shape.err();
+        let Some(stream) = Stream::accepted(&self.origin, link, opening) else { return };
+        tasks::guarded_stream(self.worker, stream, Rc::clone(self.listener), refusal);
+    }
 }
 
 /// Runs what serves a stream until it is done or the client has cancelled it: then it is dropped, and with it whatever it has

@@ -8,15 +8,16 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::Bytes;
-use h2::{Reason, RecvStream, server::SendResponse};
-use meshring_core::http::head::Method;
+use meshring_core::http::{
+    head::Method,
+    http2::{Code, Fault, Opening, Piece, StreamKey},
+};
 
 use super::{
     Origin,
     client::{Opener, Place},
-    incoming::Incoming,
-    outgoing::{Extended, Outgoing},
+    link::Link,
+    outgoing::{Extended, Outgoing, Target},
 };
 use crate::worker::{
     buffers::{Buffer, Input},
@@ -26,9 +27,13 @@ use crate::worker::{
 /// A stream. What is read from it is the other side's message as HTTP/1.1 text, what is written to it must be ours.
 pub(crate) struct Stream {
     origin: Rc<Origin>,
+    link: Rc<Link>,
     interrupt: Rc<Interrupt>,
-    incoming: RefCell<Incoming>,
+    /// Once it is open.
+    key: Cell<Option<StreamKey>>,
     outgoing: RefCell<Outgoing>,
+    /// It could not be opened.
+    has_failed: Cell<bool>,
     /// The other side has said that it has not processed the request.
     is_unprocessed: Cell<bool>,
     is_lost: Cell<bool>,
@@ -42,36 +47,57 @@ impl std::fmt::Debug for Stream {
     }
 }
 
-impl Stream {
-    /// A client's request, whose head has become `text`, with what answers it. The method is that of the text.
-    pub(super) fn accepted(
-        origin: &Rc<Origin>,
-        text: Vec<u8>,
-        (method, extended): (Method, Option<Extended>),
-        body: RecvStream,
-        respond: SendResponse<Bytes>,
-    ) -> Self {
-        Self {
-            origin: Rc::clone(origin),
-            interrupt: Rc::default(),
-            incoming: RefCell::new(Incoming::request(text, body)),
-            outgoing: RefCell::new(Outgoing::response(method, extended, respond)),
-            is_unprocessed: Cell::new(false),
-            is_lost: Cell::new(false),
-            place: None,
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if let Some(key) = self.key.get() {
+            self.link.with(|protocol, out| protocol.release(key, out));
         }
+    }
+}
+
+impl Stream {
+    /// A client's request. `None`: it is gone already.
+    pub(super) fn accepted(origin: &Rc<Origin>, link: &Rc<Link>, opening: Opening) -> Option<Self> {
+        let key = opening.key;
+        let (method, extended) = match opening.shape {
+            Ok(shape) if shape.is_extended => {
+                let text = link.ask(|protocol| match protocol.piece(key) {
+                    Ok(Piece::Bytes(text)) => Some(Extended::of(text)),
+                    _ => None,
+                });
+                (shape.method, text)
+            }
+            Ok(shape) => (shape.method, None),
+            Err(_) => (Method::Other, None),
+        };
+        let interrupt = link.ask(|protocol| protocol.waiter(key).map(|waiter| Rc::clone(&waiter.0)))?;
+        let outgoing = Outgoing::response(method, extended);
+        Some(Self::new(origin, link, interrupt, Some(key), outgoing, None))
     }
 
     /// A request to an upstream, which is opened when its head is written.
-    pub(super) fn opening(origin: &Rc<Origin>, opener: Opener, place: Place) -> Self {
+    pub(super) fn opening(origin: &Rc<Origin>, link: &Rc<Link>, opener: Opener, place: Place) -> Self {
+        Self::new(origin, link, Rc::default(), None, Outgoing::request(opener), Some(place))
+    }
+
+    fn new(
+        origin: &Rc<Origin>,
+        link: &Rc<Link>,
+        interrupt: Rc<Interrupt>,
+        key: Option<StreamKey>,
+        outgoing: Outgoing,
+        place: Option<Place>,
+    ) -> Self {
         Self {
             origin: Rc::clone(origin),
-            interrupt: Rc::default(),
-            incoming: RefCell::new(Incoming::unopened()),
-            outgoing: RefCell::new(Outgoing::request(opener)),
+            link: Rc::clone(link),
+            interrupt,
+            key: Cell::new(key),
+            outgoing: RefCell::new(outgoing),
+            has_failed: Cell::new(false),
             is_unprocessed: Cell::new(false),
             is_lost: Cell::new(false),
-            place: Some(place),
+            place,
         }
     }
 
@@ -113,8 +139,8 @@ impl Stream {
     pub(crate) fn fill_now(&self, input: &mut Input, bytes_max: usize) -> io::Result<usize> {
         self.interrupt.begin_read();
         // Whoever waits next registers itself.
-        let mut cx = Context::from_waker(std::task::Waker::noop());
-        match self.poll_fill(&mut cx, input, usize::MAX, bytes_max) {
+        let cx = Context::from_waker(std::task::Waker::noop());
+        match self.poll_fill(&cx, input, usize::MAX, bytes_max) {
             Poll::Ready(result) => result,
             Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
         }
@@ -122,7 +148,7 @@ impl Stream {
 
     fn poll_fill(
         &self,
-        cx: &mut Context<'_>,
+        cx: &Context<'_>,
         input: &mut Input,
         at_most: usize,
         bytes_max: usize,
@@ -131,8 +157,35 @@ impl Stream {
             return Poll::Ready(end);
         }
         self.interrupt.register(cx);
-        let result = ready!(self.incoming.borrow_mut().poll_fill(cx, input, at_most, bytes_max));
-        Poll::Ready(result.map_err(|error| self.note(error)))
+        let Some(key) = self.key.get() else { return self.unopened() };
+        self.link.with(|protocol, out| {
+            let mut moved = 0;
+            while moved < at_most {
+                let count = match protocol.piece(key) {
+                    Ok(Piece::Bytes(bytes)) => input.append(&bytes[..bytes.len().min(at_most - moved)], bytes_max),
+                    // What came before it is told first; an error is met again.
+                    _ if moved > 0 => break,
+                    Ok(Piece::End) => return Poll::Ready(Ok(0)),
+                    Ok(Piece::Wait) => return Poll::Pending,
+                    Err(fault) => return Poll::Ready(Err(self.note(fault.into()))),
+                };
+                match count {
+                    Some(count) => {
+                        // It is in a buffer of ours now, which is written before more is read: so the sender is as fast as the receiver.
+                        protocol.consume(key, count, out);
+                        moved += count;
+                    }
+                    None if moved > 0 => break,
+                    None => return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into())),
+                }
+            }
+            Poll::Ready(Ok(moved))
+        })
+    }
+
+    /// Nothing can come yet, or ever. Whoever opens it wakes the one who waits.
+    fn unopened<T>(&self) -> Poll<io::Result<T>> {
+        if self.has_failed.get() { Poll::Ready(Err(io::ErrorKind::NotConnected.into())) } else { Poll::Pending }
     }
 
     /// Waits until a read would not wait.
@@ -143,36 +196,49 @@ impl Stream {
                 return Poll::Ready(Ok(()));
             }
             self.interrupt.register(cx);
-            let result = ready!(self.incoming.borrow_mut().poll_ready(cx));
-            Poll::Ready(result.map_err(|error| self.note(error)))
+            let Some(key) = self.key.get() else { return self.unopened() };
+            self.link.ask(|protocol| match protocol.piece(key) {
+                Ok(Piece::Bytes(_) | Piece::End) => Poll::Ready(Ok(())),
+                Ok(Piece::Wait) => Poll::Pending,
+                Err(fault) => Poll::Ready(Err(self.note(fault.into()))),
+            })
         })
         .await
     }
 
-    /// Writes all of a buffer, whose end must be the end of a chunk where the body is chunked. May be dropped.
+    /// Writes all of a buffer, whose end must be the end of a chunk where the body is chunked. One that is dropped is the last.
     pub(crate) async fn write_all(&self, buffer: &Buffer) -> io::Result<()> {
         let mut written = 0;
         poll_fn(|cx| self.poll_write(cx, buffer, &mut written)).await
     }
 
-    fn poll_write(&self, cx: &mut Context<'_>, buffer: &Buffer, written: &mut usize) -> Poll<io::Result<()>> {
+    fn poll_write(&self, cx: &Context<'_>, buffer: &Buffer, written: &mut usize) -> Poll<io::Result<()>> {
         if self.interrupt.has_write_ended() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         self.interrupt.register(cx);
-        let mut outgoing = self.outgoing.borrow_mut();
-        let result = outgoing.poll_write(cx, buffer, written);
-        // Also where the body waits for credit: the response may come before it has any.
-        if let Some(opened) = outgoing.take_opened() {
-            self.incoming.borrow_mut().opened(opened);
+        let was_open = self.key.get().is_some();
+        let result = self.write(|outgoing, target| outgoing.poll_write(cx, target, buffer, written));
+        let is_open = self.key.get().is_some();
+        if is_open && !was_open {
+            // Also where the body waits for credit: the response may come before it has any.
             self.interrupt.wake();
         }
         let result = ready!(result);
-        if result.is_err() && self.incoming.borrow_mut().fail_unopened() {
+        if result.is_err() && !is_open {
+            self.has_failed.set(true);
             self.is_unprocessed.set(true);
             self.interrupt.wake();
         }
         Poll::Ready(result.map_err(|error| self.note(error)))
+    }
+
+    fn write<T>(&self, act: impl FnOnce(&mut Outgoing, &mut Target<'_>) -> T) -> T {
+        let mut key = self.key.get();
+        let mut target = Target { link: &self.link, key: &mut key, interrupt: &self.interrupt };
+        let result = act(&mut self.outgoing.borrow_mut(), &mut target);
+        self.key.set(key);
+        result
     }
 
     /// Sends a request and waits for the first bytes of its response, as [`Conn::ask`](crate::worker::conn::Conn::ask). A response may
@@ -187,7 +253,7 @@ impl Stream {
     ) -> io::Result<usize> {
         let (mut written, mut is_written) = (0, false);
         self.interrupt.begin_read();
-        poll_fn(|cx| {
+        let result = poll_fn(|cx| {
             // How a write fails, the read will say.
             if !is_written && self.poll_write(cx, out, &mut written).is_ready() {
                 is_written = true;
@@ -199,58 +265,69 @@ impl Stream {
             }
             self.poll_fill(cx, input, at_most, bytes_max)
         })
-        .await
+        .await;
+        if !is_written {
+            self.outgoing.borrow_mut().give_up();
+        }
+        result
     }
 
     /// Takes along the trailers of a body whose length is announced, of which HTTP/1.1 text does not tell. All of them have come
     /// before the last piece of that body is read.
     pub(crate) fn take_trailers_of(&self, from: &Self) {
-        if let Some(trailers) = from.incoming.borrow().trailers() {
-            self.outgoing.borrow_mut().put_trailers(trailers);
-        }
+        let Some(key) = from.key.get() else { return };
+        from.link.ask(|protocol| {
+            let lines = protocol.trailers(key);
+            if !lines.is_empty() {
+                self.outgoing.borrow_mut().put_trailers(lines);
+            }
+        });
     }
 
     /// Ends our direction of a tunnel.
     pub(crate) fn end(&self) {
-        self.outgoing.borrow_mut().end();
+        self.write(|outgoing, target| outgoing.end(target));
     }
 
     /// Ends it with an error: the peer must not take what it has for all of the message.
     pub(crate) fn abort(&self) {
-        self.outgoing.borrow_mut().reset(Reason::INTERNAL_ERROR);
+        self.write(|outgoing, target| outgoing.reset(target, Code::INTERNAL_ERROR));
     }
 
     /// Ready when the client has cancelled it.
-    pub(super) fn poll_cancelled(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.outgoing.borrow_mut().poll_reset(cx)
+    pub(super) fn poll_cancelled(&self, cx: &Context<'_>) -> Poll<()> {
+        let Some(key) = self.key.get() else { return Poll::Pending };
+        self.interrupt.register(cx);
+        if self.link.ask(|protocol| protocol.is_cancelled(key)) { Poll::Ready(()) } else { Poll::Pending }
     }
 
     fn note(&self, error: Broken) -> io::Error {
-        let error = match error {
+        let fault = match error {
             Broken::Io(error) => return error,
-            Broken::Protocol(error) => error,
+            Broken::Fault(fault) => fault,
         };
-        let is_refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
-        if error.is_remote() && (is_refused || error.is_go_away()) {
+        if fault.is_unprocessed() {
             self.is_unprocessed.set(true);
         }
-        if error.is_io() {
-            self.is_lost.set(true);
+        match fault {
+            Fault::Lost => self.is_lost.set(true),
+            Fault::Broken(..) => return io::Error::new(io::ErrorKind::InvalidData, fault),
+            Fault::Reset(_) | Fault::Unprocessed => {}
         }
-        io::Error::new(io::ErrorKind::ConnectionReset, error)
+        io::Error::new(io::ErrorKind::ConnectionReset, fault)
     }
 }
 
 /// Why a stream goes no further.
 #[derive(Debug)]
 pub(super) enum Broken {
-    Protocol(h2::Error),
+    Fault(Fault),
     Io(io::Error),
 }
 
-impl From<h2::Error> for Broken {
-    fn from(error: h2::Error) -> Self {
-        Self::Protocol(error)
+impl From<io::Error> for Broken {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
     }
 }
 

@@ -16,7 +16,7 @@ pub use decode::{Decoder, Listing};
 pub use encode::{encode, encode_integer, encode_size_update, encode_status, encode_string};
 pub use static_table::{STATIC_LEN, Static, find_static};
 
-use thiserror::Error;
+use std::fmt;
 
 /// Octets that each field and each entry of a table count beyond their text (RFC 7541 section 4.1, RFC 9113 section 6.5.2).
 pub const FIELD_OVERHEAD: usize = 32;
@@ -26,40 +26,57 @@ pub const TABLE_SIZE_INITIAL: usize = 4096;
 
 /// Why a header block cannot be decoded: a connection error of type COMPRESSION_ERROR (RFC 9113 section 4.3). The decoder
 /// is of no more use then.
-#[derive(Error, Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Error {
     /// Section 6: a representation without an octet that belongs to it.
-    #[error("the header block ends within a field")]
     Truncated,
     /// Section 5.2.
-    #[error("a string goes on beyond the end of the header block")]
     StringLength,
     /// Section 5.1: above 2^32 - 1, which is more than any setting can be, or in more than five octets after the first.
-    #[error("an integer is too large")]
     Integer,
     /// Section 6.1.
-    #[error("a field has the index 0")]
     IndexZero,
     /// Section 2.3.3.
-    #[error("an index is beyond the tables")]
     Index,
     /// Section 5.2: the bits after the last whole code are more than seven, or not all ones.
-    #[error("a Huffman-coded string has wrong padding")]
     HuffmanPadding,
     /// Section 5.2.
-    #[error("a Huffman-coded string has EOS in it")]
     HuffmanEos,
     /// Section 6.3: above what SETTINGS_HEADER_TABLE_SIZE allows.
-    #[error("a table size update is above the limit")]
     SizeUpdateLimit,
     /// Section 4.2: after the first field of a block.
-    #[error("a table size update does not come first")]
     SizeUpdateOrder,
     /// Section 4.2: the limit was lowered below the table's size, and the next block did not say so.
-    #[error("a table size update is missing after the limit was lowered")]
     SizeUpdateMissing,
 }
+
+impl Error {
+    /// What is wrong, in a few words.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Truncated => "the header block ends within a field",
+            Self::StringLength => "a string goes on beyond the end of the header block",
+            Self::Integer => "an integer is too large",
+            Self::IndexZero => "a field has the index 0",
+            Self::Index => "an index is beyond the tables",
+            Self::HuffmanPadding => "a Huffman-coded string has wrong padding",
+            Self::HuffmanEos => "a Huffman-coded string has EOS in it",
+            Self::SizeUpdateLimit => "a table size update is above the limit",
+            Self::SizeUpdateOrder => "a table size update does not come first",
+            Self::SizeUpdateMissing => "a table size update is missing after the limit was lowered",
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.reason())
+    }
+}
+
+impl std::error::Error for Error {}
 
 #[cfg(test)]
 mod tests;

@@ -1,41 +1,6 @@
-//! What both sides of HTTP/2 have in common: a connection's task, and its pulse.
-
-use std::{
-    future::{Future, poll_fn},
-    pin::{Pin, pin},
-    task::Poll,
-};
+//! Whether the other side of a connection is still there.
 
 use meshring_core::limits::{HTTP2_IDLE_MS_MAX, HTTP2_PING_INTERVAL_MS, HTTP2_PONG_MS_MAX};
-
-use super::transport::Pumps;
-use crate::worker::conn::Conn;
-
-/// Runs the protocol and both pumps on one task, until the protocol has ended and what it has written is out.
-pub(super) async fn drive<P: Future>(conn: &mut Conn, pumps: &Pumps, mut protocol: Pin<&mut P>) -> P::Output {
-    let writing = conn.second_timer();
-    let Conn { timer, read, write } = conn;
-    let timer = &*timer;
-    let mut reader = pin!(pumps.read(read, timer));
-    let mut writer = pin!(pumps.write(write, &writing));
-    let (mut outcome, mut has_read, mut has_written) = (None, false, false);
-    poll_fn(|cx| {
-        // In this order what has just come is answered with the next write.
-        has_read = has_read || reader.as_mut().poll(cx).is_ready();
-        if outcome.is_none()
-            && let Poll::Ready(result) = protocol.as_mut().poll(cx)
-        {
-            outcome = Some(result);
-            pumps.finish(timer, &writing);
-        }
-        has_written = has_written || writer.as_mut().poll(cx).is_ready();
-        if !(has_read && has_written) {
-            return Poll::Pending;
-        }
-        outcome.take().map_or(Poll::Pending, Poll::Ready)
-    })
-    .await
-}
 
 /// What is to be done about a connection that is looked at from time to time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

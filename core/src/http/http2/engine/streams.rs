@@ -1,0 +1,148 @@
+//! The streams of a connection.
+
+use std::collections::{HashMap, VecDeque};
+
+use xxhash_rust::xxh3::Xxh3Builder;
+
+use super::super::super::head::Method;
+use super::super::code::Fault;
+use super::inbox::Inbox;
+use super::{Tunnel, Wake};
+
+/// Names a stream of a connection, for as long as whoever has it has not released it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamKey {
+    pub(super) place: u32,
+    pub(super) id: u32,
+}
+
+/// How far our message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(super) enum Sending {
+    /// Its head is to come.
+    #[default]
+    Head,
+    Body,
+    /// END_STREAM or RST_STREAM was sent, or has come.
+    Ended,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Stream<T> {
+    /// 0: the place is free.
+    pub(super) id: u32,
+    /// Whoever waits for it.
+    pub(super) waiter: T,
+    pub(super) inbox: Inbox,
+    /// What the engine knows of its footprint.
+    pub(super) counted: usize,
+    pub(super) sending: Sending,
+    pub(super) fault: Option<Fault>,
+    /// How much we may send, in bytes; SETTINGS can make it negative.
+    pub(super) send_window: i64,
+    /// How much the other side may send, in bytes.
+    pub(super) receive_window: u32,
+    /// What was read of it and is not given back yet, in bytes.
+    pub(super) credit: u32,
+    /// Waits for room on the connection.
+    pub(super) is_queued: bool,
+    /// Of the text of the request.
+    pub(super) method: Option<Method>,
+    /// Of an upstream's stream.
+    pub(super) tunnel: Option<Box<Tunnel>>,
+}
+
+impl<T> Stream<T> {
+    /// Brings the sum of all footprints up to date.
+    pub(super) fn count(&mut self, sum: &mut usize) {
+        let footprint = self.inbox.footprint();
+        *sum = *sum + footprint - self.counted;
+        self.counted = footprint;
+    }
+
+    /// Whether more of the other side's message is expected.
+    pub(super) fn is_receiving(&self) -> bool {
+        self.fault.is_none() && !self.inbox.is_ended
+    }
+
+    /// Whether the protocol has done with it.
+    pub(super) fn is_over(&self) -> bool {
+        self.fault.is_some() || self.inbox.is_ended && self.sending == Sending::Ended
+    }
+}
+
+/// Streams that somebody has.
+#[derive(Debug)]
+pub(super) struct Streams<T> {
+    places: Vec<Stream<T>>,
+    free: Vec<u32>,
+    by_id: HashMap<u32, u32, Xxh3Builder>,
+    /// Freed places that are kept with their storage.
+    kept_max: usize,
+    /// Those that wait for room on the connection, in their order.
+    pub(super) queue: VecDeque<StreamKey>,
+}
+
+impl<T: Wake + Default> Streams<T> {
+    pub(super) fn new(kept_max: usize) -> Self {
+        Self { places: Vec::new(), free: Vec::new(), by_id: HashMap::default(), kept_max, queue: VecDeque::new() }
+    }
+
+    /// How many somebody has.
+    pub(super) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// A new one.
+    pub(super) fn insert(&mut self, id: u32, waiter: T, send_window: i64, receive_window: u32) -> StreamKey {
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.places.push(Stream::default());
+            self.places.len() as u32 - 1
+        });
+        let stream = &mut self.places[place as usize];
+        let inbox = std::mem::take(&mut stream.inbox);
+        *stream = Stream { id, waiter, inbox, send_window, receive_window, ..Stream::default() };
+        self.by_id.insert(id, place);
+        StreamKey { place, id }
+    }
+
+    pub(super) fn find(&self, id: u32) -> Option<StreamKey> {
+        self.by_id.get(&id).map(|&place| StreamKey { place, id })
+    }
+
+    pub(super) fn get(&self, key: StreamKey) -> Option<&Stream<T>> {
+        self.places.get(key.place as usize).filter(|stream| stream.id == key.id)
+    }
+
+    pub(super) fn get_mut(&mut self, key: StreamKey) -> Option<&mut Stream<T>> {
+        self.places.get_mut(key.place as usize).filter(|stream| stream.id == key.id)
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Stream<T>> {
+        self.places.iter_mut().filter(|stream| stream.id != 0)
+    }
+
+    /// Frees the place of one. `sum`: of all footprints.
+    pub(super) fn remove(&mut self, key: StreamKey, sum: &mut usize) {
+        let keep_storage = self.free.len() < self.kept_max;
+        let Some(stream) = self.get_mut(key) else { return };
+        *sum -= std::mem::take(&mut stream.counted);
+        stream.id = 0;
+        stream.waiter = T::default();
+        stream.tunnel = None;
+        stream.inbox.reset(keep_storage);
+        self.free.push(key.place);
+        self.by_id.remove(&key.id);
+        if self.by_id.is_empty() {
+            self.shrink();
+        }
+    }
+
+    /// A connection without streams keeps what the next few need.
+    fn shrink(&mut self) {
+        self.queue.clear();
+        if self.places.len() > self.kept_max {
+            *self = Self::new(self.kept_max);
+        }
+    }
+}

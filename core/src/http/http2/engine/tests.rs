@@ -1,0 +1,364 @@
+use super::super::frame::{FRAME_HEADER_BYTES, FrameHeader, kind};
+use super::super::hpack::{encode, encode_status};
+use super::super::{Code, Fault};
+use super::*;
+use crate::http::head::BodyFraming;
+use crate::limits::{HTTP2_PREMATURE_RESETS_MAX, HTTP2_STREAM_WINDOW_BYTES};
+
+/// Both sides of a connection.
+struct Pair {
+    server: Engine<()>,
+    client: Engine<()>,
+    to_server: Vec<u8>,
+    to_client: Vec<u8>,
+    scratch: Scratch,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let (mut to_server, mut to_client) = (Vec::new(), Vec::new());
+        let server = Engine::new(Role::Server, &mut to_client);
+        let client = Engine::new(Role::Client, &mut to_server);
+        let mut pair = Self { server, client, to_server, to_client, scratch: Scratch::default() };
+        pair.exchange();
+        pair
+    }
+
+    /// Moves bytes until nothing is left to move.
+    fn exchange(&mut self) {
+        while !(self.to_server.is_empty() && self.to_client.is_empty()) {
+            let bytes = std::mem::take(&mut self.to_server);
+            receive(&mut self.server, &bytes, &mut self.scratch, &mut self.to_client).unwrap();
+            let bytes = std::mem::take(&mut self.to_client);
+            receive(&mut self.client, &bytes, &mut self.scratch, &mut self.to_server).unwrap();
+        }
+    }
+
+    fn request(&mut self, method: &str, ends: bool, fields: &[(&str, &str)]) -> StreamKey {
+        let all = [(":method", method), (":scheme", "http"), (":path", "/"), (":authority", "echo")];
+        let opened = self.client.open((), Method::named(method.as_bytes()), None, ends, &mut self.to_server, |out| {
+            all.iter().chain(fields).for_each(|(name, value)| encode(out, name.as_bytes(), value.as_bytes(), false));
+        });
+        self.exchange();
+        opened.unwrap()
+    }
+
+    fn opened(&mut self) -> Opening {
+        match self.server.next_event() {
+            Some(Event::Opened(opening)) => opening,
+            other => panic!("{other:?} instead of a request"),
+        }
+    }
+
+    /// All that the server can read of a stream, given on as if it had been read.
+    fn read(&mut self, key: StreamKey) -> Result<String, Fault> {
+        read(&mut self.server, key, &mut self.to_client)
+    }
+}
+
+fn receive(
+    engine: &mut Engine<()>,
+    bytes: &[u8],
+    scratch: &mut Scratch,
+    out: &mut Vec<u8>,
+) -> Result<(), ConnectionError> {
+    let mut at = 0;
+    while at < bytes.len() {
+        // As if it had been written meanwhile.
+        let mut said = Vec::new();
+        at += engine.receive(&bytes[at..], scratch, &mut said)?;
+        out.append(&mut said);
+    }
+    Ok(())
+}
+
+fn read(engine: &mut Engine<()>, key: StreamKey, out: &mut Vec<u8>) -> Result<String, Fault> {
+    let mut text = Vec::new();
+    while let Piece::Bytes(bytes) = engine.piece(key)? {
+        let count = bytes.len();
+        text.extend_from_slice(bytes);
+        engine.consume(key, count, out);
+    }
+    Ok(String::from_utf8(text).unwrap())
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    FrameHeader { len: payload.len(), kind, flags, stream }.write(&mut out);
+    out.extend_from_slice(payload);
+    out
+}
+
+/// A server to which a client has said hello, and then `frames`.
+fn after(frames: &[u8]) -> (Engine<()>, Vec<u8>, Result<(), ConnectionError>) {
+    let mut out = Vec::new();
+    let mut server = Engine::new(Role::Server, &mut out);
+    let hello = [PREFACE, &frame(kind::SETTINGS, 0, 0, b"")].concat();
+    let mut scratch = Scratch::default();
+    receive(&mut server, &hello, &mut scratch, &mut out).unwrap();
+    out.clear();
+    let result = receive(&mut server, frames, &mut scratch, &mut out);
+    (server, out, result)
+}
+
+fn get(stream: u32, flags: u8) -> Vec<u8> {
+    let mut block = Vec::new();
+    for (name, value) in [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "echo")] {
+        encode(&mut block, name.as_bytes(), value.as_bytes(), false);
+    }
+    frame(kind::HEADERS, flags, stream, &block)
+}
+
+#[test]
+fn a_request_and_its_response_are_text_on_both_sides() {
+    let mut pair = Pair::new();
+    let key = pair.request("POST", false, &[("x-a", "1")]);
+    pair.client.data(key, b"hello", false, &mut pair.to_server);
+    pair.client.data(key, b" world", false, &mut pair.to_server);
+    pair.client.section(key, true, true, &mut pair.to_server, |out| encode(out, b"x-end", b"here", false));
+    pair.exchange();
+    let opening = pair.opened();
+    assert_eq!(opening.shape.unwrap().framing, BodyFraming::Chunked);
+    let text = pair.read(opening.key).unwrap();
+    let expected = "POST / HTTP/1.1\r\nhost: echo\r\nx-a: 1\r\ntransfer-encoding: chunked\r\n\r\n\
+                    b\r\nhello world\r\n0\r\nx-end: here\r\n\r\n";
+    assert_eq!(text, expected);
+    assert_eq!(pair.server.piece(opening.key), Ok(Piece::End));
+
+    pair.server.section(opening.key, true, false, &mut pair.to_client, |out| {
+        encode_status(out, 200);
+        encode(out, b"content-length", b"2", false);
+    });
+    pair.server.data(opening.key, b"ok", true, &mut pair.to_client);
+    pair.server.release(opening.key, &mut pair.to_client);
+    pair.exchange();
+    let text = read(&mut pair.client, key, &mut pair.to_server).unwrap();
+    assert_eq!(text, "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+    assert_eq!(pair.client.piece(key), Ok(Piece::End));
+    pair.client.release(key, &mut pair.to_server);
+    assert!(pair.to_server.is_empty(), "a stream that is done is not reset");
+    assert!(pair.client.is_idle() && pair.server.is_idle());
+    assert_eq!((pair.client.waiting_bytes(), pair.server.waiting_bytes()), (0, 0));
+}
+
+#[test]
+fn a_message_whose_length_is_belied_never_looks_whole() {
+    let mut pair = Pair::new();
+    let key = pair.request("POST", false, &[("content-length", "3")]);
+    pair.client.data(key, b"abc", false, &mut pair.to_server);
+    pair.exchange();
+    let opening = pair.opened();
+    assert!(pair.read(opening.key).unwrap().ends_with("\r\n\r\nab"), "the last byte waits for END_STREAM");
+    pair.client.data(key, b"d", true, &mut pair.to_server);
+    pair.exchange();
+    let fault = pair.read(opening.key).unwrap_err();
+    assert!(matches!(fault, Fault::Broken(Code::PROTOCOL_ERROR, _)), "{fault}");
+    assert!(matches!(pair.client.fault(key), Some(Fault::Reset(Code::PROTOCOL_ERROR))));
+}
+
+#[test]
+fn who_reads_slowly_bounds_who_sends() {
+    let mut pair = Pair::new();
+    let key = pair.request("POST", false, &[]);
+    let opening = pair.opened();
+    let mut sent = 0;
+    while let Room::Bytes(room) = pair.client.room(key, &pair.to_server) {
+        pair.client.data(key, &vec![1; room], false, &mut pair.to_server);
+        sent += room;
+        pair.exchange();
+    }
+    assert_eq!(sent, HTTP2_STREAM_WINDOW_BYTES as usize);
+    assert!(pair.server.waiting_bytes() >= sent);
+    let _ = pair.read(opening.key).unwrap();
+    pair.exchange();
+    assert!(matches!(pair.client.room(key, &pair.to_server), Room::Bytes(_)), "what was read may be sent again");
+}
+
+#[test]
+fn a_connection_window_is_given_back_also_where_nobody_reads() {
+    let mut pair = Pair::new();
+    // Far more than one window of the connection, on streams that are reset with what they hold.
+    for _ in 0..200 {
+        let key = pair.request("POST", false, &[]);
+        let opening = pair.opened();
+        while let Room::Bytes(room) = pair.client.room(key, &pair.to_server) {
+            pair.client.data(key, &vec![1; room], false, &mut pair.to_server);
+            pair.exchange();
+        }
+        pair.server.release(opening.key, &mut pair.to_client);
+        pair.exchange();
+        pair.client.release(key, &mut pair.to_server);
+        pair.exchange();
+    }
+    assert_eq!(pair.server.waiting_bytes(), 0);
+}
+
+#[test]
+fn a_server_that_leaves_takes_what_is_on_its_way_and_then_no_more() {
+    let mut pair = Pair::new();
+    pair.server.leave(&mut pair.to_client);
+    let crossing = pair.client.open((), Method::Get, None, true, &mut pair.to_server, |out| {
+        for (name, value) in [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "echo")] {
+            encode(out, name.as_bytes(), value.as_bytes(), false);
+        }
+    });
+    pair.exchange();
+    let opening = pair.opened();
+    assert_eq!(pair.client.fault(crossing.unwrap()), None);
+    assert!(!pair.client.is_open() && !pair.server.is_done());
+    pair.server.release(opening.key, &mut pair.to_client);
+    assert!(pair.server.is_done());
+}
+
+#[test]
+fn what_a_goaway_leaves_out_was_not_processed() {
+    let mut pair = Pair::new();
+    let (first, second) = (pair.request("POST", true, &[]), pair.request("POST", true, &[]));
+    let goaway = frame(kind::GOAWAY, 0, 0, &[0, 0, 0, 1, 0, 0, 0, 0]);
+    receive(&mut pair.client, &goaway, &mut pair.scratch, &mut pair.to_server).unwrap();
+    assert_eq!(pair.client.fault(first), None);
+    assert!(pair.client.fault(second).unwrap().is_unprocessed());
+    pair.client.lose();
+    assert_eq!(pair.client.fault(first), Some(Fault::Lost));
+}
+
+#[test]
+fn any_split_of_the_bytes_means_the_same() {
+    let padded = [&[3][..], b"abc", &[0; 3]].concat();
+    let bytes = [
+        PREFACE,
+        &frame(kind::SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 9]),
+        &get(1, 0x4),
+        &frame(kind::DATA, 0x8, 1, &padded),
+        &frame(kind::PING, 0, 0, &[9; 8]),
+        &frame(kind::DATA, 0x1, 1, b"end"),
+    ]
+    .concat();
+    for size in 1..bytes.len() {
+        let mut out = Vec::new();
+        let mut server: Engine<()> = Engine::new(Role::Server, &mut out);
+        let mut scratch = Scratch::default();
+        for part in bytes.chunks(size) {
+            receive(&mut server, part, &mut scratch, &mut out).unwrap();
+        }
+        let Some(Event::Opened(opening)) = server.next_event() else { panic!("no request in pieces of {size}") };
+        let text = read(&mut server, opening.key, &mut out).unwrap();
+        assert!(text.ends_with("6\r\nabcend\r\n0\r\n\r\n"), "{text}");
+        assert!(out.windows(8).any(|window| window == [9; 8]), "the PING is answered");
+    }
+}
+
+#[test]
+fn errors_have_the_codes_of_rfc_9113() {
+    let ends = 0x5;
+    let cases: [(&str, Vec<u8>, Code); 14] = [
+        ("an unknown index", frame(kind::HEADERS, ends, 1, &[0xff, 0x7f]), Code::COMPRESSION_ERROR),
+        ("a frame that is too large", frame(kind::DATA, 0, 1, &[0; 16_385]), Code::FRAME_SIZE_ERROR),
+        ("SETTINGS of 5 bytes", frame(kind::SETTINGS, 0, 0, &[0; 5]), Code::FRAME_SIZE_ERROR),
+        ("PING of 7 bytes", frame(kind::PING, 0, 0, &[0; 7]), Code::FRAME_SIZE_ERROR),
+        ("RST_STREAM of 3 bytes", [get(1, 4), frame(kind::RST_STREAM, 0, 1, &[0; 3])].concat(), Code::FRAME_SIZE_ERROR),
+        ("PRIORITY of 4 bytes", frame(kind::PRIORITY, 0, 1, &[0; 4]), Code::FRAME_SIZE_ERROR),
+        ("a window above 2^31-1", frame(kind::SETTINGS, 0, 0, &[0, 4, 255, 255, 255, 255]), Code::FLOW_CONTROL_ERROR),
+        (
+            "a connection's window that overflows",
+            frame(kind::WINDOW_UPDATE, 0, 0, &[0x7f, 255, 255, 255]),
+            Code::FLOW_CONTROL_ERROR,
+        ),
+        ("PUSH_PROMISE", frame(kind::PUSH_PROMISE, 4, 1, &[0; 4]), Code::PROTOCOL_ERROR),
+        ("DATA of a stream that nobody has opened", frame(kind::DATA, 0, 1, b"x"), Code::PROTOCOL_ERROR),
+        ("an even stream", get(2, ends), Code::PROTOCOL_ERROR),
+        ("a stream that was passed over", [get(5, ends), get(3, ends)].concat(), Code::PROTOCOL_ERROR),
+        (
+            "HEADERS behind RST_STREAM",
+            [get(1, 4), frame(kind::RST_STREAM, 0, 1, &[0; 4]), get(1, ends)].concat(),
+            Code::STREAM_CLOSED,
+        ),
+        (
+            "endless CONTINUATION",
+            {
+                let mut bytes = get(1, 0);
+                (0..70).for_each(|_| bytes.extend(frame(kind::CONTINUATION, 0, 1, b"")));
+                bytes
+            },
+            Code::ENHANCE_YOUR_CALM,
+        ),
+    ];
+    for (what, bytes, code) in cases {
+        let (_, _, result) = after(&bytes);
+        assert_eq!(result.expect_err(what).code, code, "{what}");
+    }
+}
+
+#[test]
+fn errors_of_a_stream_end_it_alone() {
+    let resets = |out: &[u8], stream: u32, code: Code| {
+        let reset = [frame(kind::RST_STREAM, 0, stream, &code.0.to_be_bytes())].concat();
+        out.windows(FRAME_HEADER_BYTES + 4).any(|window| window == reset)
+    };
+    let upper = {
+        let mut block = Vec::new();
+        encode(&mut block, b":method", b"GET", false);
+        block.extend_from_slice(b"\x00\x01X\x01y");
+        frame(kind::HEADERS, 5, 1, &block)
+    };
+    let cases: [(&str, Vec<u8>, Code); 5] = [
+        ("an upper-case name", upper, Code::PROTOCOL_ERROR),
+        ("DATA behind END_STREAM", [get(1, 5), frame(kind::DATA, 0, 1, b"x")].concat(), Code::STREAM_CLOSED),
+        ("HEADERS behind END_STREAM", [get(1, 5), get(1, 5)].concat(), Code::STREAM_CLOSED),
+        (
+            "a window that overflows",
+            [get(1, 5), frame(kind::WINDOW_UPDATE, 0, 1, &[0x7f, 255, 255, 255])].concat(),
+            Code::FLOW_CONTROL_ERROR,
+        ),
+        (
+            "trailers that go on",
+            [get(1, 4), frame(kind::HEADERS, 4, 1, b"\x00\x01x\x01y")].concat(),
+            Code::PROTOCOL_ERROR,
+        ),
+    ];
+    for (what, bytes, code) in cases {
+        let (server, out, result) = after(&[bytes, get(3, 5)].concat());
+        assert_eq!(result, Ok(()), "{what}");
+        assert!(resets(&out, 1, code), "{what}");
+        assert!(server.streams.find(3).is_some(), "{what}: the next stream is taken");
+    }
+}
+
+#[test]
+fn requests_that_are_taken_back_at_once_end_their_connection() {
+    let (mut server, mut out, _) = after(b"");
+    let mut scratch = Scratch::default();
+    for count in 1.. {
+        let stream = 2 * count - 1;
+        let bytes = [get(stream, 5), frame(kind::RST_STREAM, 0, stream, &[0, 0, 0, 8])].concat();
+        let result = receive(&mut server, &bytes, &mut scratch, &mut out);
+        if let Err(error) = result {
+            assert_eq!((error.code, u64::from(count)), (Code::ENHANCE_YOUR_CALM, HTTP2_PREMATURE_RESETS_MAX + 1));
+            return;
+        }
+        let Some(Event::Opened(opening)) = server.next_event() else { panic!("no request") };
+        assert!(server.is_cancelled(opening.key));
+        server.release(opening.key, &mut out);
+    }
+}
+
+#[test]
+fn a_smaller_table_is_acknowledged_in_the_next_block() {
+    let mut pair = Pair::new();
+    let smaller = frame(kind::SETTINGS, 0, 0, &[0, 1, 0, 0, 0, 0]);
+    receive(&mut pair.client, &smaller, &mut pair.scratch, &mut pair.to_server).unwrap();
+    pair.to_server.clear();
+    let opened =
+        pair.client.open((), Method::Get, None, true, &mut pair.to_server, |out| encode(out, b"x", b"y", false));
+    assert!(opened.is_ok());
+    assert_eq!(pair.to_server[FRAME_HEADER_BYTES], 0x20);
+}
+
+#[test]
+fn large_heads_go_out_in_several_frames() {
+    let mut pair = Pair::new();
+    let value = "v".repeat(15_000);
+    pair.request("GET", true, &[("x-1", &value), ("x-2", &value), ("x-3", &value)]);
+    let opening = pair.opened();
+    assert_eq!(pair.read(opening.key).unwrap().matches(&value).count(), 3);
+}
