@@ -11,6 +11,14 @@ pub fn monotonic_ns() -> u64 {
     now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }
 
+/// Milliseconds of `CLOCK_MONOTONIC_COARSE`: that of the kernel's last tick, at most 10 ms ago. It is read several times per request,
+/// and costs a fifth of the exact one, which has to ask the processor.
+#[must_use]
+pub fn coarse_ms() -> u64 {
+    let now = clock_gettime(ClockId::MonotonicCoarse);
+    now.tv_sec.unsigned_abs() * 1_000 + now.tv_nsec.unsigned_abs() / 1_000_000
+}
+
 /// Milliseconds since the Unix epoch, for people: history, log lines. Never used for a deadline.
 #[must_use]
 pub fn unix_ms() -> u64 {

@@ -11,7 +11,7 @@ use std::{
     rc::Rc,
 };
 
-use meshring_core::clock::monotonic_ns;
+use meshring_core::clock::coarse_ms;
 use monoio::io::{CancelHandle, Canceller};
 use rustix::net::Shutdown;
 
@@ -76,9 +76,9 @@ pub(crate) struct Timer {
     index: u32,
 }
 
-/// Milliseconds of the monotonic clock.
+/// Milliseconds of the monotonic clock; deadlines are looked at ten times a second, so that a few do not matter.
 pub(crate) fn now_ms() -> u64 {
-    monotonic_ns() / 1_000_000
+    coarse_ms()
 }
 
 impl Deadlines {

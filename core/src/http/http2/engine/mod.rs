@@ -5,8 +5,11 @@
 //! windows and `out` have room ([`Engine::room`], [`Engine::data`]). Nothing is queued per stream on the way out: who has to wait keeps
 //! its bytes. Who waits is told by [`Wake::wake`], possibly too often.
 
+mod control;
+mod data;
 mod inbox;
 mod receive;
+mod sections;
 mod send;
 mod streams;
 #[cfg(test)]
