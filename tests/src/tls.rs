@@ -20,9 +20,9 @@ use rustls::{
 use tempfile::TempDir;
 
 use crate::{
-    h2::{Connection, Opening},
     client::{Client, Response, request},
     control::Control,
+    h2::{Connection, Opening},
     pki::{Authority, Issued, Leaf},
     proxy::{Driver, Proxy, ProxyBuilder},
     wait,
