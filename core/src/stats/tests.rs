@@ -99,6 +99,20 @@ fn clusters_are_counted_under_their_names() {
 }
 
 #[test]
+fn connections_of_bytes_are_counted_by_cluster() {
+    let (fd, proxy) = StatsPage::create(2).unwrap();
+    let (first, last) = (proxy.cluster_slot("a"), CLUSTER_SLOTS - 1);
+    proxy.worker(0).tcp(first, ClusterTcp::Opened, 1);
+    proxy.worker(1).tcp(first, ClusterTcp::Opened, 2);
+    proxy.worker(1).tcp(last, ClusterTcp::ConnectFailures, 5);
+    proxy.worker(0).tcp(last, ClusterTcp::SentBytes, 7);
+    let control = StatsPage::open(fd).unwrap();
+    assert_eq!(control.tcp_total(first, ClusterTcp::Opened), 3);
+    assert_eq!(control.tcp_total(last, ClusterTcp::ConnectFailures), 5);
+    assert_eq!((control.tcp_total(last, ClusterTcp::SentBytes), control.tcp_total(first, ClusterTcp::Closed)), (7, 0));
+}
+
+#[test]
 fn grpc_calls_are_counted_by_cluster_and_status() {
     let (proxy, control) = both(2);
     let [first, last] = [proxy.cluster_slot("a"), CLUSTER_SLOTS - 1];
