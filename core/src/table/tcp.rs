@@ -86,7 +86,7 @@ pub enum TcpList {
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq)]
 #[rkyv(derive(Debug))]
 pub struct TcpMatch {
-    /// Line in the file, from 1; 0 for what no file says.
+    /// Line in the file, from 1.
     pub line: u32,
     /// All must hold.
     pub conditions: Vec<TcpCondition>,
@@ -284,6 +284,12 @@ impl ArchivedTable {
         let service = &self.tcp_services[service];
         let first = service.first.to_native() as usize;
         &self.tcp_routes[first..first + service.count.to_native() as usize]
+    }
+
+    /// Whether nobody says what a service speaks.
+    #[must_use]
+    pub fn tcp_may_be_http(&self, service: usize) -> bool {
+        self.tcp_services[service].protocol == ArchivedTcpProtocol::Unknown
     }
 
     /// Whether any rule of a service looks at the server name, so that the ClientHello must be waited for.

@@ -99,13 +99,8 @@ impl Compiler<'_> {
             let position = self.position(&service.key);
             let origin = self.origin(position);
             let cluster = self.clusters.of_host(&mut self.builder, &service.host, None, Some(port), port, client);
-            // Without an address only the name tells whose connection it is.
-            let is_by_name = protocol == TcpProtocol::Tls && service.addresses.is_empty();
-            let is_by_name =
-                is_by_name && !(service.key.kind == Kind::Service && service.resolution == Resolution::Static);
-            let names = vec![TcpCondition::Sni(vec![stored(&service.host)])];
-            let matches = if is_by_name { vec![TcpMatch { line: 0, conditions: names }] } else { Vec::new() };
-            routes.push(self.builder.tcp_route(origin, (TcpList::Service, 0, 0), matches, [(cluster, 1)])?);
+            // Where only the server name tells whose connection it is, the service was found by it.
+            routes.push(self.builder.tcp_route(origin, (TcpList::Service, 0, 0), Vec::new(), [(cluster, 1)])?);
         }
         Ok(routes)
     }
