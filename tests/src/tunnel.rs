@@ -99,22 +99,24 @@ impl Way {
         Self::One(Box::new(Proxy::alone_with(&snapshot, |builder| configure(builder.driver(driver)))))
     }
 
-    /// Over each kind of way.
+    /// Over each kind of way, for a connection that is upgraded.
     #[must_use]
-    pub fn all(driver: Driver, to: &Application) -> [Self; 5] {
+    pub fn upgrades(driver: Driver, to: &Application) -> [Self; 3] {
         let empty = World::new().snapshot();
         let second = Proxy::alone_with(&empty, |builder| builder.driver(driver).inbound(to.address()));
         let first = Proxy::alone(&World::with_service("reviews", second.inbound()[0]), driver);
         let mode = peer_authentication("STRICT", "");
         let mesh = Mesh::start(driver, &[to.address()], &[("mode.yaml", &mode)]);
-        let bytes = bytes::Mesh::start(driver, to.address(), "tcp", &[("mode.yaml", &mode)]);
-        [
-            Self::one(driver, to, |builder| builder),
-            Self::Two(Box::new([first, second])),
-            Self::Mutual(Box::new(mesh)),
-            Self::bytes(driver, to, |builder| builder),
-            Self::MutualBytes(Box::new(bytes)),
-        ]
+        [Self::one(driver, to, |builder| builder), Self::Two(Box::new([first, second])), Self::Mutual(Box::new(mesh))]
+    }
+
+    /// Likewise, and for a connection that is bytes from its beginning.
+    #[must_use]
+    pub fn all(driver: Driver, to: &Application) -> [Self; 5] {
+        let [one, two, mutual] = Self::upgrades(driver, to);
+        let mode = peer_authentication("STRICT", "");
+        let mesh = bytes::Mesh::start(driver, to.address(), "tcp", &[("mode.yaml", &mode)]);
+        [one, two, mutual, Self::bytes(driver, to, |builder| builder), Self::MutualBytes(Box::new(mesh))]
     }
 
     /// Over one sidecar, as bytes, with further settings.

@@ -168,6 +168,13 @@ fn a_port_of_unknown_protocol_serves_http_and_anything_else(driver: Driver) {
     assert_eq!(ends.client.bytes(11), b"220 ready\r\n");
     ends.expect_open();
     println!("the greeting came after {:?}", begun.elapsed());
+    // Also to a client that has nothing to say.
+    let mut client = Client::connect(any.services()[0]);
+    let mut upstream = application.accept();
+    client.finish_sending();
+    upstream.expect_end();
+    upstream.send("Sun Nov 29").finish_sending();
+    assert_eq!(client.rest().unwrap(), b"Sun Nov 29");
     // A client that speaks another protocol after a while, too.
     let mut client = Client::connect(any.services()[0]);
     let mut upstream = application.accept();
@@ -187,7 +194,7 @@ fn a_silent_client_of_http_costs_no_connection_for_long(driver: Driver) {
     watched.expect_end();
     let mut upstream = application.accept();
     assert_eq!(upstream.head().line, "GET / HTTP/1.1");
-    upstream.send("HTTP/1.1 204 No Content\r\n\r\n");
+    upstream.send("HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n");
     assert_eq!(client.response().status, 204);
     // A server that closes what is silent has not spoken.
     let mut client = Client::connect(proxy.services()[0]);

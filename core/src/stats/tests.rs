@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, thread};
 
-use super::{ClusterCounter, Counter, GrpcStatus, StatsPage, histogram};
+use super::{ClusterCounter, ClusterTcp, Counter, GrpcStatus, StatsPage, histogram};
 use crate::{
     id::Generation,
     limits::{CLUSTER_NAME_BYTES_MAX, CLUSTER_SLOTS, WORKERS_MAX},

@@ -1,10 +1,11 @@
 //! How a compiler fills a [`Table`]: interning, index building, deterministic layout. The same calls in the same order
 //! give a byte-identical archive, so that control can tell an unchanged configuration by its checksum.
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, SocketAddr},
-};
+mod tcp;
+
+use std::{collections::HashMap, net::SocketAddr};
+
+pub use self::tcp::TcpServiceInput;
 
 use super::{
     access::{AccessIndex, AuthorizationPolicy, ExtAuthz, index::INDEX_NONE},
@@ -15,7 +16,6 @@ use super::{
     },
     protocol::{ApplicationPorts, PROTOCOLS_NONE},
     security::{ClusterTls, InboundPolicy, JwtRule, POLICY_NONE, TLS_NONE},
-    tcp::{ADDRESS_ANY, TcpAddress, TcpList, TcpMatch, TcpProtocol, TcpRoute, TcpService, mapped},
 };
 use crate::{
     id::{ClusterId, EndpointId, NamespaceId, OriginId, RegexId},
@@ -60,29 +60,6 @@ pub struct VirtualHostInput {
     pub origin: OriginId,
     /// Rules. Build `action` with [`TableBuilder::forward`].
     pub routes: Vec<Route>,
-}
-
-/// A port that does not speak HTTP, or may not, to be added.
-#[derive(Debug, Clone)]
-pub struct TcpServiceInput {
-    /// As configured: `redis.default.svc.cluster.local`, `*.example.com`. Upper case is folded.
-    pub domain: String,
-    /// The namespace that sees it; `None` for all.
-    pub scope: Option<NamespaceId>,
-    /// As clients address it.
-    pub port: u16,
-    /// What it speaks.
-    pub protocol: TcpProtocol,
-    /// The Service or ServiceEntry.
-    pub origin: OriginId,
-    /// Where it is reached.
-    pub addresses: Vec<IpAddr>,
-    /// Endpoints that clients choose by themselves (a headless service).
-    pub endpoints: Vec<SocketAddr>,
-    /// Whether it has no address that anybody knows of: any one may be meant for it.
-    pub any_address: bool,
-    /// Rules. Build them with [`TableBuilder::tcp_route`].
-    pub routes: Vec<TcpRoute>,
 }
 
 /// Endpoints of a cluster to be added.
@@ -350,24 +327,6 @@ impl TableBuilder {
         self.virtual_hosts.push(input);
     }
 
-    /// Adds the destinations of a rule for connections and returns the rule.
-    pub fn tcp_route(
-        &mut self,
-        origin: OriginId,
-        (list, rule, line): (TcpList, u16, u32),
-        matches: Vec<TcpMatch>,
-        destinations: impl IntoIterator<Item = (ClusterId, u32)>,
-    ) -> Result<TcpRoute, BuildError> {
-        let action = self.forward(destinations.into_iter().map(|(cluster, weight)| (cluster, weight, None)))?;
-        let Action::Forward { first, count, weight_sum } = action else { unreachable!("`forward` makes nothing else") };
-        Ok(TcpRoute { origin, list, rule, line, matches, first, count, weight_sum })
-    }
-
-    /// Adds a port that does not speak HTTP, or may not.
-    pub fn tcp_service(&mut self, input: TcpServiceInput) {
-        self.tcp_services.push(input);
-    }
-
     /// Adds what an application speaks on its ports, in any order: its position, for
     /// [`guarded_workload`](Self::guarded_workload). Of a port that is there twice the first entry counts.
     pub fn application_ports(&mut self, mut ports: ApplicationPorts) -> u32 {
@@ -467,45 +426,6 @@ impl TableBuilder {
         let count = host.routes.len() as u32;
         self.table.routes.extend(host.routes);
         self.table.virtual_hosts.push(VirtualHost { scope, port: host.port, origin: host.origin, first, count });
-        Ok(())
-    }
-
-    fn lay_out_tcp(&mut self) -> Result<(), BuildError> {
-        for service in &mut self.tcp_services {
-            service.domain = stored_domain(&service.domain)?;
-        }
-        self.tcp_services.sort_by(|a, b| {
-            let key = |s: &TcpServiceInput| precedence(s.scope.map_or(SCOPE_ALL, |n| n.0), s.port);
-            a.domain.cmp(&b.domain).then_with(|| key(a).cmp(&key(b)))
-        });
-        for input in std::mem::take(&mut self.tcp_services) {
-            let TcpServiceInput { domain, scope, port, protocol, origin, addresses, endpoints, any_address, routes } =
-                input;
-            let scope = scope.map_or(SCOPE_ALL, |namespace| namespace.0);
-            let table = &mut self.table;
-            let service = table.tcp_services.len() as u32;
-            let is_same = |last: &TcpService| (&last.host, last.scope, last.port) == (&domain, scope, port);
-            if table.tcp_services.last().is_some_and(is_same) {
-                return Err(BuildError::DuplicateVirtualHost { domain, port });
-            }
-            let own = addresses.iter().map(|&address| (mapped(address), port, false));
-            let own = own.chain(endpoints.iter().map(|endpoint| (mapped(endpoint.ip()), endpoint.port(), true)));
-            let any = any_address.then_some((ADDRESS_ANY, port, false));
-            table.tcp_addresses.extend(own.chain(any).map(|(address, port, is_endpoint)| TcpAddress {
-                address,
-                port,
-                service,
-                is_endpoint,
-            }));
-            let (first, count) = (table.tcp_routes.len() as u32, routes.len() as u32);
-            table.tcp_routes.extend(routes);
-            table.tcp_services.push(TcpService { host: domain, port, scope, protocol, origin, first, count });
-        }
-        let services = &self.table.tcp_services;
-        // Of two services with one address the first by name wins, whatever the order of calls.
-        self.table.tcp_addresses.sort_by_key(|entry| {
-            (entry.address, entry.port, services[entry.service as usize].scope, entry.is_endpoint, entry.service)
-        });
         Ok(())
     }
 

@@ -187,7 +187,7 @@ impl World {
     }
 
     /// What the references between resources tell: hosts, subsets and ports that do not exist, rules that contradict
-    /// each other. All of it is accepted; traffic to what does not exist is answered with 503.
+    /// each other. All of it is accepted; requests to what does not exist are answered with 503, connections are reset.
     pub fn analyze(&self) -> Vec<Diagnostic> {
         let mut diagnostics = analyze::analyze(self);
         diagnostic::sort(&mut diagnostics);

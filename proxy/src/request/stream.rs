@@ -317,7 +317,9 @@ async fn watch(
                 }
                 IdleRead::Bytes | IdleRead::Full => return None,
                 IdleRead::StillIdle => {}
-                IdleRead::Closed => return Some(First::Over),
+                IdleRead::Closed if worker.draining() => return Some(First::Over),
+                // It has nothing to say, and may wait for what the server has.
+                IdleRead::Closed => return None,
             },
             Some(false) => match lease.conn.read_now(from_upstream, BUFFER_BYTES) {
                 IdleRead::Bytes | IdleRead::Full => return None,
