@@ -13,12 +13,16 @@ const FRAGMENT_BYTES_MAX: usize = 1 << 14;
 const CLIENT_HELLO: u8 = 1;
 const EXTENSION_SERVER_NAME: u16 = 0;
 const NAME_TYPE_HOST: u8 = 0;
+const EXTENSION_PROTOCOLS: u16 = 16;
 
 /// What a whole ClientHello says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ClientHello {
     /// The server name in lower case, if there is one.
     pub server_name: Option<String>,
+    /// Whether it offers a protocol that only sidecars offer each other (`istio`, `istio-http/1.1`, ...; RFC 7301): the connection
+    /// is for this proxy, not for the application behind it.
+    pub is_mesh: bool,
 }
 
 /// Bytes that begin no TLS connection.
@@ -159,9 +163,21 @@ fn hello(body: &[u8]) -> Result<ClientHello, BadHello> {
                 return Err(BadHello::Malformed);
             }
             hello.server_name = server_name(data)?;
+        } else if kind == EXTENSION_PROTOCOLS {
+            hello.is_mesh |= has_mesh_protocol(data)?;
         }
     }
     Ok(hello)
+}
+
+fn has_mesh_protocol(mut data: Cursor<'_>) -> Result<bool, BadHello> {
+    let mut names = data.vector16()?;
+    let mut found = false;
+    while !names.0.is_empty() {
+        let name = names.vector8()?.0;
+        found |= name == b"istio" || name.starts_with(b"istio-");
+    }
+    Ok(found)
 }
 
 fn server_name(mut data: Cursor<'_>) -> Result<Option<String>, BadHello> {
@@ -229,7 +245,7 @@ mod tests {
     }
 
     fn named(name: &str) -> Result<Option<ClientHello>, BadHello> {
-        Ok(Some(ClientHello { server_name: Some(name.into()) }))
+        Ok(Some(ClientHello { server_name: Some(name.into()), is_mesh: false }))
     }
 
     proptest! {
@@ -277,6 +293,14 @@ mod tests {
         assert_eq!(parse(b"\x16\x03\x01\0\x04\x01\xff\0\0"), Err(BadHello::TooLong));
         assert_eq!(parse(b"\x16\x03\x01\xff\xff"), Err(BadHello::Malformed));
         assert_eq!(whole(b""), Ok(Some(ClientHello::default())));
+        let offers = |names: &[&[u8]]| {
+            let list: Vec<u8> = names.iter().flat_map(|name| [&[name.len() as u8][..], name].concat()).collect();
+            whole(&extension(16, &vector16(&list))).map(|hello| hello.unwrap().is_mesh)
+        };
+        assert_eq!(offers(&[b"h2", b"http/1.1", b"istiod", b""]), Ok(false));
+        assert_eq!(offers(&[b"istio"]), Ok(true));
+        assert_eq!(offers(&[b"istio-peer-exchange", b"h2"]), Ok(true));
+        assert_eq!(whole(&extension(16, b"\0\x03\x05is")), Err(BadHello::Malformed));
         assert_eq!(whole(&sni(&[(1, b"x"), (0, b"a.b.")])), named("a.b"));
         assert_eq!(whole(&sni(&[(0, b"a.b"), (0, b"c.d")])), Err(BadHello::Malformed));
         assert_eq!(whole(&[sni(&[(0, b"a")]), sni(&[(0, b"b")])].concat()), Err(BadHello::Malformed));

@@ -117,6 +117,16 @@ pub const TUNNEL_IDLE_MS_MAX: u64 = 3_600_000;
 /// One half of a tunnel goes on while the other one has broken, as long as nobody is waited for longer than this, in milliseconds:
 /// it brings what was on its way.
 pub const TUNNEL_BROKEN_MS_MAX: u64 = 1_000;
+/// How long a client may be silent on a port of which nobody says what it speaks, before the server is asked whether it speaks
+/// first, in milliseconds. A client of HTTP sends its request along with the end of its handshake; one that does not costs a
+/// connection to the server. It is all that a server that speaks first is delayed by.
+pub const DETECTION_MS: u64 = 10;
+/// How long both are watched then, in milliseconds: greetings come at once, or after a deliberate pause of some seconds (Postfix'
+/// `postscreen_greet_wait`: 6 s). After that only the client is waited for, and the connection to the server is given up.
+pub const SERVER_FIRST_MS_MAX: u64 = 10_000;
+/// How long a client of a port for bytes may be silent before it is taken for one without TLS, where both are allowed
+/// (PERMISSIVE), in milliseconds. A sidecar sends its ClientHello at once; one that was lost on the way is sent again after 200 ms.
+pub const PERMISSIVE_MS: u64 = 250;
 /// To establish an upstream connection, in milliseconds (Istio's connectTimeout default: 10 s).
 pub const CONNECT_MS_MAX: u64 = 10_000;
 /// Silence of an upstream before its response head when a route sets no timeout, in milliseconds (Envoy: 5 min).

@@ -7,7 +7,7 @@ use meshring_core::{
     snapshot::{Snapshot, encode},
     table::{
         TableBuilder,
-        build::{ClusterEndpoints, VirtualHostInput},
+        build::{ClusterEndpoints, TcpServiceInput, VirtualHostInput},
         lookup::{RequestView, Silent, Viewpoint},
         model::{
             Action, ArchivedAction, BalancePolicy, ClusterKind, Condition, DestinationHeaders, DirectResponse,
@@ -16,6 +16,7 @@ use meshring_core::{
         },
         regexes::anchored,
         security::POLICY_NONE,
+        tcp::{Subnet, TcpCondition, TcpList, TcpMatch, TcpProtocol, TcpView},
     },
 };
 
@@ -88,6 +89,29 @@ pub fn bytes() -> Vec<u8> {
     {
         builder.virtual_host(VirtualHostInput { domain: domain.into(), scope, port, origin, routes: routes.clone() });
     }
+    let sni = TcpCondition::Sni(vec![".example.com".into(), "*".into()]);
+    let subnets = TcpCondition::DestinationSubnets(vec![Subnet::new([10, 0, 0, 0].into(), 8)]);
+    let label = TcpCondition::SourceLabel { key: "app".into(), value: "web".into() };
+    let conditions = vec![sni, subnets, label, TcpCondition::Port(443), TcpCondition::SourceNamespace(namespace)];
+    let matches = vec![TcpMatch { line: 1, conditions }];
+    let rule = builder.tcp_route(origin, (TcpList::Tls, 0, 1), matches, [(whole, 1), (subset, 2)]).expect("weights");
+    let rest = builder.tcp_route(origin, (TcpList::Service, 0, 0), Vec::new(), [(whole, 1)]).expect("weights");
+    for (domain, port, protocol) in
+        [("*.example.com", 443, TcpProtocol::Tls), ("db.example.com", 5432, TcpProtocol::Unknown)]
+    {
+        let addresses = if port == 443 { Vec::new() } else { vec![[10, 0, 0, 9].into()] };
+        builder.tcp_service(TcpServiceInput {
+            domain: domain.into(),
+            scope: None,
+            port,
+            protocol,
+            origin,
+            any_address: addresses.is_empty(),
+            addresses,
+            endpoints: vec![SocketAddr::from(([10, 0, 0, 1], 9080))],
+            routes: vec![rule.clone(), rest.clone()],
+        });
+    }
     encode(&builder.finish().expect("a sound table")).expect("an archive").to_bytes(Generation(1))
 }
 
@@ -133,6 +157,24 @@ pub fn walk(snapshot: &Snapshot) -> usize {
             let found = table.route(snapshot.regexes(), &viewpoint, id, &Request, port, &mut Silent);
             read += found.map_or(0, |selected| table.origin(OriginId::from(&selected.rule.origin)).len());
         }
+    }
+    for meant in ["10.0.0.9:5432", "10.0.0.1:9080", "192.0.2.1:443", "[fd00::1]:443"] {
+        let Ok(meant) = meant.parse::<SocketAddr>() else { continue };
+        let found = table.tcp_at(&viewpoint, meant);
+        read += usize::from(found.is_some());
+        let port = meant.port();
+        read += usize::from(table.tcp_by_server_name(&viewpoint, Some("a.example.com"), port, None).is_some());
+    }
+    for service in 0..table.tcp_services.len() {
+        let host = &table.tcp_services[service].host;
+        let view = TcpView { server_name: Some(host.as_str()), destination: Some([10, 0, 0, 9].into()) };
+        if let Some((rule, alternative)) = table.tcp_route(&viewpoint, service, view, &mut Silent) {
+            let (first, count) = (rule.first.to_native() as usize, rule.count.to_native() as usize);
+            read += table.destinations[first..first + count].len() + alternative;
+            read += table.origin(OriginId::from(&rule.origin)).len();
+        }
+        read += usize::from(table.tcp_asks_server_name(service)) + usize::from(table.tcp_may_be_http(service));
+        read += usize::from(table.tcp_named(&viewpoint, host, table.tcp_services[service].port.to_native()).is_some());
     }
     for route in table.routes.iter() {
         if let ArchivedAction::Forward { first, count, .. } = &route.action {

@@ -6,13 +6,16 @@ use anyhow::Context;
 use clap::Parser;
 use meshring_core::{
     limits::{
-        BODY_GRACE_MS, BODY_RATE_MIN, BUFFER_BYTES, REQUEST_HEAD_MS_MAX, TRUSTED_HOPS_MAX, TUNNEL_IDLE_MS_MAX,
-        WORKERS_MAX,
+        BODY_GRACE_MS, BODY_RATE_MIN, BUFFER_BYTES, HOST_BYTES_MAX, REQUEST_HEAD_MS_MAX, TRUSTED_HOPS_MAX,
+        TUNNEL_IDLE_MS_MAX, WORKERS_MAX,
     },
     link::JoinToken,
 };
 
-use crate::{accept::Direction, worker::driver::Choice};
+use crate::{
+    accept::{Direction, ServicePort},
+    worker::driver::Choice,
+};
 
 /// The data plane of meshring: a sidecar or node proxy.
 #[derive(Debug, Clone, Parser)]
@@ -26,9 +29,10 @@ pub(crate) struct Config {
     #[arg(long, value_name = "NAMESPACE/NAME")]
     pub(crate) workload: Workload,
 
-    /// Address on which applications reach the mesh. May be repeated.
-    #[arg(long, value_name = "ADDR")]
-    pub(crate) outbound: Vec<SocketAddr>,
+    /// Address on which applications reach the mesh; with HOST:PORT, connections to it are for that service, whatever they carry
+    /// (`*:PORT`: for whichever service has the port and the server name of their TLS). May be repeated.
+    #[arg(long, value_name = "ADDR[=HOST:PORT]")]
+    pub(crate) outbound: Vec<Outbound>,
 
     /// Address on which the mesh reaches an application, and where that application listens. May be repeated.
     #[arg(long, value_name = "ADDR=APP_ADDR")]
@@ -104,6 +108,10 @@ pub(crate) struct Tuning {
     /// Silence in both directions after which a tunnel (an upgraded connection, or CONNECT) is closed.
     #[arg(long, value_name = "DURATION", default_value_t = Milliseconds(TUNNEL_IDLE_MS_MAX))]
     pub(crate) tunnel_idle_timeout: Milliseconds,
+
+    /// What outbound listeners are for; see [`Config::prepared`].
+    #[arg(skip)]
+    pub(crate) services: Vec<(SocketAddr, ServicePort)>,
 
     /// Bytes in I/O buffers of one worker, beyond which it answers new requests with 503 [default: the memory limit of the
     /// control group, or the machine's memory, divided by four and by the workers].
@@ -199,6 +207,36 @@ impl FromStr for Workload {
     }
 }
 
+/// `ADDR[=HOST:PORT]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Outbound {
+    pub(crate) address: SocketAddr,
+    pub(crate) service: Option<ServicePort>,
+}
+
+impl FromStr for Outbound {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (address, service) = match text.split_once('=') {
+            Some((address, service)) => (address, Some(service)),
+            None => (text, None),
+        };
+        let address = address.parse().map_err(|_| format!("{address:?} is no address such as 127.0.0.1:15001"))?;
+        let named = |text: &str| {
+            let (host, port) = text.rsplit_once(':')?;
+            let port = port.parse().ok().filter(|port| *port > 0)?;
+            let is_name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+            let is_sound = host == "*" || !host.is_empty() && host.len() <= HOST_BYTES_MAX && host.bytes().all(is_name);
+            is_sound.then(|| ServicePort { host: (host != "*").then(|| host.to_owned()), port })
+        };
+        let service = service.map(|text| {
+            named(text).ok_or_else(|| format!("write ADDR=HOST:PORT, such as 127.0.0.1:6379=redis:6379, not {text:?}"))
+        });
+        Ok(Self { address, service: service.transpose()? })
+    }
+}
+
 /// `ADDR=APP_ADDR`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Inbound {
@@ -220,10 +258,17 @@ impl FromStr for Inbound {
 impl Config {
     /// All listening addresses, in the order of the command line.
     pub(crate) fn listeners(&self) -> Vec<(SocketAddr, Direction)> {
-        let outbound = self.outbound.iter().map(|&address| (address, Direction::Outbound));
+        let outbound = self.outbound.iter().map(|outbound| (outbound.address, Direction::Outbound));
         let inbound = self.inbound.iter().map(|i| (i.address, Direction::Inbound { application: i.application }));
         let hbone = self.hbone.iter().map(|&address| (address, Direction::Hbone));
         outbound.chain(inbound).chain(hbone).collect()
+    }
+
+    /// With what the workers must know of the listeners.
+    pub(crate) fn prepared(mut self) -> Self {
+        let services = self.outbound.iter().filter_map(|outbound| Some((outbound.address, outbound.service.clone()?)));
+        self.tuning.services = services.collect();
+        self
     }
 
     /// The join token in the file of `--join-token`.
@@ -263,6 +308,8 @@ mod tests {
             "meshring-proxy",
             "--workload=default/reviews-v1",
             "--outbound=127.0.0.1:15001",
+            "--outbound=127.0.0.1:6379=redis.db:6379",
+            "--outbound=127.0.0.1:443=*:443",
             "--inbound=127.0.0.1:15006=127.0.0.1:8080",
             "--hbone=127.0.0.1:15008",
             "--connect-ports=443,8443",
@@ -270,9 +317,18 @@ mod tests {
         ])
         .unwrap();
         let listeners: Vec<_> = config.listeners().into_iter().map(|(a, d)| describe(a, d)).collect();
-        let expected = ["outbound 127.0.0.1:15001", "inbound 127.0.0.1:15006=127.0.0.1:8080", "hbone 127.0.0.1:15008"];
+        let expected = [
+            "outbound 127.0.0.1:15001",
+            "outbound 127.0.0.1:6379",
+            "outbound 127.0.0.1:443",
+            "inbound 127.0.0.1:15006=127.0.0.1:8080",
+            "hbone 127.0.0.1:15008",
+        ];
         assert_eq!(listeners, expected);
         assert_eq!(config.tuning.connect_ports, [443, 8443]);
+        let services: Vec<_> =
+            config.clone().prepared().tuning.services.iter().map(|(at, service)| format!("{at} {service}")).collect();
+        assert_eq!(services, ["127.0.0.1:6379 redis.db:6379", "127.0.0.1:443 *:443"]);
         assert_eq!(config.state_dir(), PathBuf::from("/run/x/state/default.reviews-v1"));
     }
 
@@ -299,6 +355,9 @@ mod tests {
             (vec!["--workload=reviews"], "NAMESPACE/NAME"),
             (vec!["--workload=../x/y"], "NAMESPACE/NAME"),
             (vec!["--workload=a/b", "--inbound=127.0.0.1:1"], "ADDR=APP_ADDR"),
+            (vec!["--workload=a/b", "--outbound=127.0.0.1:1=redis"], "redis:6379"),
+            (vec!["--workload=a/b", "--outbound=127.0.0.1:1=a/b:1"], "HOST:PORT"),
+            (vec!["--workload=a/b", "--outbound=127.0.0.1=a:1"], "no address"),
             (vec!["--workload=a/b", "--inbound=nonsense=127.0.0.1:1"], "nonsense"),
             (vec!["--workload=a/b", "--workers=0"], "workers"),
             (vec!["--workload=a/b", "--head-timeout=30"], "30s or 500ms"),

@@ -26,7 +26,7 @@ use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     // Usage errors end here with status 2.
-    let config = config::Config::parse();
+    let config = config::Config::parse().prepared();
     let filter = EnvFilter::try_from_env("MESHRING_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -9,6 +9,7 @@ mod ext_authz;
 mod grpc;
 mod lease;
 mod plan;
+pub(crate) mod stream;
 pub(crate) mod tunnel;
 
 use std::{
@@ -18,6 +19,7 @@ use std::{
 
 use meshring_core::{
     http::{
+        detect::may_be_http,
         error::Refusal,
         fields::Fields,
         forwarding::{self, Hop},
@@ -43,6 +45,7 @@ use self::{
     denial::{Denial, answer, deny, refuse_path},
     grpc::Call,
     plan::{Plan, Target, request_address},
+    stream::Carries,
     tunnel::Tunnel,
 };
 use crate::{
@@ -78,6 +81,8 @@ pub(crate) enum End {
     Closed,
     /// The client speaks HTTP/2: what it has sent so far.
     Http2(Held),
+    /// The client speaks something else, on a port of which nobody says what it speaks: likewise.
+    Bytes(Held),
 }
 
 /// What becomes of a connection after a request.
@@ -146,8 +151,14 @@ impl Client {
     }
 }
 
-/// Serves requests on a connection until it is idle or done.
-pub(crate) async fn serve(worker: &Rc<Worker>, conn: &mut Conn, listener: &Listener, mut begin: Begin) -> End {
+/// Serves requests on a connection until it is idle or done. `is_fresh`: nothing was understood on it so far.
+pub(crate) async fn serve(
+    worker: &Rc<Worker>,
+    conn: &mut Conn,
+    listener: &Listener,
+    mut begin: Begin,
+    is_fresh: &mut bool,
+) -> End {
     let mut input = Input::new(worker.buffers.lazy());
     let mut scratch = worker.take_scratch();
     let client = Client::of(conn, listener);
@@ -155,8 +166,14 @@ pub(crate) async fn serve(worker: &Rc<Worker>, conn: &mut Conn, listener: &Liste
     let mut served: u32 = 0;
     let end = loop {
         let begin = std::mem::take(&mut begin);
-        match parse::request_head(worker, conn, &mut input, &mut scratch.request, begin, bounds).await {
+        let may_be_other = *is_fresh;
+        // Asked only of what is no whole request.
+        let is_other = |conn: &Conn, bytes: &[u8]| {
+            may_be_other && !may_be_http(bytes) && stream::carries(worker, conn, listener) == Carries::Unknown
+        };
+        match parse::request_head(worker, conn, &mut input, &mut scratch.request, begin, bounds, is_other).await {
             Next::Request(head) => {
+                *is_fresh = false;
                 match exchange(worker, conn, listener, client, &mut input, &mut scratch, &head).await {
                     After::KeepAlive if conn.stream().is_some() => break End::Closed,
                     After::KeepAlive => {}
@@ -172,9 +189,10 @@ pub(crate) async fn serve(worker: &Rc<Worker>, conn: &mut Conn, listener: &Liste
             Next::Partial(partial) => break End::Partial(partial),
             Next::Closed => break End::Closed,
             // RFC 9113 section 3.4: only a connection's first bytes are its preface.
-            Next::Refused(_) if served == 0 && conn.stream().is_none() && http2::begins_preface(input.unread()) => {
+            Next::Refused(_) if *is_fresh && conn.stream().is_none() && http2::begins_preface(input.unread()) => {
                 break End::Http2(worker.buffers.hold(input.unread()));
             }
+            Next::Other => break End::Bytes(worker.buffers.hold(input.unread())),
             Next::Refused(refusal) => {
                 input.clear();
                 input.release();

@@ -64,6 +64,7 @@ pub struct ProxyBuilder {
     driver: Driver,
     workers: usize,
     outbound: Reserved,
+    services: Vec<(Reserved, String)>,
     inbound: Vec<(Reserved, SocketAddr)>,
     hbone: Option<Reserved>,
     wrapper: Vec<OsString>,
@@ -81,6 +82,7 @@ impl ProxyBuilder {
             driver: Driver::Auto,
             workers: 1,
             outbound: Reserved::new(),
+            services: Vec::new(),
             inbound: Vec::new(),
             hbone: None,
             wrapper: Vec::new(),
@@ -110,6 +112,13 @@ impl ProxyBuilder {
     #[must_use]
     pub fn state_dir(self, dir: &Path) -> Self {
         Self { state_dir: Some(dir.to_owned()), ..self }
+    }
+
+    /// One more outbound listener, for connections to a service: `redis:6379`, `*:443`.
+    #[must_use]
+    pub fn outbound_for(mut self, service: &str) -> Self {
+        self.services.push((Reserved::new(), service.to_owned()));
+        self
     }
 
     /// One more inbound listener before an application.
@@ -145,6 +154,9 @@ impl ProxyBuilder {
         command.args(["--workload", &self.workload, "--driver", self.driver.argument()]);
         command.args(["--workers", &self.workers.to_string()]);
         command.args(["--outbound", &self.outbound.address().to_string()]);
+        for (reserved, service) in &self.services {
+            command.arg("--outbound").arg(format!("{}={service}", reserved.address()));
+        }
         for (reserved, application) in &self.inbound {
             command.arg("--inbound").arg(format!("{}={application}", reserved.address()));
         }
@@ -203,6 +215,12 @@ impl Proxy {
     #[must_use]
     pub fn outbound(&self) -> SocketAddr {
         self.builder.outbound.address()
+    }
+
+    /// Where clients reach services, in the order of [`ProxyBuilder::outbound_for`].
+    #[must_use]
+    pub fn services(&self) -> Vec<SocketAddr> {
+        self.builder.services.iter().map(|(reserved, _)| reserved.address()).collect()
     }
 
     /// Where the mesh reaches the applications, in the order of [`ProxyBuilder::inbound`].

@@ -1,18 +1,19 @@
 //! Routing tables made by hand, for tests that need no control process.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use meshring_core::{
     id::{ClusterId, Generation, OriginId, RegexId},
     snapshot::encode,
     table::{
         TableBuilder,
-        build::{ClusterEndpoints, VirtualHostInput},
+        build::{ClusterEndpoints, TcpServiceInput, VirtualHostInput},
         model::{
             Action, BalancePolicy, ClusterKind, Condition, DestinationHeaders, Match, PORT_ANY, Redirect, RedirectPort,
             Rewrite, Route, RouteOptions, Settings, UpstreamProtocol,
         },
         regexes::anchored,
+        tcp::{TcpCondition, TcpList, TcpMatch, TcpProtocol, TcpRoute},
     },
 };
 
@@ -50,6 +51,20 @@ impl World {
         let cluster = world.cluster(name, &[address]);
         let action = world.forward(&[(cluster, 1)]);
         world.host(name, vec![rule(action)]);
+        world.snapshot()
+    }
+
+    /// The snapshot of a table in which a port of a service carries bytes, or may, to these servers.
+    #[must_use]
+    pub fn with_stream(name: &str, port: u16, protocol: TcpProtocol, endpoints: &[SocketAddr]) -> Vec<u8> {
+        let mut world = Self::new();
+        let cluster = world.cluster(name, endpoints);
+        let rule = world.stream_rule(Vec::new(), &[(cluster, 1)]);
+        world.stream(name, port, protocol, &[], vec![rule]);
+        if protocol == TcpProtocol::Unknown {
+            let action = world.forward(&[(cluster, 1)]);
+            world.host(name, vec![self::rule(action)]);
+        }
         world.snapshot()
     }
 
@@ -127,6 +142,39 @@ impl World {
         let routes =
             routes.map(|(at, route)| Route { origin, rule: at as u16, line: 10 + at as u32, ..route }).collect();
         self.builder.virtual_host(VirtualHostInput { domain, scope: None, port: PORT_ANY, origin, routes });
+    }
+
+    /// A port of a service of namespace `default` (a name without dots), or of any other domain, that carries bytes or may: to one
+    /// cluster, or by rules.
+    pub fn stream(
+        &mut self,
+        domain: &str,
+        port: u16,
+        protocol: TcpProtocol,
+        addresses: &[IpAddr],
+        routes: Vec<TcpRoute>,
+    ) {
+        let origin = self.builder.origin(&format!("ServiceEntry default/{domain} (test.yaml:1)"));
+        let domain =
+            if domain.contains('.') { domain.to_owned() } else { format!("{domain}.default.svc.cluster.local") };
+        self.builder.tcp_service(TcpServiceInput {
+            domain,
+            scope: None,
+            port,
+            protocol,
+            origin,
+            addresses: addresses.to_vec(),
+            endpoints: Vec::new(),
+            any_address: addresses.is_empty(),
+            routes,
+        });
+    }
+
+    /// A rule for connections.
+    pub fn stream_rule(&mut self, conditions: Vec<Vec<TcpCondition>>, destinations: &[(ClusterId, u32)]) -> TcpRoute {
+        let matches = conditions.into_iter().map(|conditions| TcpMatch { line: 11, conditions }).collect();
+        let (origin, place) = (self.origin, (TcpList::Tcp, 0, 10));
+        self.builder.tcp_route(origin, place, matches, destinations.iter().copied()).expect("sane weights")
     }
 
     /// The bytes of the table's snapshot.

@@ -6,9 +6,11 @@ use std::{
     time::Duration,
 };
 
+use meshring_core::table::tcp::TcpProtocol;
 use rustix::net::sockopt;
 
 use crate::{
+    bytes,
     client::Client,
     proxy::{Driver, Proxy, ProxyBuilder},
     table::World,
@@ -83,6 +85,10 @@ pub enum Way {
     Two(Box<[Proxy; 2]>),
     /// Likewise, with mutual TLS between them.
     Mutual(Box<Mesh>),
+    /// The client's, over which the whole connection is bytes: its listener for the service.
+    Bytes(Box<Proxy>),
+    /// Likewise, over both with mutual TLS between them.
+    MutualBytes(Box<bytes::Mesh>),
 }
 
 impl Way {
@@ -93,15 +99,32 @@ impl Way {
         Self::One(Box::new(Proxy::alone_with(&snapshot, |builder| configure(builder.driver(driver)))))
     }
 
-    /// Over each kind of way.
+    /// Over each kind of way, for a connection that is upgraded.
     #[must_use]
-    pub fn all(driver: Driver, to: &Application) -> [Self; 3] {
+    pub fn upgrades(driver: Driver, to: &Application) -> [Self; 3] {
         let empty = World::new().snapshot();
         let second = Proxy::alone_with(&empty, |builder| builder.driver(driver).inbound(to.address()));
         let first = Proxy::alone(&World::with_service("reviews", second.inbound()[0]), driver);
         let mode = peer_authentication("STRICT", "");
         let mesh = Mesh::start(driver, &[to.address()], &[("mode.yaml", &mode)]);
         [Self::one(driver, to, |builder| builder), Self::Two(Box::new([first, second])), Self::Mutual(Box::new(mesh))]
+    }
+
+    /// Likewise, and for a connection that is bytes from its beginning.
+    #[must_use]
+    pub fn all(driver: Driver, to: &Application) -> [Self; 5] {
+        let [one, two, mutual] = Self::upgrades(driver, to);
+        let mode = peer_authentication("STRICT", "");
+        let mesh = bytes::Mesh::start(driver, to.address(), "tcp", &[("mode.yaml", &mode)]);
+        [one, two, mutual, Self::bytes(driver, to, |builder| builder), Self::MutualBytes(Box::new(mesh))]
+    }
+
+    /// Over one sidecar, as bytes, with further settings.
+    #[must_use]
+    pub fn bytes(driver: Driver, to: &Application, configure: impl FnOnce(ProxyBuilder) -> ProxyBuilder) -> Self {
+        let snapshot = World::with_stream("db", 5432, TcpProtocol::Tcp, &[to.address()]);
+        let configure = |builder: ProxyBuilder| configure(builder.driver(driver).outbound_for("db:5432"));
+        Self::Bytes(Box::new(Proxy::alone_with(&snapshot, configure)))
     }
 
     /// The sidecar of the client.
@@ -111,16 +134,22 @@ impl Way {
             Self::One(proxy) => proxy,
             Self::Two(proxies) => &proxies[0],
             Self::Mutual(mesh) => &mesh.client,
+            Self::Bytes(proxy) => proxy,
+            Self::MutualBytes(mesh) => &mesh.client,
         }
     }
 
-    /// A tunnel: a WebSocket, whose frames nobody looks at.
+    /// A tunnel: a WebSocket, whose frames nobody looks at, or a connection of bytes.
     ///
     /// # Panics
     /// When it does not open.
     #[must_use]
     #[track_caller]
     pub fn open(&self, application: &Application) -> Ends {
+        if let Self::Bytes(_) | Self::MutualBytes(_) = self {
+            let client = Client::connect(self.first().services()[0]);
+            return Ends { client, upstream: application.accept() };
+        }
         let mut client = self.first().connect();
         client.send(HANDSHAKE);
         let mut upstream = application.accept();

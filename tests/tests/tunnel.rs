@@ -177,31 +177,36 @@ fn what_was_sent_before_the_receiver_went_away_arrives(driver: Driver) {
 
 const IDLE: Duration = Duration::from_millis(500);
 
-fn with_short_limit(driver: Driver, application: &Application) -> Way {
+fn with_short_limit(driver: Driver, application: &Application) -> [Way; 2] {
     let idle = format!("{}ms", IDLE.as_millis());
-    Way::one(driver, application, |builder| builder.arguments(&["--tunnel-idle-timeout", &idle]))
+    let arguments = ["--tunnel-idle-timeout", &idle];
+    [
+        Way::one(driver, application, |builder| builder.arguments(&arguments)),
+        Way::bytes(driver, application, |builder| builder.arguments(&arguments)),
+    ]
 }
 
 fn a_tunnel_in_which_nothing_moves_is_closed_at_the_limit(driver: Driver) {
     let application = Application::start();
-    let way = with_short_limit(driver, &application);
-    let begun = Instant::now();
-    let mut ends = way.open(&application);
-    ends.client.expect_end();
-    ends.upstream.expect_end();
-    assert!(begun.elapsed() + Duration::from_millis(DEADLINE_TICK_MS) >= IDLE, "after {:?}", begun.elapsed());
+    for way in with_short_limit(driver, &application) {
+        let begun = Instant::now();
+        let mut ends = way.open(&application);
+        ends.client.expect_end();
+        ends.upstream.expect_end();
+        assert!(begun.elapsed() + Duration::from_millis(DEADLINE_TICK_MS) >= IDLE, "after {:?}", begun.elapsed());
 
-    // A receiver that does not read moves nothing either.
-    let mut ends = way.open(&application);
-    fill(&mut ends);
-    wait::until("the end of the tunnel", || ends.upstream.try_send("x").err());
-    assert!(!ends.client.rest().unwrap_or_else(|_| vec![b'x']).is_empty());
+        // A receiver that does not read moves nothing either.
+        let mut ends = way.open(&application);
+        fill(&mut ends);
+        wait::until("the end of the tunnel", || ends.upstream.try_send("x").err());
+        assert!(!ends.client.rest().unwrap_or_else(|_| vec![b'x']).is_empty());
+    }
 }
 
 fn a_tunnel_in_which_something_moves_stays_open(driver: Driver) {
     let application = Application::start();
-    let way = with_short_limit(driver, &application);
-    for is_up in [true, false] {
+    let ways = with_short_limit(driver, &application);
+    for (way, is_up) in ways.iter().zip([true, false]) {
         let Ends { mut client, mut upstream } = way.open(&application);
         let (from, to) = if is_up { (&mut client, &mut upstream) } else { (&mut upstream, &mut client) };
         let begun = Instant::now();
@@ -223,14 +228,17 @@ fn a_tunnel_in_which_something_moves_stays_open(driver: Driver) {
 
 fn a_draining_proxy_waits_for_its_tunnels(driver: Driver) {
     let application = Application::start();
-    let mut way = Way::one(driver, &application, |builder| builder);
-    let mut ends = way.open(&application);
-    let Way::One(proxy) = &mut way else { unreachable!("one sidecar") };
-    proxy.process.signal(Signal::TERM);
-    proxy.process.wait_for_line("draining");
-    ends.expect_open();
-    drop(ends);
-    assert!(proxy.process.wait_for_exit().success());
+    for mut way in
+        [Way::one(driver, &application, |builder| builder), Way::bytes(driver, &application, |builder| builder)]
+    {
+        let mut ends = way.open(&application);
+        let (Way::One(proxy) | Way::Bytes(proxy)) = &mut way else { unreachable!("one sidecar") };
+        proxy.process.signal(Signal::TERM);
+        proxy.process.wait_for_line("draining");
+        ends.expect_open();
+        drop(ends);
+        assert!(proxy.process.wait_for_exit().success());
+    }
 }
 
 /// Mappings of snapshots that a process has.
@@ -274,18 +282,24 @@ fn an_idle_tunnel_costs_little(driver: Driver) {
     const BYTES_EACH_MAX: u64 = 3 * 1024;
     let _alone = alone();
     let application = Application::start();
-    let way = Way::one(driver, &application, |builder| builder);
-    let open = |count| (0..count).map(|_| way.open(&application)).collect::<Vec<_>>();
+    for way in [Way::one(driver, &application, |builder| builder), Way::bytes(driver, &application, |builder| builder)]
+    {
+        idle_tunnels(&way, &application, TUNNELS, BYTES_EACH_MAX);
+    }
+}
+
+fn idle_tunnels(way: &Way, application: &Application, tunnels: usize, bytes_each_max: u64) {
+    let open = |count| (0..count).map(|_| way.open(application)).collect::<Vec<_>>();
     // The pool of buffers and whatever is made once.
     let first = open(100);
     let resident = || {
         wait::until_still(Duration::from_millis(5 * DEADLINE_TICK_MS), "memory", || way.first().process.resident_kib())
     };
     let before = resident();
-    let second = open(TUNNELS);
-    let each = resident().saturating_sub(before) * 1024 / TUNNELS as u64;
+    let second = open(tunnels);
+    let each = resident().saturating_sub(before) * 1024 / tunnels as u64;
     println!("{each} bytes for each idle tunnel");
-    assert!(each <= BYTES_EACH_MAX, "{each} bytes for each idle tunnel");
+    assert!(each <= bytes_each_max, "{each} bytes for each idle tunnel");
     for mut ends in first.into_iter().chain(second) {
         ends.expect_open();
     }

@@ -96,7 +96,7 @@ fn a_handshake_goes_through_byte_by_byte(driver: Driver) {
 
 fn bytes_behind_the_handshake_wait_for_the_101(driver: Driver) {
     let application = Application::start();
-    for way in Way::all(driver, &application) {
+    for way in Way::upgrades(driver, &application) {
         let mut client = way.first().connect();
         client.send(format!("{HANDSHAKE}GET /admin HTTP/1.1\r\nhost: reviews\r\n\r\n"));
         let mut upstream = application.accept();
@@ -119,7 +119,7 @@ fn bytes_behind_the_handshake_wait_for_the_101(driver: Driver) {
 
 fn bytes_behind_the_101_reach_the_client(driver: Driver) {
     let application = Application::start();
-    for way in Way::all(driver, &application) {
+    for way in Way::upgrades(driver, &application) {
         let mut client = way.first().connect();
         client.send(HANDSHAKE);
         let mut upstream = application.accept();

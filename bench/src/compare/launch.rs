@@ -123,21 +123,26 @@ fn peer_templates(peer: Peer, protocol: Protocol) -> (Vec<Template>, &'static st
             return (vec![template!("envoy-mtls-server.yaml"), template!("envoy-mtls-client.yaml")], "");
         }
         (Peer::Envoy, Protocol::Grpc) => template!("envoy-grpc.yaml"),
+        (Peer::Envoy, Protocol::Tcp) => template!("envoy-tcp.yaml"),
         (Peer::Envoy, Protocol::Tls | Protocol::H2 | Protocol::Handshakes) => template!("envoy-tls.yaml"),
         (Peer::Haproxy, Protocol::H1 | Protocol::H2c | Protocol::Mtls) => template!("haproxy.cfg"),
         (Peer::Haproxy, Protocol::Grpc) => template!("haproxy-grpc.cfg"),
+        (Peer::Haproxy, Protocol::Tcp) => template!("haproxy-tcp.cfg"),
         (Peer::Haproxy, Protocol::Tls | Protocol::H2 | Protocol::Handshakes) => template!("haproxy-tls.cfg"),
         (Peer::Nginx, Protocol::H1 | Protocol::H2c | Protocol::Mtls) => template!("nginx.conf"),
         (Peer::Nginx, Protocol::Grpc) => template!("nginx-grpc.conf"),
+        (Peer::Nginx, Protocol::Tcp) => template!("nginx-tcp.conf"),
         (Peer::Nginx, Protocol::Tls | Protocol::H2 | Protocol::Handshakes) => template!("nginx-tls.conf"),
     };
     let action = match (peer, protocol) {
         (Peer::Envoy, Protocol::Handshakes) => "direct_response: { status: 200, body: { inline_string: ok } }",
+        (Peer::Envoy, Protocol::Tcp) => "cluster: echo",
         (Peer::Envoy, _) => "route: { cluster: echo, timeout: 15s }",
         (Peer::Haproxy, Protocol::Handshakes) => "http-request return status 200 content-type text/plain string ok",
         (Peer::Haproxy, _) => "default_backend echo",
         (Peer::Nginx, Protocol::Handshakes) => "return 200 ok;",
         (Peer::Nginx, Protocol::Grpc) => "grpc_pass grpc://echo;",
+        (Peer::Nginx, Protocol::Tcp) => "proxy_pass echo;",
         (Peer::Nginx, _) => "proxy_pass http://echo;",
     };
     (vec![template], action)
@@ -166,6 +171,7 @@ pub(super) fn meshring(binaries: &mesh::Binaries, site: &Site<'_>, listen: Socke
         Protocol::Grpc => template!("mesh-grpc.yaml"),
         Protocol::Tls | Protocol::H2 | Protocol::Handshakes => template!("mesh-tls.yaml"),
         Protocol::Mtls => template!("mesh-mtls.yaml"),
+        Protocol::Tcp => template!("mesh-tcp.yaml"),
     };
     let action = match site.protocol {
         Protocol::Handshakes => "directResponse: {status: 200, body: {string: ok}}",
@@ -182,7 +188,11 @@ pub(super) fn meshring(binaries: &mesh::Binaries, site: &Site<'_>, listen: Socke
         arguments.extend_from_slice(ports);
         site.spawn(&name, &binaries.proxy, arguments, site.proxy_core)
     };
-    let outbound = ["--outbound".into(), ports.listen.to_string().into()];
+    let outbound = match site.protocol {
+        Protocol::Tcp => format!("{}=echo:7", ports.listen),
+        _ => ports.listen.to_string(),
+    };
+    let outbound = ["--outbound".into(), outbound.into()];
     let data_plane = if site.protocol == Protocol::Mtls {
         let inbound = ["--inbound".into(), format!("{}={}", ports.inbound, site.backend).into()];
         vec![start("b", &inbound)?, start("a", &outbound)?]

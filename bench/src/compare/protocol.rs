@@ -27,6 +27,8 @@ pub(super) enum Protocol {
     Grpc,
     /// HTTP/1.1 through two sidecars with mutual TLS between them; the CPU time of both counts
     Mtls,
+    /// Bytes, of which the proxies understand nothing: questions and answers on kept connections
+    Tcp,
     /// Full TLS 1.3 handshakes, each with one request that the proxy answers itself
     Handshakes,
 }
@@ -35,7 +37,7 @@ impl Protocol {
     /// The Host of all requests, and the name in the server's certificate.
     pub(super) const fn host(self) -> &'static str {
         match self {
-            Self::H1 | Self::H2c | Self::Grpc => "echo",
+            Self::H1 | Self::H2c | Self::Grpc | Self::Tcp => "echo",
             Self::Tls | Self::H2 | Self::Mtls | Self::Handshakes => "echo.bench",
         }
     }
@@ -43,7 +45,7 @@ impl Protocol {
     /// Whom we compare with, unless told otherwise.
     pub(super) const fn default_peers(self) -> &'static [Peer] {
         match self {
-            Self::H1 | Self::Tls | Self::H2 | Self::H2c | Self::Grpc | Self::Handshakes => {
+            Self::H1 | Self::Tls | Self::H2 | Self::H2c | Self::Grpc | Self::Tcp | Self::Handshakes => {
                 &[Peer::Haproxy, Peer::Nginx, Peer::Envoy]
             }
             Self::Mtls => &[Peer::Envoy],
@@ -59,7 +61,7 @@ impl Protocol {
     /// room to spare: two Envoys need about 300 µs for a request, one of them 500 µs for a handshake.
     pub(super) const fn default_rate(self) -> f64 {
         match self {
-            Self::H1 | Self::Tls | Self::H2 | Self::H2c | Self::Grpc => 3000.0,
+            Self::H1 | Self::Tls | Self::H2 | Self::H2c | Self::Grpc | Self::Tcp => 3000.0,
             Self::Mtls => 1000.0,
             Self::Handshakes => 500.0,
         }
@@ -68,7 +70,7 @@ impl Protocol {
     /// How a client speaks TLS; none where it does not.
     pub(super) fn client_tls(self, certificates: &Certificates) -> Option<TlsArgs> {
         match self {
-            Self::H1 | Self::H2c | Self::Grpc | Self::Mtls => None,
+            Self::H1 | Self::H2c | Self::Grpc | Self::Mtls | Self::Tcp => None,
             Self::Tls | Self::H2 | Self::Handshakes => Some(TlsArgs::narrow(certificates.ca(), self.host())),
         }
     }
@@ -120,6 +122,7 @@ impl Protocol {
         match self {
             Self::H1 | Self::Tls | Self::H2 | Self::H2c | Self::Mtls => "request",
             Self::Grpc => "call",
+            Self::Tcp => "exchange",
             Self::Handshakes => "handshake",
         }
     }
@@ -137,6 +140,9 @@ impl Protocol {
             Self::H2c => format!("HTTP/2 without TLS to an HTTP/1.1 backend, {http2} responses"),
             Self::Grpc => format!("unary gRPC calls, HTTP/2 without TLS on both sides, {http2} messages"),
             Self::Mtls => format!("HTTP/1.1 from sidecar to sidecar over mutual TLS 1.3 (ECDSA P-256), {http}"),
+            Self::Tcp => format!(
+                "TCP, {connections} kept connections, a question and an answer of {body_bytes} bytes (with HTTP/1.1's head) at a time"
+            ),
             Self::Handshakes => format!(
                 "full TLS 1.3 handshakes (ECDSA P-256, X25519, AES-128-GCM), each with one request that the proxy answers \
                  itself, {connections} connections at a time"
@@ -159,6 +165,7 @@ mod tests {
 
     #[test]
     fn the_caption_says_what_was_measured() {
+        assert!(Protocol::Tcp.load(64, 1, 100).starts_with("TCP, 64 kept connections"));
         assert_eq!(Protocol::H1.load(64, 1, 100), "HTTP/1.1, 64 keep-alive connections, 100-byte responses");
         assert!(Protocol::Tls.load(64, 1, 100).contains("TLS 1.3 (ECDSA P-256, X25519, AES-128-GCM), 64 keep-alive"));
         assert!(Protocol::Handshakes.load(8, 1, 100).contains("8 connections at a time"));

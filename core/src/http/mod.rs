@@ -8,11 +8,13 @@
 //! - [`BodyDecoder`] walks over a body without copying it,
 //! - [`path`] makes one spelling of each path, [`forwarding`] the fields that a hop adds,
 //! - [`http2`] makes such heads of what came over HTTP/2, and takes ours apart for it; [`grpc`] is what gRPC asks of that,
+//! - [`detect`] tells HTTP from other protocols by a connection's first bytes,
 //! - [`serialize`] writes the head for the next hop, [`status`] the responses that we make ourselves.
 
 pub mod authority;
 pub mod body;
 pub mod chunked;
+pub mod detect;
 pub mod error;
 pub mod fields;
 pub mod forwarding;

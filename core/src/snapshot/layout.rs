@@ -9,12 +9,12 @@ pub const MAGIC: [u8; 8] = *b"MESHRING";
 pub const HEADER_BYTES: usize = 64;
 
 /// Counted up with each change of the archived types that sizes alone do not show.
-const REVISION: u64 = 4;
+const REVISION: u64 = 5;
 
 /// Identifies what the archive's bytes mean: the revision and the sizes of the archived types. A proxy refuses any
 /// other value, so that control and proxies of different builds never misread each other.
 pub const LAYOUT: u64 = {
-    use crate::table::model as m;
+    use crate::table::{model as m, tcp as t};
     let sizes = [
         REVISION,
         size_of::<m::ArchivedTable>() as u64,
@@ -29,6 +29,9 @@ pub const LAYOUT: u64 = {
         size_of::<m::ArchivedWorkload>() as u64,
         size_of::<m::ArchivedSettings>() as u64,
         size_of::<m::ArchivedHeavyWeight>() as u64,
+        size_of::<t::ArchivedTcpService>() as u64,
+        size_of::<t::ArchivedTcpRoute>() as u64,
+        size_of::<t::ArchivedTcpAddress>() as u64,
     ];
     // FNV-1a over the words: const, and collisions do not matter for a handful of builds.
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;

@@ -62,6 +62,9 @@ counters! {
     TunnelsActive = "tunnels_active", "Tunnels that are open (gauge).";
     TunnelUpstreamBytes = "tunnel_upstream_bytes_total", "Bytes of tunnels that were passed on to upstreams.";
     TunnelDownstreamBytes = "tunnel_downstream_bytes_total", "Bytes of tunnels that were passed on to clients.";
+    TcpConnections = "downstream_tcp_connections_total", "Downstream connections that were connected to an upstream as bytes.";
+    TcpActive = "downstream_tcp_connections_active", "Downstream connections that are passed on as bytes (gauge).";
+    TcpRefused = "downstream_tcp_connections_refused_total", "Connections of bytes that were reset: no route, no endpoint, no access.";
     TlsHandshakes = "downstream_tls_handshakes_total", "TLS handshakes that clients have begun.";
     TlsResumed = "downstream_tls_resumed_total", "TLS handshakes of clients that resumed an earlier session.";
     TlsRefused = "downstream_tls_refused_total", "TLS handshakes of clients that failed or were refused.";

@@ -49,10 +49,12 @@ const W_CLUSTERS: usize = W_HISTOGRAM + histogram::BUCKETS.next_multiple_of(LINE
 const W_GRPC: usize = W_CLUSTERS + CLUSTER_SLOTS * LINE;
 /// Of one cluster, on cache lines of its own. The part of slots without a name is never touched, and costs no memory.
 const GRPC_WORDS: usize = GrpcStatus::COUNT.next_multiple_of(LINE);
-const BLOCK_WORDS: usize = W_GRPC + CLUSTER_SLOTS * GRPC_WORDS;
+/// Of one cluster, one cache line, touched by connections of bytes alone.
+const W_TCP: usize = W_GRPC + CLUSTER_SLOTS * GRPC_WORDS;
+const BLOCK_WORDS: usize = W_TCP + CLUSTER_SLOTS * LINE;
 
 /// Changes with the meaning of any word: control refuses a page of another layout.
-const LAYOUT: u64 = 2 << 32 | (Counter::ALL.len() as u64) << 16 | histogram::BUCKETS as u64;
+const LAYOUT: u64 = 3 << 32 | (Counter::ALL.len() as u64) << 16 | histogram::BUCKETS as u64;
 
 /// What is counted per cluster and worker: one cache line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,6 +76,22 @@ pub enum ClusterCounter {
     Active,
     /// Sum of response times, in microseconds.
     LatencySumUs,
+}
+
+/// What is counted per cluster and worker of connections that are passed on as bytes: one cache line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(usize)]
+pub enum ClusterTcp {
+    /// Connections opened to it.
+    Opened,
+    /// Of them, those that have ended.
+    Closed,
+    /// Bytes from clients that were passed on to it.
+    ReceivedBytes,
+    /// Bytes of it that were passed on to clients.
+    SentBytes,
+    /// Connections that it refused, or that timed out, or whose TLS failed.
+    ConnectFailures,
 }
 
 /// How a gRPC call ended: `grpc-status`.
@@ -278,6 +296,13 @@ impl StatsPage {
         (0..self.workers).fold(0, |sum, worker| sum.wrapping_add(self.word(at(worker)).load(Relaxed)))
     }
 
+    /// What a cluster's connections of bytes were counted for, summed over workers.
+    #[must_use]
+    pub fn tcp_total(&self, slot: usize, counter: ClusterTcp) -> u64 {
+        let at = |worker| Self::block(worker) + W_TCP + slot * LINE + counter as usize;
+        (0..self.workers).fold(0, |sum, worker| sum.wrapping_add(self.word(at(worker)).load(Relaxed)))
+    }
+
     /// Request durations, summed over workers: counts per bucket of [`histogram`].
     #[must_use]
     pub fn durations(&self) -> Vec<u64> {
@@ -324,6 +349,12 @@ impl WorkerSlots {
     #[inline]
     pub fn grpc(&self, slot: usize, status: GrpcStatus) {
         self.add_word(self.base + W_GRPC + slot * GRPC_WORDS + usize::from(status.0), 1);
+    }
+
+    /// Adds to what a cluster's connections of bytes are counted for.
+    #[inline]
+    pub fn tcp(&self, slot: usize, counter: ClusterTcp, delta: u64) {
+        self.add_word(self.base + W_TCP + slot * LINE + counter as usize, delta);
     }
 
     /// Says which generation this worker's new requests run on.

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, thread};
 
-use super::{ClusterCounter, Counter, GrpcStatus, StatsPage, histogram};
+use super::{ClusterCounter, ClusterTcp, Counter, GrpcStatus, StatsPage, histogram};
 use crate::{
     id::Generation,
     limits::{CLUSTER_NAME_BYTES_MAX, CLUSTER_SLOTS, WORKERS_MAX},
@@ -96,6 +96,20 @@ fn clusters_are_counted_under_their_names() {
     assert_eq!(control.cluster_total(second, ClusterCounter::Requests), 20);
     assert_eq!(control.cluster_total(second, ClusterCounter::LatencySumUs), 1234);
     assert_eq!(control.cluster_total(first, ClusterCounter::LatencySumUs), 0);
+}
+
+#[test]
+fn connections_of_bytes_are_counted_by_cluster() {
+    let (fd, proxy) = StatsPage::create(2).unwrap();
+    let (first, last) = (proxy.cluster_slot("a"), CLUSTER_SLOTS - 1);
+    proxy.worker(0).tcp(first, ClusterTcp::Opened, 1);
+    proxy.worker(1).tcp(first, ClusterTcp::Opened, 2);
+    proxy.worker(1).tcp(last, ClusterTcp::ConnectFailures, 5);
+    proxy.worker(0).tcp(last, ClusterTcp::SentBytes, 7);
+    let control = StatsPage::open(fd).unwrap();
+    assert_eq!(control.tcp_total(first, ClusterTcp::Opened), 3);
+    assert_eq!(control.tcp_total(last, ClusterTcp::ConnectFailures), 5);
+    assert_eq!((control.tcp_total(last, ClusterTcp::SentBytes), control.tcp_total(first, ClusterTcp::Closed)), (7, 0));
 }
 
 #[test]

@@ -1,7 +1,11 @@
 //! How a compiler fills a [`Table`]: interning, index building, deterministic layout. The same calls in the same order
 //! give a byte-identical archive, so that control can tell an unchanged configuration by its checksum.
 
+mod tcp;
+
 use std::{collections::HashMap, net::SocketAddr};
+
+pub use self::tcp::TcpServiceInput;
 
 use super::{
     access::{AccessIndex, AuthorizationPolicy, ExtAuthz, index::INDEX_NONE},
@@ -86,6 +90,7 @@ pub struct TableBuilder {
     cluster_tls: HashMap<ClusterTls, u32>,
     application_ports: HashMap<ApplicationPorts, u32>,
     virtual_hosts: Vec<VirtualHostInput>,
+    tcp_services: Vec<TcpServiceInput>,
     /// Largest sum of the endpoints' weights of a cluster.
     weight_sum_max: u64,
 }
@@ -396,6 +401,7 @@ impl TableBuilder {
         for host in std::mem::take(&mut self.virtual_hosts) {
             self.lay_out(host)?;
         }
+        self.lay_out_tcp()?;
         self.table.workloads.sort_by(|a, b| (a.namespace, &a.name).cmp(&(b.namespace, &b.name)));
         self.check_sizes()?;
         self.table.buckets = index(&self.table.domains);
@@ -430,6 +436,9 @@ impl TableBuilder {
             ("virtual hosts", table.virtual_hosts.len()),
             ("routes", table.routes.len()),
             ("destinations", table.destinations.len()),
+            ("TCP services", table.tcp_services.len()),
+            ("TCP routes", table.tcp_routes.len()),
+            ("addresses of TCP services", table.tcp_addresses.len()),
             ("clusters", table.clusters.len()),
             ("subset members", table.members.len()),
             ("endpoints", table.endpoints.len()),

@@ -139,7 +139,7 @@ pub struct Selected<'t> {
 }
 
 /// A host name in lower case without its trailing dot, on the stack.
-struct FoldedHost {
+pub(super) struct FoldedHost {
     bytes: [u8; HOST_BYTES_MAX],
     len: usize,
 }
@@ -157,8 +157,24 @@ impl FoldedHost {
         Some(host)
     }
 
-    fn as_bytes(&self) -> &[u8] {
+    pub(super) fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
+    }
+}
+
+/// A name as the table has them; `None` for one that is too long to be there.
+pub(super) fn folded(host: &[u8]) -> Option<FoldedHost> {
+    FoldedHost::new(&[host])
+}
+
+/// `reviews` -> `reviews.NAMESPACE.svc.cluster.local`, and so on for the other short forms.
+pub(super) fn kubernetes_name(suffix: &str, viewpoint: &Viewpoint, host: &[u8]) -> Option<FoldedHost> {
+    let suffix = suffix.as_bytes();
+    match memchr::memchr_iter(b'.', host).count() {
+        0 => FoldedHost::new(&[host, b".", viewpoint.namespace.as_bytes(), b".svc.", suffix]),
+        1 => FoldedHost::new(&[host, b".svc.", suffix]),
+        2 if host.ends_with(b".svc") => FoldedHost::new(&[host, b".", suffix]),
+        _ => None,
     }
 }
 
@@ -183,7 +199,7 @@ impl ArchivedTable {
         if let Some(found) = self.visible(viewpoint, host, port, &mut seen, observer) {
             return Ok(found);
         }
-        if let Some(full) = self.kubernetes_name(viewpoint, host)
+        if let Some(full) = kubernetes_name(&self.domain_suffix, viewpoint, host)
             && let Some(found) = self.visible(viewpoint, full.as_bytes(), port, &mut seen, observer)
         {
             return Ok(found);
@@ -199,17 +215,6 @@ impl ArchivedTable {
             }
         }
         Err(seen)
-    }
-
-    /// `reviews` -> `reviews.NAMESPACE.svc.cluster.local`, and so on for the other short forms.
-    fn kubernetes_name(&self, viewpoint: &Viewpoint, host: &[u8]) -> Option<FoldedHost> {
-        let suffix = self.domain_suffix.as_bytes();
-        match memchr::memchr_iter(b'.', host).count() {
-            0 => FoldedHost::new(&[host, b".", viewpoint.namespace.as_bytes(), b".svc.", suffix]),
-            1 => FoldedHost::new(&[host, b".svc.", suffix]),
-            2 if host.ends_with(b".svc") => FoldedHost::new(&[host, b".", suffix]),
-            _ => None,
-        }
     }
 
     fn visible(

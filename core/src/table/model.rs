@@ -10,6 +10,7 @@ use super::{
     access::{AccessIndex, AuthorizationPolicy, ExtAuthz},
     protocol::ApplicationPorts,
     security::{ClusterTls, InboundPolicy, JwtRule, POLICY_NONE},
+    tcp::{TcpAddress, TcpRoute, TcpService},
 };
 use crate::id::{ClusterId, EndpointId, NamespaceId, OriginId, RegexId};
 
@@ -52,6 +53,13 @@ pub struct Table {
     pub routes: Vec<Route>,
     /// Weighted destinations, those of one route adjacent.
     pub destinations: Vec<Destination>,
+    /// Services whose connections are, or may be, passed on as bytes: sorted by host, then in the [order](precedence) in which a
+    /// lookup tries them.
+    pub tcp_services: Vec<TcpService>,
+    /// Their rules, those of one service adjacent, in order of evaluation.
+    pub tcp_routes: Vec<TcpRoute>,
+    /// Where they are reached, sorted by address and port, then by the scope of the service, the narrower first.
+    pub tcp_addresses: Vec<TcpAddress>,
     /// Clusters by [`ClusterId`].
     pub clusters: Vec<Cluster>,
     /// Endpoint indices of clusters that are a selection (subsets).
@@ -106,6 +114,9 @@ impl Default for Table {
             virtual_hosts: Vec::new(),
             routes: Vec::new(),
             destinations: Vec::new(),
+            tcp_services: Vec::new(),
+            tcp_routes: Vec::new(),
+            tcp_addresses: Vec::new(),
             clusters: Vec::new(),
             members: Vec::new(),
             endpoints: Vec::new(),

@@ -1,4 +1,4 @@
-//! Which version of HTTP is spoken with whom: with the endpoints of a cluster, and with the application beside a proxy.
+//! What is spoken with whom, HTTP of some version or bytes: with the endpoints of a cluster, and with the application beside a proxy.
 
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -15,6 +15,8 @@ pub enum UpstreamProtocol {
     Http1,
     /// HTTP/2, in clear text by prior knowledge (RFC 9113 section 3.3), over TLS by ALPN.
     Http2,
+    /// Bytes: nothing is known of HTTP there.
+    Tcp,
     /// As the client does: HTTP/2 for what came over HTTP/2. Where nothing says more.
     #[default]
     Downstream,
@@ -27,6 +29,7 @@ impl UpstreamProtocol {
         match self {
             Self::Http1 => "HTTP/1.1",
             Self::Http2 => "HTTP/2",
+            Self::Tcp => "bytes",
             Self::Downstream => "as the client does",
         }
     }
@@ -37,6 +40,7 @@ impl From<ArchivedUpstreamProtocol> for UpstreamProtocol {
         match protocol {
             ArchivedUpstreamProtocol::Http1 => Self::Http1,
             ArchivedUpstreamProtocol::Http2 => Self::Http2,
+            ArchivedUpstreamProtocol::Tcp => Self::Tcp,
             ArchivedUpstreamProtocol::Downstream => Self::Downstream,
         }
     }
@@ -50,8 +54,15 @@ impl ArchivedTable {
     /// says so.
     #[must_use]
     pub fn application_protocol(&self, viewpoint: &Viewpoint, port: u16) -> UpstreamProtocol {
+        self.listed_protocol(viewpoint, port).unwrap_or_default()
+    }
+
+    /// Likewise; [`UpstreamProtocol::Downstream`] only where a service leads to the port without saying what it speaks, `None` where
+    /// none does.
+    #[must_use]
+    pub fn listed_protocol(&self, viewpoint: &Viewpoint, port: u16) -> Option<UpstreamProtocol> {
         let ports = viewpoint.protocols.map_or(&[][..], |position| &self.application_ports[position]);
-        let found = ports.binary_search_by_key(&port, |pair| pair.0.to_native());
-        found.map_or(UpstreamProtocol::default(), |at| ports[at].1.into())
+        let found = ports.binary_search_by_key(&port, |pair| pair.0.to_native()).ok()?;
+        Some(ports[found].1.into())
     }
 }

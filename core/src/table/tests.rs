@@ -8,6 +8,7 @@ mod patterns;
 mod properties;
 mod protocol;
 mod security;
+mod tcp;
 
 use super::{
     Table, TableBuilder,

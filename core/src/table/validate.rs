@@ -11,6 +11,7 @@ use super::{
     },
     protocol::PROTOCOLS_NONE,
     security::{POLICY_NONE, TLS_NONE},
+    tcp::{ArchivedTcpCondition, ArchivedTcpRoute, ArchivedTcpService},
     text::{self, BadText},
 };
 use crate::limits::{DIRECT_RESPONSE_BODY_BYTES_MAX, TRUSTED_HOPS_MAX};
@@ -66,6 +67,7 @@ pub fn validate(table: &ArchivedTable) -> Result<(), Invalid> {
             None => Ok(()),
         }
     })?;
+    tcp(table)?;
     each("clusters", &table.clusters, |c| {
         let total = if c.selected { table.members.len() } else { table.endpoints.len() };
         if c.tls.to_native() != TLS_NONE {
@@ -202,12 +204,7 @@ fn route(table: &ArchivedTable, route: &ArchivedRoute) -> Checked {
     route.matches.iter().try_for_each(|m| conditions(table, m))?;
     match &route.action {
         ArchivedAction::Forward { first, count, weight_sum } => {
-            range("destination", first, count, table.destinations.len())?;
-            let start = first.to_native() as usize;
-            let destinations = &table.destinations[start..start + count.to_native() as usize];
-            let sum: u64 = destinations.iter().map(|d| u64::from(d.weight.to_native())).sum();
-            let declared = u64::from(weight_sum.to_native());
-            check(sum > 0 && sum == declared, || format!("weights sum to {sum}, declared {declared}"))?;
+            weights(table, first, count, weight_sum)?;
         }
         ArchivedAction::Redirect(redirect) => {
             let status = redirect.status.to_native();
@@ -235,6 +232,61 @@ fn route(table: &ArchivedTable, route: &ArchivedRoute) -> Checked {
         }
         None => Ok(()),
     }
+}
+
+/// Services whose connections are bytes: the searches for them want an order.
+fn tcp(table: &ArchivedTable) -> Result<(), Invalid> {
+    let key =
+        |s: &ArchivedTcpService| (s.host.as_bytes().to_vec(), precedence(s.scope.to_native(), s.port.to_native()));
+    let mut before = None;
+    each("tcp_services", &table.tcp_services, |s| {
+        let key = key(s);
+        let is_sorted = before.as_ref().is_none_or(|before| *before < key);
+        check(is_sorted, || format!("{:?} is out of order", s.host.as_str()))?;
+        before = Some(key);
+        if s.scope.to_native() != SCOPE_ALL {
+            below("namespace", s.scope.to_native(), table.namespaces.len())?;
+        }
+        below("origin", s.origin.0.to_native(), table.origins.len())?;
+        range("TCP route", &s.first, &s.count, table.tcp_routes.len())
+    })?;
+    each("tcp_routes", &table.tcp_routes, |r| tcp_route(table, r))?;
+    let mut before = None;
+    each("tcp_addresses", &table.tcp_addresses, |a| {
+        below("TCP service", a.service.to_native(), table.tcp_services.len())?;
+        let scope = table.tcp_services[a.service.to_native() as usize].scope.to_native();
+        let key = (a.address, a.port.to_native(), scope);
+        check(before.replace(key).is_none_or(|before| before <= key), || "is out of order".into())
+    })
+}
+
+fn tcp_route(table: &ArchivedTable, route: &ArchivedTcpRoute) -> Checked {
+    below("origin", route.origin.0.to_native(), table.origins.len())?;
+    weights(table, &route.first, &route.count, &route.weight_sum)?;
+    route.matches.iter().flat_map(|m| m.conditions.iter()).try_for_each(|condition| match condition {
+        ArchivedTcpCondition::SourceNamespace(id) => below("namespace", id.0.to_native(), table.namespaces.len()),
+        ArchivedTcpCondition::DestinationSubnets(subnets) => subnets
+            .iter()
+            .try_for_each(|subnet| check(subnet.bits <= 128, || format!("a prefix of {} bits", subnet.bits))),
+        ArchivedTcpCondition::Sni(_) | ArchivedTcpCondition::Port(_) | ArchivedTcpCondition::SourceLabel { .. } => {
+            Ok(())
+        }
+    })
+}
+
+/// The weights of a rule's destinations, of which at least one is above 0.
+fn weights(
+    table: &ArchivedTable,
+    first: &rkyv::Archived<u32>,
+    count: &rkyv::Archived<u32>,
+    weight_sum: &rkyv::Archived<u32>,
+) -> Checked {
+    range("destination", first, count, table.destinations.len())?;
+    let start = first.to_native() as usize;
+    let destinations = &table.destinations[start..start + count.to_native() as usize];
+    let sum: u64 = destinations.iter().map(|d| u64::from(d.weight.to_native())).sum();
+    let declared = u64::from(weight_sum.to_native());
+    check(sum > 0 && sum == declared, || format!("weights sum to {sum}, declared {declared}"))
 }
 
 /// A text of a rule that becomes part of a message.

@@ -347,8 +347,15 @@ pub struct Status {
 pub struct ExplainRequest {
     /// The calling workload: `NAMESPACE/NAME`.
     pub from: String,
-    /// `http://reviews/path?query`.
+    /// `http://reviews/path?query`; empty for a connection.
+    #[serde(default)]
     pub url: String,
+    /// A connection of bytes instead of a request, and what it is for: `redis:6379`, `10.96.0.1:6379`, `*:443`.
+    #[serde(default)]
+    pub tcp: Option<String>,
+    /// The server name in its ClientHello.
+    #[serde(default)]
+    pub sni: Option<String>,
     /// `GET` without it.
     #[serde(default)]
     pub method: Option<String>,

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     api::client::Client,
-    export::{ProxyStats, Stats},
+    export::{ClusterStats, ProxyStats, Stats},
 };
 
 #[derive(Debug, Args)]
@@ -34,6 +34,7 @@ struct Picture {
     generation: u64,
     proxies: Vec<ProxyRates>,
     clusters: Vec<ClusterRates>,
+    connections: Vec<ConnectionRates>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -60,6 +61,17 @@ struct ClusterRates {
     failures_per_second: f64,
     grpc_errors_per_second: f64,
     mean_us: f64,
+}
+
+/// Of a cluster's connections that are passed on as bytes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct ConnectionRates {
+    cluster: String,
+    opened_per_second: f64,
+    active: u64,
+    failures_per_second: f64,
+    received_bytes_per_second: f64,
+    sent_bytes_per_second: f64,
 }
 
 pub(super) async fn run(client: &Client, options: &Options) -> Done {
@@ -111,7 +123,38 @@ fn between(before: &Stats, now: &Stats) -> Picture {
         grpc_errors_per_second: grpc_errors as f64 / seconds,
         mean_us: latency_us as f64 / requests.max(1) as f64,
     });
-    Picture { generation: now.generation.0, proxies, clusters: rates.collect() }
+    let clusters = rates.collect();
+    Picture { generation: now.generation.0, proxies, clusters, connections: connections(before, now, seconds) }
+}
+
+/// Clusters that have seen connections of bytes.
+fn connections(before: &Stats, now: &Stats, seconds: f64) -> Vec<ConnectionRates> {
+    let mut clusters: BTreeMap<&str, ([u64; 4], u64)> = BTreeMap::new();
+    for proxy in &now.proxies {
+        let old = before.proxies.iter().find(|old| (old.pid, &old.proxy) == (proxy.pid, &proxy.proxy));
+        for new in proxy.clusters.iter().filter(|cluster| cluster.tcp_opened + cluster.tcp_connect_failures > 0) {
+            let old = old.and_then(|old| old.clusters.iter().find(|old| old.cluster == new.cluster));
+            let since = |of: fn(&ClusterStats) -> u64| of(new).saturating_sub(old.map_or(0, of));
+            let (sums, active) = clusters.entry(&new.cluster).or_default();
+            sums[0] += since(|cluster| cluster.tcp_opened);
+            sums[1] += since(|cluster| cluster.tcp_connect_failures);
+            sums[2] += since(|cluster| cluster.tcp_received_bytes);
+            sums[3] += since(|cluster| cluster.tcp_sent_bytes);
+            *active += new.tcp_opened.saturating_sub(new.tcp_closed);
+        }
+    }
+    let rates = clusters.into_iter().map(|(cluster, (sums, active))| {
+        let [opened, failures, received, sent] = sums.map(|sum| sum as f64 / seconds);
+        ConnectionRates {
+            cluster: cluster.to_owned(),
+            opened_per_second: opened,
+            active,
+            failures_per_second: failures,
+            received_bytes_per_second: received,
+            sent_bytes_per_second: sent,
+        }
+    });
+    rates.collect()
 }
 
 /// `outbound|9080|v1|reviews.default.svc.cluster.local` without its subset.
@@ -186,6 +229,22 @@ fn text(picture: &Picture) -> String {
         text.push('\n');
         text.push_str(&output::table(&std::iter::once(head).chain(rows).collect::<Vec<_>>()));
     }
+    if !picture.connections.is_empty() {
+        let head =
+            ["TCP", "OPENED/S", "ACTIVE", "FAILURES/S", "RECEIVED KB/S", "SENT KB/S"].map(str::to_owned).to_vec();
+        let rows = picture.connections.iter().map(|cluster| {
+            vec![
+                cluster.cluster.clone(),
+                format!("{:.0}", cluster.opened_per_second),
+                cluster.active.to_string(),
+                format!("{:.0}", cluster.failures_per_second),
+                format!("{:.1}", cluster.received_bytes_per_second / 1e3),
+                format!("{:.1}", cluster.sent_bytes_per_second / 1e3),
+            ]
+        });
+        text.push('\n');
+        text.push_str(&output::table(&std::iter::once(head).chain(rows).collect::<Vec<_>>()));
+    }
     text
 }
 
@@ -194,7 +253,6 @@ mod tests {
     use meshring_core::id::Generation;
 
     use super::*;
-    use crate::export::ClusterStats;
 
     fn stats(at_ns: u64, v1: u64, v2: u64) -> Stats {
         let cluster = |subset: &str, requests| ClusterStats {
@@ -203,6 +261,11 @@ mod tests {
             failures: 0,
             latency_sum_us: requests * 100,
             grpc_errors: requests / 10,
+            tcp_opened: requests / 100,
+            tcp_closed: requests / 200,
+            tcp_connect_failures: 0,
+            tcp_received_bytes: requests,
+            tcp_sent_bytes: requests * 1000,
         };
         let mut durations = vec![0; histogram::BUCKETS];
         durations[histogram::bucket(100)] = v1 + v2;
@@ -234,5 +297,9 @@ mod tests {
         assert_eq!((proxy.tls_handshakes_per_second, proxy.tls_refused_per_second), (4.0, 0.0));
         assert_eq!((proxy.access_denied_per_second, proxy.jwt_refused_per_second), (400.0, 100.0));
         assert!(text(&picture).contains("80.0 %"));
+        let [v1, v2] = &picture.connections[..] else { panic!("{:?}", picture.connections) };
+        assert_eq!((v1.opened_per_second, v1.active), (1.0, 6));
+        assert_eq!((v2.opened_per_second, v2.sent_bytes_per_second), (4.0, 400_000.0));
+        assert!(text(&picture).contains("400.0"));
     }
 }

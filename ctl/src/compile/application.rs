@@ -4,6 +4,7 @@ use meshring_core::table::{build::TableBuilder, model::UpstreamProtocol, protoco
 
 use crate::spec::{
     Body, FastMap, Namespace, Resource, World, registry::MeshService, service_entry::Address, upstream_protocol,
+    value::Protocol,
 };
 
 /// By namespace and address: a service of another namespace has no say.
@@ -32,17 +33,19 @@ impl<'w> Applications<'w> {
         for (index, port) in service.ports.iter().enumerate() {
             let pool = rule.and_then(|rule| rule.connection_pool(port.port.number(), None));
             let spoken = upstream_protocol::inbound(port.protocol, pool);
-            if spoken == UpstreamProtocol::Downstream {
+            // That nobody says what a port speaks is worth knowing: what comes there may not be HTTP.
+            if spoken == UpstreamProtocol::Downstream && port.protocol != Protocol::Unknown {
                 continue;
             }
             for endpoint in &service.endpoints {
                 let target = endpoint.targets.get(index).copied().filter(|target| *target != 0);
                 let Some(target) = target else { continue };
+                let Some(ports) = self.0.get_mut(&(namespace, endpoint.address.clone())) else { continue };
                 // The first service that says something about a port decides.
-                if let Some(ports) = self.0.get_mut(&(namespace, endpoint.address.clone()))
-                    && !ports.iter().any(|(known, _)| *known == target)
-                {
-                    ports.push((target, spoken));
+                match ports.iter_mut().find(|(known, _)| *known == target) {
+                    None => ports.push((target, spoken)),
+                    Some((_, known @ UpstreamProtocol::Downstream)) => *known = spoken,
+                    Some(_) => {}
                 }
             }
         }

@@ -14,6 +14,7 @@ mod dns;
 mod jwt;
 mod route;
 mod security;
+pub(crate) mod stream;
 mod upstream_tls;
 mod view;
 
@@ -107,10 +108,12 @@ impl<'w> Compiler<'w> {
     fn host(&mut self, views: &Views<'w>, host: &HostPattern) -> Result<(), BuildError> {
         let common = views.view(host, None);
         self.virtual_hosts(host, &common, None)?;
+        self.stream_services(host, &common, None)?;
         for namespace in views.special(host) {
             let own = views.view(host, Some(&namespace));
             if own != common {
                 self.virtual_hosts(host, &own, Some(&namespace))?;
+                self.stream_services(host, &own, Some(&namespace))?;
             }
         }
         Ok(())

@@ -19,6 +19,7 @@ use crate::{
 mod access;
 mod protocol;
 mod security;
+mod stream;
 
 /// A compiled world that can be asked as a proxy asks it.
 struct Mesh(Snapshot);

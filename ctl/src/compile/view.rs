@@ -14,6 +14,8 @@ pub(super) struct View {
     pub(super) service: Option<usize>,
     /// The VirtualService with the most specific host for it.
     pub(super) virtual_service: Option<usize>,
+    /// Likewise, for connections.
+    pub(super) stream_service: Option<usize>,
     /// For the host and each destination: service and DestinationRule.
     targets: Vec<(Option<usize>, Option<usize>)>,
 }
@@ -47,6 +49,7 @@ impl<'w> Views<'w> {
         let all = |export_to: &ExportTo| !matches!(export_to, ExportTo::Namespaces(_));
         let uniform = services.iter().all(|service| all(&service.export_to))
             && virtual_services.iter().all(|service| all(&service.body.export_to))
+            && world.stream_services().list().iter().all(|service| all(&service.body.export_to))
             && world.destination_rules().list().is_empty()
             && distinct;
         Self { world, hosts, uniform }
@@ -66,10 +69,15 @@ impl<'w> Views<'w> {
             _ if service.is_some() => rules.index_for(host, client),
             _ => rules.index_of(host, client),
         };
-        let mut view = View { service, virtual_service, targets: Vec::new() };
+        let streams = self.world.stream_services();
+        let stream_service = service.and_then(|_| streams.index_for(host, client));
+        let mut view = View { service, virtual_service, stream_service, targets: Vec::new() };
         if !self.uniform {
             view.targets.push(self.target(host, client));
-            for name in virtual_service.into_iter().flat_map(|index| destinations(&rules.list()[index])) {
+            let http = virtual_service.map(|index| &rules.list()[index]);
+            let stream = stream_service.map(|index| &streams.list()[index]);
+            for name in http.into_iter().flat_map(destinations).chain(stream.into_iter().flat_map(stream_destinations))
+            {
                 view.targets.push(self.target(&HostPattern::Exact(name.clone()), client));
             }
         }
@@ -96,6 +104,12 @@ impl<'w> Views<'w> {
         for (_, service) in self.world.virtual_services().covering(host) {
             named(&service.body.export_to, &mut special);
             for name in destinations(service) {
+                self.special_target(&HostPattern::Exact(name.clone()), &mut special);
+            }
+        }
+        for (_, service) in self.world.stream_services().covering(host) {
+            named(&service.body.export_to, &mut special);
+            for name in stream_destinations(service) {
                 self.special_target(&HostPattern::Exact(name.clone()), &mut special);
             }
         }
@@ -143,4 +157,10 @@ fn destinations(service: &MeshVirtualService) -> impl Iterator<Item = &Hostname>
             _ => &[],
         })
         .map(|destination| &destination.host)
+}
+
+/// Those that its rules for connections lead to.
+fn stream_destinations(service: &MeshVirtualService) -> impl Iterator<Item = &Hostname> {
+    let rules = service.body.tls.iter().chain(&service.body.tcp);
+    rules.flat_map(|rule| &rule.route).map(|destination| &destination.host)
 }

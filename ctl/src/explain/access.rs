@@ -282,6 +282,19 @@ fn judge(table: &ArchivedTable, viewpoint: &Viewpoint, connection: Connection, a
         access.summary = reason.to_owned();
         return access;
     }
+    if arriving.question.stream.is_some() {
+        access
+            .notes
+            .push("judged as a connection: rules about HTTP allow none, and deny whatever else they match".into());
+        let mut heard = Heard::default();
+        let decision = table.connection_access(viewpoint.policy, arriving, &mut heard);
+        let described = describe(table, decision, heard.0);
+        // An authorizer over HTTP has nothing to look at: it is not asked, and nothing passes.
+        let decision = if described.0 == "ask" { "denied" } else { described.0 };
+        (access.decision, access.by) = (decision.to_owned(), described.1);
+        access.summary = text::summary(&access).replace("403", "reset");
+        return access;
+    }
     if let Some(inbound) = inbound {
         access.policies =
             inbound.authorization.iter().map(|position| policy(table, position.to_native(), arriving)).collect();

@@ -5,6 +5,7 @@ mod access;
 mod question;
 mod rewrite;
 mod spoken;
+mod stream;
 mod target;
 mod text;
 
@@ -28,7 +29,7 @@ use crate::spec::World;
 
 pub use {
     access::{Authorizer, Connection, DecidedBy, FoundAccess, FoundPolicy, FoundRule},
-    question::{BadQuestion, Question},
+    question::{BadQuestion, Question, Stream},
     spoken::Spoken,
     target::SeenPath,
 };
@@ -58,7 +59,7 @@ pub struct Explanation {
     pub refusal: Option<Refused>,
     /// Names that were looked for, in this order.
     pub resolution: Vec<Step>,
-    /// What decides: `forward`, `redirect`, `direct_response`, `unknown_host`, `unknown_port`, `no_rule`, `refused`.
+    /// What decides: `forward`, `http` (of a connection: its requests do), `no_service`, `redirect`, `direct_response`, `unknown_host`, `unknown_port`, `no_rule`, `refused`.
     pub outcome: String,
     /// The same for people.
     pub summary: String,
@@ -267,6 +268,11 @@ pub fn explain(snapshot: &Snapshot, world: &World, question: &Question) -> Expla
         access: Vec::new(),
         suggestions: Vec::new(),
     };
+    if let Some(connection) = &question.stream {
+        let sent = Sent { snapshot, world, question: question.clone() };
+        stream::look_up(&sent, &viewpoint, connection, &mut explanation);
+        return explanation;
+    }
     match SeenPath::of(question, table.settings().path_normalization) {
         Ok(path) => {
             // Rules are matched on the path without parameters.
@@ -621,17 +627,19 @@ fn actual(condition: &ArchivedCondition, question: &Question, viewpoint: &Viewpo
         },
         ArchivedCondition::SourceNamespace(_) => format!("the caller's namespace is {}", question.namespace),
         ArchivedCondition::SourceLabel { key, .. } => {
-            match viewpoint.labels.iter().find(|(name, _)| name == key.as_str()) {
-                Some((_, value)) => format!("the caller's label is {value:?}"),
-                None if viewpoint.labels.is_empty() => {
-                    format!(
-                        "no Pod or WorkloadEntry says which labels {}/{} has",
-                        question.namespace, question.workload
-                    )
-                }
-                None => "the caller has no such label".to_owned(),
-            }
+            source_label(viewpoint, key, &question.namespace, &question.workload)
         }
+    }
+}
+
+/// What a label of the caller is.
+fn source_label(viewpoint: &Viewpoint, key: &str, namespace: &str, workload: &str) -> String {
+    match viewpoint.labels.iter().find(|(name, _)| name == key) {
+        Some((_, value)) => format!("the caller's label is {value:?}"),
+        None if viewpoint.labels.is_empty() => {
+            format!("no Pod or WorkloadEntry says which labels {namespace}/{workload} has")
+        }
+        None => "the caller has no such label".to_owned(),
     }
 }
 

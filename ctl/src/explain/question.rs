@@ -1,6 +1,6 @@
 //! The request to explain, as a proxy would see it.
 
-use std::fmt;
+use std::{fmt, net::SocketAddr};
 
 use meshring_core::table::lookup::RequestView;
 
@@ -29,6 +29,17 @@ pub struct Question {
     pub query: Option<String>,
     /// Names are lower case.
     pub headers: Vec<(String, String)>,
+    /// It is a connection, and nothing of HTTP.
+    pub stream: Option<Stream>,
+}
+
+/// A connection of bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stream {
+    /// What it is for, where that is an address.
+    pub address: Option<SocketAddr>,
+    /// The server name in its ClientHello, in lower case.
+    pub server_name: Option<String>,
 }
 
 /// A description that cannot be understood.
@@ -40,6 +51,9 @@ pub enum BadQuestion {
     /// Not `http://HOST[:PORT][/PATH]`.
     #[error("--url {0:?}: write it as http://HOST[:PORT]/PATH, such as http://reviews/")]
     Url(String),
+    /// Not `HOST:PORT`.
+    #[error("--tcp {0:?}: write it as HOST:PORT, such as redis:6379, 10.96.0.1:6379 or *:443")]
+    Tcp(String),
     /// Not `name: value`.
     #[error("-H {0:?}: write it as 'name: value'")]
     Header(String),
@@ -53,6 +67,9 @@ impl Question {
             .split_once('/')
             .filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty() && !name.contains('/'))
             .ok_or_else(|| BadQuestion::From(request.from.clone()))?;
+        if let Some(tcp) = &request.tcp {
+            return Self::stream(namespace, workload, tcp, request.sni.as_deref());
+        }
         let mut headers = Vec::with_capacity(request.headers.len());
         for line in &request.headers {
             let (name, value) = line.split_once(':').ok_or_else(|| BadQuestion::Header(line.clone()))?;
@@ -85,6 +102,29 @@ impl Question {
             query,
             headers,
             authority,
+            stream: None,
+        })
+    }
+
+    fn stream(namespace: &str, workload: &str, tcp: &str, server_name: Option<&str>) -> Result<Self, BadQuestion> {
+        let bad = || BadQuestion::Tcp(tcp.to_owned());
+        let (host, port) = split_port(tcp).filter(|(host, _)| !host.is_empty()).ok_or_else(bad)?;
+        let port = port.ok_or_else(bad)?;
+        Ok(Self {
+            namespace: namespace.to_owned(),
+            workload: workload.to_owned(),
+            method: String::new(),
+            scheme: "tcp".to_owned(),
+            authority: tcp.to_owned(),
+            host: host.to_owned(),
+            port: Some(port),
+            path: String::new(),
+            query: None,
+            headers: Vec::new(),
+            stream: Some(Stream {
+                address: tcp.parse().ok(),
+                server_name: server_name.map(|name| name.trim_end_matches('.').to_ascii_lowercase()),
+            }),
         })
     }
 
@@ -103,6 +143,13 @@ fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
 
 impl fmt::Display for Question {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(stream) = &self.stream {
+            write!(f, "connection to {}", self.authority)?;
+            if let Some(name) = &stream.server_name {
+                write!(f, " (server name {name})")?;
+            }
+            return write!(f, " from {}/{}", self.namespace, self.workload);
+        }
         write!(f, "{} {}://{}{}", self.method, self.scheme, self.authority, self.path)?;
         if let Some(query) = &self.query {
             write!(f, "?{query}")?;
@@ -148,7 +195,14 @@ mod tests {
 
     fn parse(from: &str, url: &str, headers: &[&str]) -> Result<Question, BadQuestion> {
         let headers = headers.iter().map(ToString::to_string).collect();
-        Question::parse(&ExplainRequest { from: from.into(), url: url.into(), method: None, headers })
+        Question::parse(&ExplainRequest {
+            from: from.into(),
+            url: url.into(),
+            tcp: None,
+            sni: None,
+            method: None,
+            headers,
+        })
     }
 
     #[test]
@@ -163,6 +217,30 @@ mod tests {
         assert_eq!((host.host.as_str(), host.port, host.headers.len()), ("reviews", None, 0));
         let v6 = parse("default/a", "http://[::1]:80/", &[]).unwrap();
         assert_eq!((v6.host.as_str(), v6.port), ("[::1]", Some(80)));
+    }
+
+    #[test]
+    fn a_connection_is_for_a_name_an_address_or_a_port() {
+        let parse = |tcp: &str, sni: Option<&str>| {
+            let (tcp, sni) = (Some(tcp.into()), sni.map(str::to_owned));
+            Question::parse(&ExplainRequest {
+                from: "a/b".into(),
+                url: String::new(),
+                tcp,
+                sni,
+                method: None,
+                headers: vec![],
+            })
+        };
+        let named = parse("redis:6379", Some("A.example.com.")).unwrap();
+        assert_eq!((named.host.as_str(), named.port), ("redis", Some(6379)));
+        assert_eq!(named.stream.as_ref().unwrap().server_name.as_deref(), Some("a.example.com"));
+        assert_eq!(named.to_string(), "connection to redis:6379 (server name a.example.com) from a/b");
+        let address = parse("[fd00::1]:80", None).unwrap().stream.unwrap().address;
+        assert_eq!(address, Some("[fd00::1]:80".parse().unwrap()));
+        for wrong in ["redis", ":1", "redis:0", "redis:x"] {
+            assert!(parse(wrong, None).unwrap_err().to_string().contains("HOST:PORT"), "{wrong}");
+        }
     }
 
     #[test]

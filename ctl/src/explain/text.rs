@@ -13,7 +13,10 @@ impl Display for Explanation {
         if !self.labels.is_empty() {
             writeln!(f, "caller        {}", self.labels.join(", "))?;
         }
-        writeln!(f, "mesh          {}", self.mesh)?;
+        // A connection has no path.
+        if !self.path.sent.is_empty() || self.refusal.is_some() {
+            writeln!(f, "mesh          {}", self.mesh)?;
+        }
         path(f, self)?;
         for (index, step) in self.resolution.iter().enumerate() {
             let title = if index == 0 { "looked for" } else { "" };
@@ -25,7 +28,8 @@ impl Display for Explanation {
         if let Some(host) = &self.virtual_host {
             let scope =
                 host.scope.as_ref().map(|scope| format!(", seen by namespace {scope} only")).unwrap_or_default();
-            writeln!(f, "virtual host  {}, {}{scope}", host.domain, shown_port(host.port))?;
+            let title = if self.path.sent.is_empty() { "service" } else { "virtual host" };
+            writeln!(f, "{title:<14}{}, {}{scope}", host.domain, shown_port(host.port))?;
             writeln!(f, "{:<14}from {}", "", host.origin)?;
         }
         for rule in &self.skipped {

@@ -5,7 +5,7 @@ pub mod prometheus;
 
 use meshring_core::{
     id::Generation,
-    stats::{ClusterCounter, Counter, GrpcStatus, StatsPage},
+    stats::{ClusterCounter, ClusterTcp, Counter, GrpcStatus, StatsPage},
 };
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +67,21 @@ pub struct ClusterStats {
     /// gRPC calls that ended with another status than 0, or without one.
     #[serde(default)]
     pub grpc_errors: u64,
+    /// Connections to it that were passed on as bytes.
+    #[serde(default)]
+    pub tcp_opened: u64,
+    /// Of them, those that have ended.
+    #[serde(default)]
+    pub tcp_closed: u64,
+    /// Connections of bytes that could not be made to it.
+    #[serde(default)]
+    pub tcp_connect_failures: u64,
+    /// Bytes of them from clients.
+    #[serde(default)]
+    pub tcp_received_bytes: u64,
+    /// Bytes of them to clients.
+    #[serde(default)]
+    pub tcp_sent_bytes: u64,
 }
 
 impl Stats {
@@ -107,6 +122,11 @@ fn clusters(page: &StatsPage) -> Vec<ClusterStats> {
             .filter(|status| status.is_error())
             .map(|status| page.grpc_total(slot, status))
             .sum(),
+        tcp_opened: page.tcp_total(slot, ClusterTcp::Opened),
+        tcp_closed: page.tcp_total(slot, ClusterTcp::Closed),
+        tcp_connect_failures: page.tcp_total(slot, ClusterTcp::ConnectFailures),
+        tcp_received_bytes: page.tcp_total(slot, ClusterTcp::ReceivedBytes),
+        tcp_sent_bytes: page.tcp_total(slot, ClusterTcp::SentBytes),
     });
     stats.collect()
 }

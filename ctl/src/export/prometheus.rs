@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use meshring_core::stats::{ClusterCounter, Counter, GrpcStatus, StatsPage, histogram};
+use meshring_core::stats::{ClusterCounter, ClusterTcp, Counter, GrpcStatus, StatsPage, histogram};
 
 use crate::control::{
     fleet::{Fleet, Proxy},
@@ -18,6 +18,23 @@ const CLUSTER_RESPONSES: [(&str, ClusterCounter); 4] = [
     ("5xx", ClusterCounter::Responses5xx),
 ];
 
+/// Of connections that are passed on as bytes, under the names that Istio has for them: metric, help, counter.
+const CLUSTER_TCP: [(&str, &str, ClusterTcp); 5] = [
+    ("cluster_tcp_connections_opened_total", "Connections of bytes opened to a cluster.", ClusterTcp::Opened),
+    ("cluster_tcp_connections_closed_total", "Of them, those that have ended.", ClusterTcp::Closed),
+    (
+        "cluster_tcp_connect_failures_total",
+        "Connections of bytes that a cluster refused, or that timed out, or whose TLS failed.",
+        ClusterTcp::ConnectFailures,
+    ),
+    (
+        "cluster_tcp_received_bytes_total",
+        "Bytes from clients that were passed on over connections of bytes.",
+        ClusterTcp::ReceivedBytes,
+    ),
+    ("cluster_tcp_sent_bytes_total", "Bytes that were passed on to clients over them.", ClusterTcp::SentBytes),
+];
+
 /// All metrics of the node.
 #[must_use]
 pub fn render(fleet: &Fleet, view: &View) -> String {
@@ -30,6 +47,7 @@ pub fn render(fleet: &Fleet, view: &View) -> String {
     durations(&mut text, &proxies);
     clusters(&mut text, &proxies);
     grpc(&mut text, &proxies);
+    tcp(&mut text, &proxies);
     text
 }
 
@@ -167,6 +185,22 @@ fn clusters(text: &mut String, proxies: &[Proxy]) {
     let seconds =
         |page: &StatsPage, slot| (page.cluster_total(slot, ClusterCounter::LatencySumUs) as f64 / 1e6).to_string();
     each("cluster_latency_seconds_total", "counter", "Sum of the response times of a cluster.", None, &seconds);
+}
+
+/// Only clusters that have seen such a connection.
+fn tcp(text: &mut String, proxies: &[Proxy]) {
+    for (name, help, counter) in CLUSTER_TCP {
+        head(text, name, "counter", help);
+        for proxy in proxies {
+            for (slot, cluster) in proxy.stats.clusters().iter().enumerate().filter(|(_, name)| !name.is_empty()) {
+                let total = |counter| proxy.stats.tcp_total(slot, counter);
+                if total(ClusterTcp::Opened) + total(ClusterTcp::ConnectFailures) > 0 {
+                    let (labels, cluster) = (labels(proxy), escape(cluster));
+                    let _ = writeln!(text, "meshring_{name}{{{labels},cluster=\"{cluster}\"}} {}", total(counter));
+                }
+            }
+        }
+    }
 }
 
 /// With Istio's label. Only what was seen: 18 series for each cluster that never speaks gRPC would be noise.

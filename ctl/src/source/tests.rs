@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::compile::{NoDns, compile};
+use crate::diagnostic::Severity;
 use crate::spec::{
     Body, Kind, World,
     value::{ExportTo, LoadBalancer, Protocol},
@@ -125,6 +126,69 @@ spec:
     assert_eq!((redirect.code, redirect.scheme.as_deref()), (308, Some("https")));
     let Action::DirectResponse(response) = &service.http[2].action else { panic!() };
     assert_eq!((response.status, &*response.body), (418, &b"tea"[..]));
+}
+
+#[test]
+fn rules_for_connections_are_read() {
+    let text = r#"
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: all, namespace: shop}
+spec:
+  hosts: [db, "*.example.com"]
+  tls:
+  - match:
+    - {sniHosts: [One.example.com, "*.deep.example.com"], port: 443, gateways: [mesh]}
+    - {sniHosts: [a.example.com], gateways: [edge]}
+    route: [{destination: {host: db, subset: v1}}]
+  - match: [{sniHosts: [b.example.com], gateways: [edge]}]
+    route: [{destination: {host: db}}]
+  tcp:
+  - match: [{destinationSubnets: [10.0.0.0/8, 10.1.2.3, "fd00::/7"], sourceLabels: {app: web}, sourceNamespace: front}]
+    route: [{destination: {host: db, port: {number: 5432}}, weight: 10}, {destination: {host: old}, weight: 90}]
+  - route: [{destination: {host: db}}]
+"#;
+    let reading = read("all.yaml", text);
+    assert_eq!(reading.diagnostics.len(), 2, "what is for gateways is said to be ignored: {:?}", reading.diagnostics);
+    let service = virtual_service(&reading.resources[0]);
+    let [tls] = &service.tls[..] else { panic!("{:?}", service.tls) };
+    let names: Vec<_> = tls.matches[0].sni_hosts.iter().map(ToString::to_string).collect();
+    assert_eq!((tls.matches.len(), names), (1, vec!["one.example.com".to_owned(), "*.deep.example.com".to_owned()]));
+    let [first, last] = &service.tcp[..] else { panic!("{:?}", service.tcp) };
+    let subnets: Vec<_> = first.matches[0].destination_subnets.iter().map(|cidr| cidr.bits).collect();
+    assert_eq!((subnets, first.route.len(), first.route[1].weight), (vec![8, 32, 7], 2, 90));
+    assert!(last.is_match_all() && !first.is_match_all() && service.http.is_empty());
+}
+
+#[test]
+fn mistakes_in_rules_for_connections_are_named() {
+    for (rules, expected) in [
+        ("tls: [{route: [{destination: {host: a}}]}]", "spec.tls[0].match"),
+        ("tls: [{match: [{port: 1}], route: [{destination: {host: a}}]}]", "spec.tls[0].match[0].sniHosts"),
+        (
+            "tls: [{match: [{sniHosts: [b.org]}], route: [{destination: {host: a}}]}]",
+            "spec.tls[0].match[0].sniHosts[0]",
+        ),
+        ("tcp: [{match: [{sniHosts: [a.org]}], route: [{destination: {host: a}}]}]", "spec.tcp[0].match[0].sniHosts"),
+        (
+            "tcp: [{match: [{destinationSubnets: [10.0.0.0/33]}], route: [{destination: {host: a}}]}]",
+            "destinationSubnets[0]",
+        ),
+        ("tcp: [{match: [{port: 70000}], route: [{destination: {host: a}}]}]", "spec.tcp[0].match[0].port"),
+        ("tcp: [{match: []}]", "spec.tcp[0].route"),
+        ("tcp: [{route: [{destination: {host: a}, headers: {}}]}]", "spec.tcp[0].route[0].headers"),
+        ("tcp: [{route: [{destination: {host: a}, weight: -1}]}]", "spec.tcp[0].route[0].weight"),
+        ("tcp: [{timeout: 1s, route: [{destination: {host: a}}]}]", "spec.tcp[0].timeout"),
+    ] {
+        let text = format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: x}}\nspec:\n  hosts: [a.org]\n  {rules}\n"
+        );
+        let reading = read("x.yaml", &text);
+        let errors: Vec<_> = reading.diagnostics.iter().filter(|d| d.severity == Severity::Error).collect();
+        let [error] = &errors[..] else { panic!("{rules}: {errors:?}") };
+        let field = error.field.as_deref().unwrap();
+        assert!(field.ends_with(expected) || field.contains(expected), "{rules}: {error}");
+    }
 }
 
 #[test]

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use super::{
     Body, FastSet, Kind, MeshService, Place, Resource, VirtualService, World, analyze_security,
-    rules::{MergedRule, precedence, selects},
+    rules::{MergedRule, VirtualServices, precedence, selects},
     service_entry::Resolution,
-    value::{CLUSTER_DOMAIN, ExportTo, HostPattern, Hostname, Namespace},
-    virtual_service::{Action, WeightedDestination},
+    value::{CLUSTER_DOMAIN, ExportTo, HostPattern, Hostname, Namespace, Protocol},
+    virtual_service::{Action, StreamRoute, WeightedDestination},
 };
 use crate::{
     diagnostic::{Code, Diagnostic},
@@ -23,21 +23,51 @@ pub(super) fn analyze(world: &World) -> Vec<Diagnostic> {
         if let Body::VirtualService(service) = &resource.body
             && service.mesh
         {
-            VirtualServiceCheck { world, resource, service, diagnostics: &mut diagnostics }.run();
+            let diagnostics = &mut diagnostics;
+            VirtualServiceCheck { world, resource, service, traffic: Traffic::Http, diagnostics }.run();
         }
     }
-    conflicting_virtual_services(world, &mut diagnostics);
+    conflicting_virtual_services(world, world.virtual_services(), "rules", &mut diagnostics);
+    conflicting_virtual_services(world, world.stream_services(), "tcp or tls rules", &mut diagnostics);
     destination_rules(world, &mut diagnostics);
     orphan_slices(world, &mut diagnostics);
-    ports_without_http(world, &mut diagnostics);
+    datagram_ports(world, &mut diagnostics);
     analyze_security::analyze(world, &mut diagnostics);
     diagnostics
+}
+
+/// What a list of rules is about.
+#[derive(Debug, Clone, Copy)]
+enum Traffic {
+    Http,
+    Tls,
+    Tcp,
+}
+
+impl Traffic {
+    /// What becomes of it where a rule leads nowhere.
+    fn fate(self) -> &'static str {
+        match self {
+            Self::Http => "such requests are answered with 503",
+            Self::Tls | Self::Tcp => "such connections are reset",
+        }
+    }
+
+    /// Whether rules of the list apply to a port.
+    fn is_on(self, port: Protocol) -> bool {
+        match self {
+            Self::Http => port.is_http(),
+            Self::Tls => port == Protocol::Tls,
+            Self::Tcp => matches!(port, Protocol::Tcp | Protocol::Unknown),
+        }
+    }
 }
 
 struct VirtualServiceCheck<'w, 'd> {
     world: &'w World,
     resource: &'w Resource,
     service: &'w VirtualService,
+    traffic: Traffic,
     diagnostics: &'d mut Vec<Diagnostic>,
 }
 
@@ -49,6 +79,34 @@ impl VirtualServiceCheck<'_, '_> {
                 let field = format!("spec.http[{}].route[{index}].destination", route.index);
                 self.destination(destination, &field);
             }
+        }
+        for (traffic, name, rules) in
+            [(Traffic::Tls, "tls", &self.service.tls), (Traffic::Tcp, "tcp", &self.service.tcp)]
+        {
+            self.traffic = traffic;
+            self.without_port(name, rules);
+            for rule in rules {
+                for (index, destination) in rule.route.iter().enumerate() {
+                    self.destination(destination, &format!("spec.{name}[{}].route[{index}].destination", rule.index));
+                }
+            }
+        }
+    }
+
+    /// Rules for connections apply to the ports of services alone, and only to those that speak no HTTP.
+    fn without_port(&mut self, name: &str, rules: &[StreamRoute]) {
+        let Some(first) = rules.first() else { return };
+        let registry = self.world.registry();
+        let traffic = self.traffic;
+        let of_host = |host: &HostPattern| {
+            let all = registry.services().iter().filter(|service| host.covers(&service.host));
+            all.flat_map(|service| &service.ports).any(|port| traffic.is_on(port.protocol))
+        };
+        if !self.service.hosts.iter().any(|host| of_host(&host.host)) {
+            let kind = if name == "tls" { "TLS" } else { "TCP, or that may speak it" };
+            let message = format!("no service of these hosts has a port that speaks {kind}: the rules have no effect");
+            let hint = format!("name the port `{name}`, or `{name}-...`, or set its appProtocol");
+            self.warn(Code::NO_EFFECT, first.at, format!("spec.{name}"), message, hint);
         }
     }
 
@@ -73,7 +131,7 @@ impl VirtualServiceCheck<'_, '_> {
         }
         match destination.port {
             Some(port) if service.port_index(port.number()).is_none() => {
-                let message = format!("{} has no port {port}: such requests are answered with 503", service.key);
+                let message = format!("{} has no port {port}: {}", service.key, self.traffic.fate());
                 self.warn(Code::UNKNOWN_PORT, destination.at, format!("{field}.port.number"), message, ports(service));
             }
             None if service.ports.len() > 1 => self.ambiguous_port(destination, service, field),
@@ -86,13 +144,10 @@ impl VirtualServiceCheck<'_, '_> {
         let asked = self.service.hosts.iter().filter_map(|host| registry.index_of(&host.host, None));
         let missing = asked
             .flat_map(|index| &registry.services()[index].ports)
-            .find(|port| port.protocol.is_http() && service.port_index(port.port.number()).is_none())
+            .find(|port| self.traffic.is_on(port.protocol) && service.port_index(port.port.number()).is_none())
             .map(|port| port.port);
         if let Some(port) = missing {
-            let message = format!(
-                "{} has several ports, and none is {port}: requests for that port are answered with 503",
-                service.key
-            );
+            let message = format!("{} has several ports, and none is {port}: {}", service.key, self.traffic.fate());
             let hint = format!("write `port.number`: {}", ports(service));
             self.warn(Code::AMBIGUOUS_PORT, destination.at, format!("{field}.port"), message, hint);
         }
@@ -105,13 +160,15 @@ impl VirtualServiceCheck<'_, '_> {
         let registry = self.world.registry();
         if let Some(hidden) = registry.candidates(&pattern).next() {
             let message = format!(
-                "{} does not export `{host}` to namespace {}: such requests are answered with 503",
-                hidden.key, self.resource.key.namespace
+                "{} does not export `{host}` to namespace {}: {}",
+                hidden.key,
+                self.resource.key.namespace,
+                self.traffic.fate()
             );
             let hint = format!("add the namespace to the exportTo of {}", hidden.key);
             return self.warn(Code::NOT_VISIBLE, destination.host_at, field, message, hint);
         }
-        let message = format!("no Service or ServiceEntry defines `{host}`: such requests are answered with 503");
+        let message = format!("no Service or ServiceEntry defines `{host}`: {}", self.traffic.fate());
         let hint = self.similar_host(host);
         self.warn(Code::UNKNOWN_HOST, destination.host_at, field, message, hint);
     }
@@ -155,8 +212,9 @@ impl VirtualServiceCheck<'_, '_> {
         let rule = self.world.destination_rules().rule_for(&service.host, &service.namespace, Some(self.namespace()));
         let Some(subset) = rule.and_then(|rule| rule.subset(name)) else {
             let message = format!(
-                "no DestinationRule defines the subset `{name}` of `{}`: such requests are answered with 503",
-                service.host
+                "no DestinationRule defines the subset `{name}` of `{}`: {}",
+                service.host,
+                self.traffic.fate()
             );
             let hint = match rule {
                 None => "add a DestinationRule with `subsets:` for this host".to_owned(),
@@ -167,10 +225,11 @@ impl VirtualServiceCheck<'_, '_> {
         let listed = service.resolution != Resolution::None;
         if listed && !service.endpoints.iter().any(|endpoint| selects(subset, &endpoint.labels)) {
             let message = format!(
-                "the subset `{name}` ({}) selects no endpoint of {}, which has {}: such requests are answered with 503",
+                "the subset `{name}` ({}) selects no endpoint of {}, which has {}: {}",
                 subset.labels,
                 service.key,
-                service.endpoints.len()
+                service.endpoints.len(),
+                self.traffic.fate()
             );
             let hint = match service.key.kind {
                 Kind::Service => "give its EndpointSlice or its Pods these labels",
@@ -197,11 +256,16 @@ fn ports(service: &MeshService) -> String {
 }
 
 /// Two VirtualServices for the same host, where some client sees both: one of them does nothing for that client.
-fn conflicting_virtual_services(world: &World, diagnostics: &mut Vec<Diagnostic>) {
-    let list = world.virtual_services().list();
+fn conflicting_virtual_services(
+    world: &World,
+    services: &VirtualServices,
+    what: &str,
+    diagnostics: &mut Vec<Diagnostic>,
+) {
+    let list = services.list();
     for (index, loser) in list.iter().enumerate() {
         for (position, host) in loser.body.hosts.iter().enumerate() {
-            let winner = world.virtual_services().covering(&host.host).find(|(other, service)| {
+            let winner = services.covering(&host.host).find(|(other, service)| {
                 *other < index
                     && service.body.hosts.iter().any(|theirs| theirs.host == host.host)
                     && meet(&service.body.export_to, &loser.body.export_to)
@@ -211,7 +275,7 @@ fn conflicting_virtual_services(world: &World, diagnostics: &mut Vec<Diagnostic>
             let why =
                 if precedence(winner).0 == precedence(resource).0 { "its name sorts first" } else { "it is older" };
             let message = format!(
-                "{} at {} has rules for `{}` too and wins, since {why}: these rules have no effect where both are visible",
+                "{} at {} has {what} for `{}` too and wins, since {why}: these rules have no effect where both are visible",
                 winner.key, winner.place, host.host
             );
             let place = Place::new(Arc::clone(&resource.place.file), host.at);
@@ -273,12 +337,11 @@ fn orphan_slices(world: &World, diagnostics: &mut Vec<Diagnostic>) {
     }
 }
 
-/// Ports that do not speak HTTP: nothing routes there yet.
-fn ports_without_http(world: &World, diagnostics: &mut Vec<Diagnostic>) {
+/// Ports for datagrams: nothing routes there.
+fn datagram_ports(world: &World, diagnostics: &mut Vec<Diagnostic>) {
     for service in world.registry().services() {
-        for (index, port) in service.ports.iter().enumerate().filter(|(_, port)| !port.protocol.is_http()) {
-            let message =
-                format!("port {} is not HTTP: it is not yet honoured, and nothing is routed to it", port.port);
+        for (index, port) in service.ports.iter().enumerate().filter(|(_, port)| port.protocol == Protocol::Udp) {
+            let message = format!("port {} is UDP: it is not yet honoured, and nothing is routed to it", port.port);
             diagnostics.push(
                 Diagnostic::info(Code::VALUE_NOT_HONOURED, service.place.clone(), message)
                     .of(&service.key)

@@ -30,12 +30,13 @@ pub struct VirtualServices {
 }
 
 impl VirtualServices {
-    pub(super) fn build(resources: &[Resource]) -> Self {
+    /// Those that say something about what `is_about` picks: a host may have rules for HTTP in one and for connections in another.
+    pub(super) fn build(resources: &[Resource], is_about: fn(&VirtualService) -> bool) -> Self {
         let mut list: Vec<MeshVirtualService> = resources
             .iter()
             .enumerate()
             .filter_map(|(index, resource)| match &resource.body {
-                Body::VirtualService(body) if body.mesh && !body.http.is_empty() => Some(MeshVirtualService {
+                Body::VirtualService(body) if body.mesh && is_about(body) => Some(MeshVirtualService {
                     body: Arc::clone(body),
                     resource: index,
                     namespace: resource.key.namespace.clone(),

@@ -29,7 +29,9 @@ impl fmt::Display for Because {
             Self::Port(Protocol::Http2) => "the port is HTTP/2",
             Self::Port(Protocol::Grpc) => "the port is gRPC",
             Self::Port(Protocol::Unknown) => "neither name nor appProtocol of the port says anything",
-            Self::Port(Protocol::Tls | Protocol::Tcp | Protocol::Udp) => "the port is not HTTP",
+            Self::Port(Protocol::Tls) => "the port is TLS, which is passed on",
+            Self::Port(Protocol::Tcp) => "the port is TCP",
+            Self::Port(Protocol::Udp) => "the port is not HTTP",
         })
     }
 }
@@ -40,6 +42,9 @@ pub fn outbound(
     pool: Option<&ConnectionPool>,
     mesh_upgrade: Option<bool>,
 ) -> (UpstreamProtocol, Because) {
+    if of_port(port) == UpstreamProtocol::Tcp {
+        return (UpstreamProtocol::Tcp, Because::Port(port));
+    }
     if pool.is_some_and(|pool| pool.use_client_protocol) {
         return (UpstreamProtocol::Downstream, Because::ClientProtocol);
     }
@@ -56,7 +61,11 @@ pub fn outbound(
 
 /// What is spoken with the application behind a port: upgrades are for the hop between two sidecars.
 pub fn inbound(port: Protocol, pool: Option<&ConnectionPool>) -> UpstreamProtocol {
-    if pool.is_some_and(|pool| pool.use_client_protocol) { UpstreamProtocol::Downstream } else { of_port(port) }
+    match of_port(port) {
+        UpstreamProtocol::Tcp => UpstreamProtocol::Tcp,
+        _ if pool.is_some_and(|pool| pool.use_client_protocol) => UpstreamProtocol::Downstream,
+        spoken => spoken,
+    }
 }
 
 fn of_port(port: Protocol) -> UpstreamProtocol {
@@ -64,7 +73,8 @@ fn of_port(port: Protocol) -> UpstreamProtocol {
         // gRPC-Web too, as in Istio.
         Protocol::Http2 | Protocol::Grpc => UpstreamProtocol::Http2,
         Protocol::Http => UpstreamProtocol::Http1,
-        Protocol::Unknown | Protocol::Tls | Protocol::Tcp | Protocol::Udp => UpstreamProtocol::Downstream,
+        Protocol::Tls | Protocol::Tcp => UpstreamProtocol::Tcp,
+        Protocol::Unknown | Protocol::Udp => UpstreamProtocol::Downstream,
     }
 }
 
@@ -89,6 +99,7 @@ mod tests {
             (Protocol::Grpc, None, Some(false), (Http2, Because::Port(Protocol::Grpc))),
             (Protocol::Grpc, Some(pool(Some(false), false)), None, (Http2, Because::Port(Protocol::Grpc))),
             (Protocol::Http2, Some(pool(None, true)), None, (Downstream, Because::ClientProtocol)),
+            (Protocol::Tcp, Some(pool(Some(true), true)), Some(true), (Tcp, Because::Port(Protocol::Tcp))),
             (Protocol::Unknown, None, Some(true), (Downstream, Because::Port(Protocol::Unknown))),
             (Protocol::Unknown, Some(pool(Some(true), false)), None, (Http2, Because::UpgradePolicy)),
             (Protocol::Unknown, Some(pool(Some(false), false)), None, (Downstream, Because::Port(Protocol::Unknown))),
@@ -104,6 +115,8 @@ mod tests {
             (Protocol::Http, Some(pool(None, true)), Downstream),
             (Protocol::Grpc, None, Http2),
             (Protocol::Unknown, None, Downstream),
+            (Protocol::Tcp, Some(pool(Some(true), true)), Tcp),
+            (Protocol::Tls, None, Tcp),
         ] {
             assert_eq!(inbound(port, pool.as_ref()), expected, "{port:?} {pool:?}");
         }

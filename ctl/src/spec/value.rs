@@ -324,6 +324,15 @@ impl HostPattern {
         }
     }
 
+    /// As [`resolve`](Self::resolve), but a name without a dot stays one: names in the messages of other protocols.
+    pub fn full(text: &str) -> Result<Self, InvalidValue> {
+        match text.strip_prefix("*.") {
+            Some(suffix) => Self::suffix(suffix),
+            None if text == "*" => Ok(Self::Any),
+            None => Hostname::parse(text).map(Self::Exact),
+        }
+    }
+
     /// `*.` and this. The table keeps it with its leading dot, which must fit too.
     pub fn suffix(text: &str) -> Result<Self, InvalidValue> {
         let suffix = Hostname::parse(text)?;
@@ -402,6 +411,15 @@ impl fmt::Display for Port {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
+}
+
+/// Addresses with a common prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Cidr {
+    /// Any of them.
+    pub address: IpAddr,
+    /// Leading bits that they share: at most 32, or 128 for IPv6.
+    pub bits: u8,
 }
 
 /// Labels of a resource or endpoint, sorted by key; clones are shared.

@@ -1,13 +1,13 @@
 //! Istio's VirtualService: ordered rules that decide, for the hosts that it names, where a request goes.
 //!
-//! Only `http` rules and the `mesh` gateway are honoured. A rule keeps its [`Position`] so that `explain` can name its
+//! Only the `mesh` gateway is honoured. A rule keeps its [`Position`] so that `explain` can name its
 //! line.
 
 use std::{sync::Arc, time::Duration};
 
 use serde::Serialize;
 
-use super::value::{ExportTo, HeaderName, HeaderValue, HostPattern, Hostname, Namespace, Pattern, Port};
+use super::value::{Cidr, ExportTo, HeaderName, HeaderValue, HostPattern, Hostname, Namespace, Pattern, Port};
 use super::{Labels, Position};
 
 /// `networking.istio.io` VirtualService, as it applies to sidecars.
@@ -22,6 +22,10 @@ pub struct VirtualService {
     pub export_to: ExportTo,
     /// `http`, in order: the first rule that matches decides.
     pub http: Vec<HttpRoute>,
+    /// `tls`, likewise: for connections whose server name tells where they go.
+    pub tls: Vec<StreamRoute>,
+    /// `tcp`, likewise: for connections of which nothing more is known.
+    pub tcp: Vec<StreamRoute>,
 }
 
 /// One entry of `hosts`.
@@ -31,6 +35,61 @@ pub struct Host {
     pub at: Position,
     /// The host, or the wildcard.
     pub host: HostPattern,
+}
+
+/// One entry of `tcp` or `tls`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StreamRoute {
+    /// Where it begins.
+    pub at: Position,
+    /// Its index in the document's list, from 0.
+    pub index: u32,
+    /// `match`: any of them is enough; empty (`tcp` only) matches everything. A rule whose matches are all for gateways is not kept.
+    pub matches: Vec<StreamMatch>,
+    /// `route`: to one of these, by weight; at least one, and the weights do not add up to 0. They have no `headers`.
+    pub route: Vec<WeightedDestination>,
+}
+
+/// One entry of `tcp[].match` or `tls[].match`: all of its conditions must hold.
+#[derive(Debug, Clone, PartialEq, Serialize, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct StreamMatch {
+    /// Where it begins.
+    pub at: Position,
+    /// `sniHosts` (`tls` only, where there is at least one): any of them is enough.
+    pub sni_hosts: Vec<HostPattern>,
+    /// `destinationSubnets`: any of them is enough; empty for any address.
+    pub destination_subnets: Vec<Cidr>,
+    /// `port`: the port of the host that is addressed.
+    pub port: Option<Port>,
+    /// `sourceLabels`: the client's labels.
+    pub source_labels: Labels,
+    /// `sourceNamespace`: the client's namespace.
+    pub source_namespace: Option<Namespace>,
+}
+
+impl StreamMatch {
+    /// Whether it may hold on a port for some client.
+    pub fn is_for(&self, port: u16) -> bool {
+        self.port.is_none_or(|own| own.number() == port)
+    }
+
+    /// Whether it matches every connection of every client.
+    pub fn is_match_all(&self) -> bool {
+        self.sni_hosts.is_empty()
+            && self.destination_subnets.is_empty()
+            && self.port.is_none()
+            && self.source_labels.is_empty()
+            && self.source_namespace.is_none()
+    }
+}
+
+impl StreamRoute {
+    /// Whether it matches every connection of every client.
+    pub fn is_match_all(&self) -> bool {
+        self.matches.is_empty() || self.matches.iter().any(StreamMatch::is_match_all)
+    }
 }
 
 /// One entry of `http`.

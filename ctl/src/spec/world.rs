@@ -27,6 +27,7 @@ pub struct World {
     secrets: Secrets,
     root_namespace: Namespace,
     virtual_services: VirtualServices,
+    stream_services: VirtualServices,
     destination_rules: DestinationRules,
     mesh_config: Option<Arc<MeshConfig>>,
 }
@@ -65,7 +66,8 @@ impl World {
             mesh_config.as_ref().and_then(|config| config.root_namespace.clone()).unwrap_or_else(Namespace::root);
         let (destination_rules, more) = DestinationRules::build(&resources, &root_namespace);
         diagnostics.extend(more);
-        let virtual_services = VirtualServices::build(&resources);
+        let virtual_services = VirtualServices::build(&resources, |body| !body.http.is_empty());
+        let stream_services = VirtualServices::build(&resources, |body| !body.tls.is_empty() || !body.tcp.is_empty());
         let (peer_authentications, more) = PeerAuthentications::build(&resources, &root_namespace);
         diagnostics.extend(more);
         let gateways = Gateways::build(&resources);
@@ -80,6 +82,7 @@ impl World {
             secrets,
             root_namespace,
             virtual_services,
+            stream_services,
             destination_rules,
             mesh_config,
         };
@@ -110,9 +113,14 @@ impl World {
         &self.registry
     }
 
-    /// VirtualServices that apply to sidecars.
+    /// VirtualServices that apply to sidecars, as far as they have rules for HTTP.
     pub fn virtual_services(&self) -> &VirtualServices {
         &self.virtual_services
+    }
+
+    /// As far as they have rules for connections: `tls`, `tcp`.
+    pub fn stream_services(&self) -> &VirtualServices {
+        &self.stream_services
     }
 
     /// DestinationRules.
@@ -179,7 +187,7 @@ impl World {
     }
 
     /// What the references between resources tell: hosts, subsets and ports that do not exist, rules that contradict
-    /// each other. All of it is accepted; traffic to what does not exist is answered with 503.
+    /// each other. All of it is accepted; requests to what does not exist are answered with 503, connections are reset.
     pub fn analyze(&self) -> Vec<Diagnostic> {
         let mut diagnostics = analyze::analyze(self);
         diagnostic::sort(&mut diagnostics);

@@ -4,10 +4,12 @@
 //! addresses, which is uneven for few connections; long-lived ones would stay so. A worker that accepts a connection
 //! while another has clearly fewer hands the socket over.
 
+mod first;
 mod security;
 
 use std::{
-    cell::OnceCell,
+    cell::{Cell, OnceCell},
+    fmt,
     net::{SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream},
     os::fd::{AsFd as _, OwnedFd},
     pin::{Pin, pin},
@@ -18,17 +20,25 @@ use meshring_core::{
     http::{error::Refusal, head::Bounds},
     limits::{CONNECTIONS_TURNED_AWAY_MAX, DOWNSTREAM_IDLE_MS_MAX, HANDOVER_DIFFERENCE_MIN, UNSENT_BYTES_MAX},
     stats::Counter,
+    table::{
+        ArchivedTable,
+        lookup::{Silent, Viewpoint},
+    },
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen as listen_on, socket_with, sockopt};
 use socket2::SockRef;
 
 use crate::{
     parse::Begin,
-    request::{self, End, tunnel::Tunnel},
+    request::{
+        self, End,
+        stream::{self, Carries, First},
+        tunnel::Tunnel,
+    },
     upstream::Endpoint,
     worker::{
         self, Worker, accept_loop,
-        buffers::Held,
+        buffers::{Held, Input},
         congestion,
         conn::Conn,
         deadlines::now_ms,
@@ -72,8 +82,36 @@ pub(crate) struct Listener {
     pub(crate) index: usize,
     pub(crate) address: SocketAddr,
     pub(crate) direction: Direction,
+    /// What connections to it are for, where the command line says so.
+    service: Option<ServicePort>,
+    /// Until then no connection is asked whether it was intercepted, in milliseconds of the worker's clock.
+    untracked_until_ms: Cell<u64>,
     application: OnceCell<(Rc<Endpoint>, Rc<ClusterShared>)>,
 }
+
+/// `HOST:PORT`, or `*:PORT` for whatever service has the port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ServicePort {
+    pub(crate) host: Option<String>,
+    pub(crate) port: u16,
+}
+
+impl ServicePort {
+    /// Whether requests for it are routed as HTTP.
+    pub(crate) fn is_http(&self, table: &ArchivedTable, viewpoint: &Viewpoint) -> bool {
+        let host = self.host.as_ref().map(String::as_bytes);
+        host.is_some_and(|host| table.virtual_host(viewpoint, host, Some(self.port), &mut Silent).is_ok())
+    }
+}
+
+impl fmt::Display for ServicePort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host.as_deref().unwrap_or("*"), self.port)
+    }
+}
+
+/// How long a network namespace that keeps no track of connections is believed to do without, in milliseconds.
+const UNTRACKED_MS: u64 = 1_000;
 
 /// A connection that is on its way to its worker.
 #[derive(Debug)]
@@ -97,7 +135,28 @@ impl Accepted {
 
 impl Listener {
     pub(crate) fn new(index: usize, address: SocketAddr, direction: Direction) -> Self {
-        Self { index, address, direction, application: OnceCell::new() }
+        let untracked_until_ms = Cell::new(0);
+        Self { index, address, direction, service: None, untracked_until_ms, application: OnceCell::new() }
+    }
+
+    /// For connections to a service.
+    pub(crate) fn with_service(self, service: Option<ServicePort>) -> Self {
+        Self { service, ..self }
+    }
+
+    /// What connections to it are for, where the command line says so.
+    pub(crate) fn service(&self) -> Option<&ServicePort> {
+        self.service.as_ref()
+    }
+
+    /// Whether there is nothing to be learnt about interceptions.
+    pub(crate) fn is_untracked(&self) -> bool {
+        now_ms() < self.untracked_until_ms.get()
+    }
+
+    /// There is not, for a while.
+    pub(crate) fn note_untracked(&self) {
+        self.untracked_until_ms.set(now_ms() + UNTRACKED_MS);
     }
 
     fn target(&self, worker: &Worker) -> &(Rc<Endpoint>, Rc<ClusterShared>) {
@@ -193,6 +252,8 @@ fn start(worker: &Rc<Worker>, listener: Rc<Listener>, accepted: Accepted) {
         }
     }
     match Conn::from_std(accepted.stream, &worker.deadlines) {
+        // A response would be no answer to what is no request.
+        Ok(conn) if is_full && stream::carries(worker, &conn, &listener) == Carries::Bytes => conn.abort(),
         Ok(conn) if is_full => worker::turn_away(worker, conn),
         Ok(conn) => {
             worker.stats.add(Counter::ConnectionsAccepted, 1);
@@ -215,8 +276,9 @@ fn requests<'a>(
     conn: &'a mut Conn,
     listener: &'a Listener,
     begin: Begin,
+    is_fresh: &'a mut bool,
 ) -> Pin<Box<dyn Future<Output = End> + 'a>> {
-    Box::pin(request::serve(worker, conn, listener, begin))
+    Box::pin(request::serve(worker, conn, listener, begin, is_fresh))
 }
 
 /// As [`requests`]: a handshake, if there is one.
@@ -226,6 +288,31 @@ fn opened<'a>(
     listener: &'a Listener,
 ) -> Pin<Box<dyn Future<Output = Option<Begin>> + 'a>> {
     Box::pin(security::open(worker, conn, listener))
+}
+
+/// As [`requests`]: the beginning of a connection that carries bytes, or may.
+fn first<'a>(
+    worker: &'a Rc<Worker>,
+    conn: &'a mut Conn,
+    listener: &'a Listener,
+    carries: Carries,
+) -> Pin<Box<dyn Future<Output = First> + 'a>> {
+    Box::pin(first::first(worker, conn, listener, carries))
+}
+
+/// As [`requests`]: a connection of bytes, from its first ones to its upstream.
+fn bytes<'a>(
+    worker: &'a Rc<Worker>,
+    conn: &'a mut Conn,
+    listener: &'a Listener,
+    begun: Held,
+) -> Pin<Box<dyn Future<Output = Option<Box<Tunnel>>> + 'a>> {
+    Box::pin(async move {
+        let mut input = Input::new(worker.buffers.lazy());
+        input.extend(&begun);
+        drop(begun);
+        stream::open(worker, conn, listener, input).await
+    })
 }
 
 /// As [`requests`]: the last words to a client whose head has not come in time.
@@ -256,7 +343,7 @@ pub(crate) async fn serve_stream(worker: &Rc<Worker>, stream: Stream, listener: 
                 return None;
             }
             loop {
-                match request::serve(worker, &mut conn, listener, Begin::Readable).await {
+                match request::serve(worker, &mut conn, listener, Begin::Readable, &mut false).await {
                     End::Tunnel(tunnel) => return Some(tunnel),
                     // The head is withheld until the frames have shown that they do not belie it.
                     End::Idle if conn.readable_until(now_ms() + worker.limits.head_ms_max, false).await => {}
@@ -264,7 +351,7 @@ pub(crate) async fn serve_stream(worker: &Rc<Worker>, stream: Stream, listener: 
                         time_out(worker, &mut conn).await;
                         return None;
                     }
-                    End::Partial(_) | End::Closed | End::Http2(_) => return None,
+                    End::Partial(_) | End::Closed | End::Http2(_) | End::Bytes(_) => return None,
                 }
             }
         });
@@ -291,17 +378,29 @@ fn tunnelled<'a>(
 /// that it costs; the large one of a request exists only between the first byte of a request and the next such time.
 pub(crate) async fn serve(worker: &Rc<Worker>, mut conn: Conn, listener: &Rc<Listener>) {
     let mut begin = Begin::Silence;
-    if security::may_be_tls(worker, listener) {
+    let carries = stream::carries(worker, &conn, listener);
+    if carries != Carries::Requests {
+        begin = match first(worker, &mut conn, listener, carries).await {
+            First::Requests(begin) => begin,
+            First::Tunnel(mut tunnel) => return tunnelled(worker, &mut conn, &mut tunnel).await,
+            First::Over => return,
+        };
+    } else if security::may_be_tls(worker, listener) {
         begin = match opened(worker, &mut conn, listener).await {
             Some(begin) => begin,
             None => return,
         };
     }
+    let mut is_fresh = true;
     loop {
-        begin = match requests(worker, &mut conn, listener, begin).await {
+        begin = match requests(worker, &mut conn, listener, begin, &mut is_fresh).await {
             End::Closed => return,
             End::Http2(first) => return http2(worker, &mut conn, listener, first).await,
             End::Tunnel(mut tunnel) => return tunnelled(worker, &mut conn, &mut tunnel).await,
+            End::Bytes(begun) => {
+                let Some(mut tunnel) = bytes(worker, &mut conn, listener, begun).await else { return };
+                return tunnelled(worker, &mut conn, &mut tunnel).await;
+            }
             End::Idle if worker.draining() => return,
             End::Idle => {
                 if !conn.readable_until(now_ms() + DOWNSTREAM_IDLE_MS_MAX, true).await {

@@ -4,7 +4,7 @@ use std::{rc::Rc, sync::Arc};
 
 use meshring_core::{
     client_hello::HANDSHAKE_RECORD,
-    limits::{DOWNSTREAM_IDLE_MS_MAX, LINGER_BYTES_MAX},
+    limits::{DOWNSTREAM_IDLE_MS_MAX, LINGER_BYTES_MAX, PERMISSIVE_MS},
     stats::Counter,
     table::security::MtlsMode,
 };
@@ -13,10 +13,17 @@ use super::{Direction, Listener};
 use crate::{
     parse::Begin,
     tls::{
-        handshake::{self, HandshakeError},
+        handshake::{self, HandshakeError, Opening},
         materials::{NoTls, Server},
     },
-    worker::{Worker, conn::Conn, deadlines::now_ms, generation::Pinned},
+    worker::{
+        Worker,
+        buffers::Input,
+        conn::{Conn, readable},
+        deadlines::now_ms,
+        generation::Pinned,
+        join::within,
+    },
 };
 
 /// `handshake_failure`: TLS is not spoken on this port.
@@ -86,13 +93,84 @@ pub(super) async fn open(worker: &Rc<Worker>, conn: &mut Conn, listener: &Listen
             }
             Some(Begin::Silence)
         }
-        Err(refused) => {
-            worker.stats.add(Counter::TlsRefused, 1);
-            worker.log_refusal(refused.code(), conn.peer(), &refused);
-            conn.drain(LINGER_BYTES_MAX, LINGER_MS).await;
+        Err(error) => {
+            refused(worker, conn, error).await;
             None
         }
     }
+}
+
+/// As [`open`], on a port for bytes, or of which nobody says what it speaks: TLS there may be for the application, and silence is
+/// no sign of anything. `None`: it has ended; else whether the client has begun. What was read of it and is not for us is put into
+/// `input`.
+pub(super) async fn open_bytes(
+    worker: &Worker,
+    conn: &mut Conn,
+    listener: &Listener,
+    input: &mut Input,
+) -> Option<bool> {
+    let Direction::Inbound { application } = listener.direction else { return Some(false) };
+    let mode = {
+        let generation = worker.current.pin();
+        let policy = generation.table().inbound_policy(generation.viewpoint());
+        policy.map_or(MtlsMode::Permissive, |policy| policy.mtls_on(application.port()))
+    };
+    let is_strict = match mode {
+        // Whatever comes is for the application.
+        MtlsMode::Disable => return Some(false),
+        MtlsMode::Permissive => {
+            if within(PERMISSIVE_MS, readable(&conn.read)).await.is_none() {
+                return Some(false);
+            }
+            false
+        }
+        MtlsMode::Strict => {
+            if !conn.readable_until(now_ms() + DOWNSTREAM_IDLE_MS_MAX, true).await {
+                return None;
+            }
+            true
+        }
+    };
+    let mut first = [0];
+    if !matches!(conn.peek(&mut first), Ok(1) if first[0] == HANDSHAKE_RECORD) {
+        return Some(true);
+    }
+    let sniffed = match handshake::sniff(worker, conn, b"").await {
+        Ok(sniffed) => sniffed,
+        Err(error) => {
+            refused(worker, conn, error.into()).await;
+            return None;
+        }
+    };
+    if !is_strict && !sniffed.is_mesh() {
+        input.extend(sniffed.bytes());
+        return Some(true);
+    }
+    worker.stats.add(Counter::TlsHandshakes, 1);
+    let result = match sniffed.opening() {
+        Ok(opening) => answer(worker, conn, listener, opening).await,
+        Err(bad) => Err(bad.into()),
+    };
+    match result {
+        Ok(()) => {
+            if conn.secured_peer().is_some_and(|peer| peer.is_resumed) {
+                worker.stats.add(Counter::TlsResumed, 1);
+            }
+            Some(false)
+        }
+        Err(error) => {
+            warn(conn, &error);
+            refused(worker, conn, error).await;
+            None
+        }
+    }
+}
+
+/// The end of a connection whose handshake has failed.
+async fn refused(worker: &Worker, conn: &mut Conn, refused: Refused) {
+    worker.stats.add(Counter::TlsRefused, 1);
+    worker.log_refusal(refused.code(), conn.peer(), &refused);
+    conn.drain(LINGER_BYTES_MAX, LINGER_MS).await;
 }
 
 /// How long a client may take to read why it was refused, in milliseconds.
@@ -138,13 +216,17 @@ impl Refused {
 
 async fn secure(worker: &Worker, conn: &mut Conn, listener: &Listener) -> Result<(), Refused> {
     let result = shake(worker, conn, listener).await;
-    if let Err(refused) = &result
-        && let Some(description) = refused.alert()
-    {
+    if let Err(refused) = &result {
+        warn(conn, refused);
+    }
+    result
+}
+
+fn warn(conn: &Conn, refused: &Refused) {
+    if let Some(description) = refused.alert() {
         // Before the handshake an alert is in plain text (RFC 8446 section 6).
         conn.send_now(&[21, 3, 3, 0, 2, 2, description]);
     }
-    result
 }
 
 async fn shake(worker: &Worker, conn: &mut Conn, listener: &Listener) -> Result<(), Refused> {
@@ -152,6 +234,10 @@ async fn shake(worker: &Worker, conn: &mut Conn, listener: &Listener) -> Result<
         return Err(Refused::NotExpected);
     }
     let opening = handshake::opening(worker, conn).await?;
+    answer(worker, conn, listener, opening).await
+}
+
+async fn answer(worker: &Worker, conn: &mut Conn, listener: &Listener, opening: Opening) -> Result<(), Refused> {
     // Only now: a client that takes its time must not be served by what held when it came, nor keep that in memory.
     let (server, terms) = served_by(worker, listener, opening.hello.server_name.as_deref())?;
     Ok(handshake::accept(worker, conn, &server, opening, terms).await?)

@@ -96,14 +96,25 @@ impl ClusterState {
         known.of(address, self.security.of(false))
     }
 
+    /// The endpoint of an address; `None` where it has none.
+    pub(crate) fn at(&self, table: &ArchivedTable, known: &Endpoints, address: SocketAddr) -> Option<Rc<Endpoint>> {
+        let count = self.endpoints.borrow().len() as u32;
+        let position = (0..count).find(|&position| table.address(self.id(position)) == address)?;
+        Some(self.endpoint(table, known, position))
+    }
+
+    fn id(&self, position: u32) -> EndpointId {
+        match &self.ids {
+            Ids::Range(first) => EndpointId(first + position),
+            Ids::Selection(ids) => ids[position as usize],
+        }
+    }
+
     fn endpoint(&self, table: &ArchivedTable, known: &Endpoints, position: u32) -> Rc<Endpoint> {
         let mut endpoints = self.endpoints.borrow_mut();
         let entry = &mut endpoints[position as usize];
         let make = || {
-            let id = match &self.ids {
-                Ids::Range(first) => EndpointId(first + position),
-                Ids::Selection(ids) => ids[position as usize],
-            };
+            let id = self.id(position);
             known.of(table.address(id), self.security.of(table.speaks_mtls(id)))
         };
         Rc::clone(entry.get_or_insert_with(make))

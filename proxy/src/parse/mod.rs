@@ -29,6 +29,8 @@ pub(crate) enum Begin {
     Silence,
     /// Something is there to be read.
     Readable,
+    /// It has begun: these bytes were read already.
+    Bytes(Held),
     /// It has begun, and something more is there to be read.
     Partial(PartialHead),
 }
@@ -68,13 +70,16 @@ pub(crate) enum Next {
     Closed,
     /// Malformed.
     Refused(Refusal),
+    /// Another protocol.
+    Other,
     /// Begun, but not finished in time.
     TimedOut,
     /// Begun, and there is no room to wait for the rest of it.
     Overload,
 }
 
-/// Reads the next request head into `input`; its fields go into `fields`.
+/// Reads the next request head into `input`; its fields go into `fields`. `is_other`: whether what is no whole head is another
+/// protocol.
 pub(crate) async fn request_head(
     worker: &Worker,
     conn: &mut Conn,
@@ -82,6 +87,7 @@ pub(crate) async fn request_head(
     fields: &mut Fields,
     begin: Begin,
     bounds: Bounds,
+    is_other: impl Fn(&Conn, &[u8]) -> bool,
 ) -> Next {
     // One byte beyond the bound tells a head that is too large from one that is exactly as large as it may be.
     let bytes_max = bounds.head_bytes + 1;
@@ -90,7 +96,11 @@ pub(crate) async fn request_head(
             input.extend(&bytes);
             drop(bytes);
             let read = conn.read_now(input, bytes_max);
-            return rest_of_head(worker, conn, input, fields, bounds, progress, Some(read)).await;
+            return rest_of_head(worker, conn, input, fields, bounds, progress, Some(read), is_other).await;
+        }
+        Begin::Bytes(bytes) => {
+            input.extend(&bytes);
+            IdleRead::Bytes
         }
         _ if !input.is_empty() => IdleRead::Bytes,
         Begin::Readable => conn.read_now(input, bytes_max),
@@ -106,17 +116,19 @@ pub(crate) async fn request_head(
     }
     match request::parse(input.unread(), fields, bounds) {
         Ok(Some(head)) => Next::Request(head),
+        Ok(None) | Err(_) if is_other(conn, input.unread()) => Next::Other,
         Ok(None) => {
             let mut scanner = HeadScanner::default();
             scanner.ready(input.unread(), bounds);
             let progress = Progress { scanner, deadline_ms: now_ms() + worker.limits.head_ms_max };
-            rest_of_head(worker, conn, input, fields, bounds, progress, None).await
+            rest_of_head(worker, conn, input, fields, bounds, progress, None, is_other).await
         }
         Err(refusal) => Next::Refused(refusal),
     }
 }
 
 /// The head did not come in one piece. `read`: how the read after the parts so far has ended, if there was one.
+#[expect(clippy::too_many_arguments, reason = "as `request_head`, with what is known so far")]
 async fn rest_of_head(
     worker: &Worker,
     conn: &mut Conn,
@@ -125,6 +137,7 @@ async fn rest_of_head(
     bounds: Bounds,
     mut progress: Progress,
     mut read: Option<IdleRead>,
+    is_other: impl Fn(&Conn, &[u8]) -> bool,
 ) -> Next {
     loop {
         let read = match read.take() {
@@ -139,6 +152,7 @@ async fn rest_of_head(
             }
         };
         match read {
+            IdleRead::Bytes if is_other(conn, input.unread()) => return Next::Other,
             IdleRead::Bytes if !progress.scanner.ready(input.unread(), bounds) => {}
             IdleRead::Bytes => match request::parse(input.unread(), fields, bounds) {
                 Ok(Some(head)) => return Next::Request(head),

@@ -31,7 +31,7 @@ use crate::{
     },
     tls::{
         handshake::{self, HandshakeError},
-        materials::NoTls,
+        materials::{NoTls, Offer},
     },
     upstream::{Endpoint, Lease, Origination, Reuse},
     worker::{
@@ -222,13 +222,13 @@ pub(super) fn secure<'a>(
     worker: &'a Worker,
     conn: &'a mut Conn,
     origination: &'a Origination,
-    http2: bool,
+    offer: Offer,
     ms_max: u64,
 ) -> Pin<Box<dyn Future<Output = Result<(), NotSecured>> + 'a>> {
     Box::pin(async move {
         worker.stats.add(Counter::TlsUpstream, 1);
         let shake = async {
-            let client = worker.materials.cluster(&origination.settings, origination.tls12, http2)?;
+            let client = worker.materials.cluster(&origination.settings, origination.tls12, offer)?;
             Ok(handshake::connect(worker, conn, &client, &origination.name, ms_max).await?)
         };
         let result: Result<(), NotSecured> = shake.await;

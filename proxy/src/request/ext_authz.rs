@@ -25,6 +25,7 @@ use super::attempt::{NotSecured, secure};
 use crate::{
     respond::relay::HEAD_READ_BYTES_MAX,
     route::Request,
+    tls::materials::Offer,
     upstream::{Lease, Reuse},
     worker::{
         Worker,
@@ -124,7 +125,7 @@ async fn answer(
         };
         if !lease.reused
             && let Some(origination) = endpoint.security()
-            && let Err(error) = secure(worker, &mut lease.conn, origination, false, left_ms).await
+            && let Err(error) = secure(worker, &mut lease.conn, origination, Offer::Http1, left_ms).await
         {
             endpoint.avoid();
             last = Failure::Tls(error);

@@ -6,7 +6,7 @@ use meshring_core::limits::ATTEMPTS_MAX;
 
 use super::attempt::{NotSecured, secure};
 use crate::{
-    tls::materials::HTTP2,
+    tls::materials::{HTTP2, Offer},
     upstream::{Endpoint, Joining, Lease, Outcome, Reuse},
     worker::{Worker, conn::Conn, deadlines::now_ms, http2::client, join::within},
 };
@@ -99,7 +99,7 @@ async fn whole(worker: &Rc<Worker>, endpoint: &Rc<Endpoint>, reuse: Reuse, ms_ma
     if !lease.reused
         && let Some(origination) = endpoint.security()
     {
-        secure(worker, &mut lease.conn, origination, false, ms_max).await.map_err(Unleased::Secure)?;
+        secure(worker, &mut lease.conn, origination, Offer::Http1, ms_max).await.map_err(Unleased::Secure)?;
     }
     Ok(lease)
 }
@@ -115,7 +115,7 @@ async fn shared(
     let mut lease = endpoint.lease(&worker.deadlines, Reuse::Never, ms_max).await.map_err(Unleased::Connect)?;
     let mut is_agreed = false;
     if let Some(origination) = endpoint.security() {
-        secure(worker, &mut lease.conn, origination, true, ms_max).await.map_err(Unleased::Secure)?;
+        secure(worker, &mut lease.conn, origination, Offer::Http2, ms_max).await.map_err(Unleased::Secure)?;
         let agreed = lease.conn.secured_peer().and_then(|peer| peer.protocol.as_deref());
         let is_http2 = match agreed {
             // Prior knowledge, as between Envoys.

@@ -88,7 +88,7 @@ impl Target<'_> {
         match protocol {
             UpstreamProtocol::Http2 => Http2::Yes { streams_max },
             UpstreamProtocol::Downstream if is_stream => Http2::LikeClient { streams_max },
-            UpstreamProtocol::Http1 | UpstreamProtocol::Downstream => Http2::No,
+            UpstreamProtocol::Http1 | UpstreamProtocol::Tcp | UpstreamProtocol::Downstream => Http2::No,
         }
     }
 

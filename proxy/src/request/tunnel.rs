@@ -12,7 +12,7 @@ use std::{
 
 use meshring_core::{
     limits::{BUFFER_BYTES, BUFFERS_IN_A_ROW_MAX, HOLD_BUFFER_MS_MAX, LINGER_BYTES_MAX, TUNNEL_BROKEN_MS_MAX},
-    stats::{Counter, WorkerSlots},
+    stats::{ClusterTcp, Counter, WorkerSlots},
 };
 
 use crate::{
@@ -38,6 +38,8 @@ pub(crate) struct Tunnel {
     /// What came before it was open.
     from_client: Input,
     from_upstream: Input,
+    /// The statistics of its cluster, for a connection that was nothing else from its beginning.
+    slot: Option<usize>,
 }
 
 /// How a direction has ended.
@@ -98,33 +100,77 @@ impl Patience {
 }
 
 /// Counts an open tunnel.
-struct Open<'w>(&'w WorkerSlots);
+struct Open<'w> {
+    stats: &'w WorkerSlots,
+    slot: Option<usize>,
+}
 
 impl<'w> Open<'w> {
-    fn count(stats: &'w WorkerSlots) -> Self {
-        stats.add(Counter::Tunnels, 1);
-        stats.add(Counter::TunnelsActive, 1);
-        Self(stats)
+    fn count(stats: &'w WorkerSlots, slot: Option<usize>) -> Self {
+        match slot {
+            Some(slot) => {
+                stats.add(Counter::TcpConnections, 1);
+                stats.add(Counter::TcpActive, 1);
+                stats.tcp(slot, ClusterTcp::Opened, 1);
+            }
+            None => {
+                stats.add(Counter::Tunnels, 1);
+                stats.add(Counter::TunnelsActive, 1);
+            }
+        }
+        Self { stats, slot }
     }
 }
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
-        self.0.subtract(Counter::TunnelsActive, 1);
+        match self.slot {
+            Some(slot) => {
+                self.stats.subtract(Counter::TcpActive, 1);
+                self.stats.tcp(slot, ClusterTcp::Closed, 1);
+            }
+            None => self.stats.subtract(Counter::TunnelsActive, 1),
+        }
+    }
+}
+
+/// Where the bytes of a direction are counted.
+#[derive(Debug, Clone, Copy)]
+enum Meter {
+    Tunnel(Counter),
+    Connection(usize, ClusterTcp),
+}
+
+impl Meter {
+    fn add(self, stats: &WorkerSlots, bytes: u64) {
+        match self {
+            Self::Tunnel(counter) => stats.add(counter, bytes),
+            Self::Connection(slot, counter) => stats.tcp(slot, counter, bytes),
+        }
     }
 }
 
 impl Tunnel {
     /// To the upstream of a lease. What both have sent already goes first.
     pub(super) fn new(lease: Lease, from_client: Input, from_upstream: Input) -> Self {
-        Self { lease, from_client, from_upstream }
+        Self { lease, from_client, from_upstream, slot: None }
+    }
+
+    /// Likewise, for a connection that was never one of HTTP; `slot`: the statistics of its cluster.
+    pub(super) fn of_connection(lease: Lease, from_client: Input, from_upstream: Input, slot: usize) -> Self {
+        Self { lease, from_client, from_upstream, slot: Some(slot) }
     }
 
     /// Passes bytes on until both directions have ended. No generation is held meanwhile: a tunnel may last for days. Everything is
     /// borrowed, since a future keeps what it is given twice.
     pub(crate) async fn run(&mut self, worker: &Worker, client: &mut Conn) {
         let stats = &worker.stats;
-        let _open = Open::count(stats);
+        let slot = self.slot;
+        let _open = Open::count(stats, slot);
+        let meter = |tunnel, connection| match slot {
+            Some(slot) => Meter::Connection(slot, connection),
+            None => Meter::Tunnel(tunnel),
+        };
         let upstream = &mut self.lease.conn;
         let (up, down) = {
             // Dropped before the connections, whose timers they are.
@@ -138,7 +184,7 @@ impl Tunnel {
                 patience: &patience,
                 ends: (&patience.client, &patience.upstream),
                 stats,
-                bytes: Counter::TunnelUpstreamBytes,
+                meter: meter(Counter::TunnelUpstreamBytes, ClusterTcp::ReceivedBytes),
             };
             let mut down = Way {
                 from: Side { half: &mut upstream.read, timer: &upstream.timer },
@@ -147,7 +193,7 @@ impl Tunnel {
                 patience: &patience,
                 ends: (&patience.upstream, &patience.client),
                 stats,
-                bytes: Counter::TunnelDownstreamBytes,
+                meter: meter(Counter::TunnelDownstreamBytes, ClusterTcp::SentBytes),
             };
             both(pin!(up.pass()), pin!(down.pass())).await
         };
@@ -177,7 +223,7 @@ struct Way<'a> {
     /// The sender and the receiver.
     ends: (&'a End, &'a End),
     stats: &'a WorkerSlots,
-    bytes: Counter,
+    meter: Meter,
 }
 
 impl Way<'_> {
@@ -215,7 +261,7 @@ impl Way<'_> {
                     }
                     self.ends.1.is_written.set(false);
                     self.input.clear();
-                    self.stats.add(self.bytes, count);
+                    self.meter.add(self.stats, count);
                     self.patience.renew();
                     written = written.wrapping_add(1);
                     if written.is_multiple_of(BUFFERS_IN_A_ROW_MAX) {

@@ -131,7 +131,12 @@ pub(crate) fn tunnel<'g>(pinned: &'g Pinned, request: &Request<'_>, random: &Ran
     }
 }
 
-fn by_weight<'g>(destinations: &'g [ArchivedDestination], sum: u32, random: &Random) -> &'g ArchivedDestination {
+/// One of the destinations of a rule, by their weights.
+pub(crate) fn by_weight<'g>(
+    destinations: &'g [ArchivedDestination],
+    sum: u32,
+    random: &Random,
+) -> &'g ArchivedDestination {
     if let [only] = destinations {
         return only;
     }

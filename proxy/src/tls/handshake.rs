@@ -235,21 +235,62 @@ pub(crate) struct Opening {
     pub(crate) hello: ClientHello,
 }
 
+/// What a client has sent first, and what it is.
+#[derive(Debug)]
+pub(crate) struct Sniffed {
+    bytes: Counted,
+    until_ms: u64,
+    hello: Result<ClientHello, BadHello>,
+}
+
+impl Sniffed {
+    /// All that was received.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Whether it is a ClientHello of a sidecar's.
+    pub(crate) fn is_mesh(&self) -> bool {
+        self.hello.as_ref().is_ok_and(|hello| hello.is_mesh)
+    }
+
+    /// The ClientHello; `None` for another protocol.
+    pub(crate) fn hello(self) -> Result<Option<ClientHello>, HandshakeError> {
+        match self.hello {
+            Ok(hello) => Ok(Some(hello)),
+            Err(BadHello::NotTls) => Ok(None),
+            Err(bad) => Err(bad.into()),
+        }
+    }
+
+    /// For a handshake.
+    pub(crate) fn opening(self) -> Result<Opening, HandshakeError> {
+        let Self { bytes, until_ms, hello } = self;
+        Ok(Opening { bytes, until_ms, hello: hello? })
+    }
+}
+
 /// Reads a client's first message. What is wrong with it is for [`accept`] to say to the client.
 pub(crate) async fn opening(worker: &Worker, conn: &mut Conn) -> Result<Opening, HandshakeError> {
+    sniff(worker, conn, b"").await?.opening()
+}
+
+/// Reads as much of a client's first message as tells what it is, behind what was received of it already.
+pub(crate) async fn sniff(worker: &Worker, conn: &mut Conn, received: &[u8]) -> Result<Sniffed, HandshakeError> {
     if worker.overloaded() {
         return Err(HandshakeError::Overload);
     }
     let until_ms = now_ms() + TLS_HANDSHAKE_MS_MAX;
     conn.timer.set(until_ms, Expiry::ShutdownBoth);
     let mut bytes = worker.buffers.counted();
+    bytes.extend(received);
     let result = loop {
         // Only where a record more is whole, or something is wrong: a trickle must not be read from its beginning each time.
         if client_hello::is_worth_reading(&bytes) {
             match client_hello::parse(&bytes) {
-                Ok(Some(hello)) => break Ok(Opening { bytes, until_ms, hello }),
+                Ok(Some(hello)) => break Ok(Sniffed { bytes, until_ms, hello: Ok(hello) }),
                 Ok(None) => {}
-                Err(bad) => break Err(bad.into()),
+                Err(bad) => break Ok(Sniffed { bytes, until_ms, hello: Err(bad) }),
             }
         }
         if let Err(error) = receive(worker, conn, &mut bytes).await {

@@ -32,9 +32,23 @@ const SESSIONS_MAX: usize = 256;
 const MESH_PROTOCOLS: [&[u8]; 3] = [b"istio-http/1.1", b"istio", HTTP11];
 /// Likewise where HTTP/2 is wanted; an upstream that has none may say so.
 const MESH_HTTP2_PROTOCOLS: [&[u8]; 4] = [b"istio-h2", b"istio", HTTP2, HTTP11];
+/// What sidecars offer each other for bytes.
+const MESH_BYTES_PROTOCOLS: [&[u8]; 1] = [MESH];
+const MESH: &[u8] = b"istio";
 const HTTP11: &[u8] = b"http/1.1";
 pub(crate) const HTTP2: &[u8] = b"h2";
 const VERSIONS: [&[&SupportedProtocolVersion]; 2] = [&[&TLS13], &[&TLS13, &TLS12]];
+
+/// What a client asks a server to speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Offer {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2, or else HTTP/1.1.
+    Http2,
+    /// Nothing that anybody but the two ends knows of.
+    Bytes,
+}
 
 /// Why there is no TLS configuration for a connection; for the log and the body of a 503.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -107,7 +121,7 @@ struct ClientKey {
     skips: bool,
     is_mesh: bool,
     tls12: bool,
-    http2: bool,
+    offer: Offer,
 }
 
 fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
@@ -179,8 +193,9 @@ impl Credential {
         };
         let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         config.enable_secret_extraction = true;
-        // Of the mesh's names a server needs to know the plain one only: Envoy's offers contain it, too.
-        config.alpn_protocols = vec![HTTP2.to_vec(), HTTP11.to_vec()];
+        // Of the mesh's names for HTTP a server needs to know the plain one only: Envoy's offers contain it, too. Whoever has bytes
+        // for us offers nothing else.
+        config.alpn_protocols = vec![HTTP2.to_vec(), HTTP11.to_vec(), MESH.to_vec()];
         // Tickets that only this process can read; they die with this material, and so do the sessions in them.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.ticketer = aws_lc_rs::Ticketer::new().map_err(unusable)?;
@@ -216,11 +231,13 @@ impl Credential {
         };
         config.enable_secret_extraction = true;
         config.resumption = Resumption::in_memory_sessions(SESSIONS_MAX);
-        let offers: &[&[u8]] = match (key.is_mesh, key.http2) {
-            (true, true) => &MESH_HTTP2_PROTOCOLS,
-            (true, false) => &MESH_PROTOCOLS,
-            (false, true) => &[HTTP2, HTTP11],
-            (false, false) => &[HTTP11],
+        let offers: &[&[u8]] = match (key.is_mesh, key.offer) {
+            (true, Offer::Http2) => &MESH_HTTP2_PROTOCOLS,
+            (true, Offer::Http1) => &MESH_PROTOCOLS,
+            (true, Offer::Bytes) => &MESH_BYTES_PROTOCOLS,
+            (false, Offer::Http2) => &[HTTP2, HTTP11],
+            (false, Offer::Http1) => &[HTTP11],
+            (false, Offer::Bytes) => &[],
         };
         config.alpn_protocols = offers.iter().map(|name| name.to_vec()).collect();
         let client = Arc::new(Client { config: Arc::new(config), verifier, identity: self.identity.clone() });
@@ -348,7 +365,7 @@ impl Materials {
     }
 
     /// For connections to a cluster's endpoints. `tls12`: whether the mesh allows it between workloads.
-    pub(crate) fn cluster(&self, tls: &ClusterTls, tls12: bool, http2: bool) -> Result<Arc<Client>, NoTls> {
+    pub(crate) fn cluster(&self, tls: &ClusterTls, tls12: bool, offer: Offer) -> Result<Arc<Client>, NoTls> {
         let names = tls.subject_alt_names.clone();
         let mode = tls.mode;
         let is_mesh = matches!(mode, ClusterTlsMode::AutoMutual | ClusterTlsMode::IstioMutual);
@@ -363,7 +380,7 @@ impl Materials {
             skips: tls.insecure_skip_verify && !is_mesh,
             is_mesh,
             tls12: tls12 || !is_mesh,
-            http2,
+            offer,
         };
         let credential = match tls.material.as_str() {
             "" if mode == ClusterTlsMode::Simple => Arc::clone(&self.bare),

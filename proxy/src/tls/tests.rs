@@ -21,7 +21,10 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 
-use super::{handshake, materials::Materials};
+use super::{
+    handshake,
+    materials::{Materials, Offer},
+};
 use crate::{
     testing::{Authority, Leaf, can_update_keys, on_each_driver, pair},
     worker::{
@@ -216,7 +219,7 @@ fn a_server_is_reached_in_either_version_and_the_session_is_resumed() {
                     let server = ServerConnection::new(config).unwrap();
                     talk(StreamOwned::new(server, blocking(peer)), is_tls13);
                 });
-                let client = materials.cluster(&mutual(&[REVIEWS]), true, false).unwrap();
+                let client = materials.cluster(&mutual(&[REVIEWS]), true, Offer::Http1).unwrap();
                 handshake::connect(&worker, &mut conn, &client, &asked(), 10_000).await.unwrap();
                 let peer = conn.secured_peer().unwrap();
                 assert_eq!(peer.identity.as_ref().unwrap().as_str(), REVIEWS);
@@ -402,7 +405,7 @@ fn servers_that_are_not_who_is_meant_get_no_request() {
                 let mut stream = StreamOwned::new(server, blocking(peer));
                 stream.read(&mut [0; 16]).unwrap_err().to_string()
             });
-            let client = materials.cluster(&mutual(&[REVIEWS]), true, false).unwrap();
+            let client = materials.cluster(&mutual(&[REVIEWS]), true, Offer::Http1).unwrap();
             let error = handshake::connect(&worker, &mut conn, &client, &asked(), 10_000).await.unwrap_err();
             assert_eq!(error.code(), code, "{error}");
             drop(conn);

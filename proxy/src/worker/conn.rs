@@ -126,6 +126,17 @@ impl Wear {
     }
 }
 
+/// What a client has connected to.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Meant {
+    /// An address other than the listener's.
+    Address(SocketAddr),
+    /// The listener itself.
+    Listener,
+    /// Likewise; nothing else can be known, since this network namespace does not keep track of connections.
+    Untracked,
+}
+
 /// How an idle read ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum IdleRead {
@@ -451,6 +462,21 @@ impl Conn {
         // Nearly always nothing has come: one peek tells.
         super::readiness::is_quiet(fd) && self.tls().is_none_or(|tls| tls.is_empty())
             || self.tls().is_some_and(|tls| tls.is_quiet())
+    }
+
+    /// The address that the client of a listener meant. `is_untracked`: no kernel module keeps track of interceptions here, as far as
+    /// is known.
+    pub(crate) fn meant(&self, listener: SocketAddr, is_untracked: bool) -> Meant {
+        let ReadHalf::Socket(socket) = &self.read else { return Meant::Listener };
+        let intercepted = if is_untracked { None } else { Some(super::readiness::intercepted(socket.fd, listener)) };
+        // A listener on all addresses does not say which one was meant: the socket does.
+        let own = || if listener.ip().is_unspecified() { super::readiness::own(socket.fd) } else { Some(listener) };
+        match (intercepted, own()) {
+            (Some(Ok(meant)), Some(own)) if meant != own => Meant::Address(meant),
+            (_, Some(own)) if own != listener => Meant::Address(own),
+            (Some(Err(Errno::NOPROTOOPT)), _) => Meant::Untracked,
+            _ => Meant::Listener,
+        }
     }
 
     /// The address that an intercepted client meant, if it is not ours (`SO_ORIGINAL_DST`).

@@ -26,6 +26,17 @@ pub(crate) async fn within<F: Future>(ms_max: u64, future: F) -> Option<F::Outpu
     monoio::time::timeout(Duration::from_millis(ms_max), future).await.ok()
 }
 
+/// The first of two futures that may be dropped at any time to be done, within so many milliseconds: whether it is the first one.
+/// `None`: neither is.
+pub(crate) async fn either<A: Future, B: Future>(ms_max: u64, a: A, b: B) -> Option<bool> {
+    let (mut a, mut b) = (std::pin::pin!(a), std::pin::pin!(b));
+    let first = poll_fn(|cx| match a.as_mut().poll(cx) {
+        Poll::Ready(_) => Poll::Ready(true),
+        Poll::Pending => b.as_mut().poll(cx).map(|_| false),
+    });
+    within(ms_max, first).await
+}
+
 /// Drives both until both are done.
 pub(crate) async fn both<A: Future, B: Future>(mut a: Pin<&mut A>, mut b: Pin<&mut B>) -> (A::Output, B::Output) {
     let (mut first, mut second) = (None, None);

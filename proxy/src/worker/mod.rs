@@ -247,7 +247,11 @@ fn build(start: Start) -> std::io::Result<(Rc<Worker>, Vec<StdTcpListener>, StdU
         .listeners
         .into_iter()
         .enumerate()
-        .map(|(index, (socket, address, direction))| (socket, Rc::new(Listener::new(index, address, direction))))
+        .map(|(index, (socket, address, direction))| {
+            let service =
+                start.tuning.services.iter().find(|(of, _)| *of == address).map(|(_, service)| service.clone());
+            (socket, Rc::new(Listener::new(index, address, direction).with_service(service)))
+        })
         .unzip();
     let seconds = sockets.iter().map(StdTcpListener::try_clone).collect::<Result<_, _>>()?;
     let worker = Worker {

@@ -125,6 +125,23 @@ pub(crate) fn original_destination(fd: RawFd) -> Option<SocketAddr> {
     (original != own).then_some(original)
 }
 
+/// `SO_ORIGINAL_DST`, of a socket of a listener's family.
+pub(crate) fn intercepted(fd: RawFd, listener: SocketAddr) -> Result<SocketAddr, Errno> {
+    // SAFETY: the caller is the Conn that owns the open descriptor.
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    match listener {
+        SocketAddr::V4(_) => sockopt::ip_original_dst(socket).map(SocketAddr::V4),
+        SocketAddr::V6(_) => sockopt::ipv6_original_dst(socket).map(SocketAddr::V6),
+    }
+}
+
+/// The socket's own address.
+pub(crate) fn own(fd: RawFd) -> Option<SocketAddr> {
+    // SAFETY: the caller is the Conn that owns the open descriptor.
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    SocketAddr::try_from(getsockname(socket).ok()?).ok()
+}
+
 /// How a connection that was being established has ended.
 pub(crate) fn connected(stream: &monoio::net::TcpStream) -> io::Result<()> {
     // SAFETY: the stream keeps the descriptor open.

@@ -56,6 +56,7 @@ fn short(protocol: UpstreamProtocol) -> char {
     match protocol {
         UpstreamProtocol::Http1 => '1',
         UpstreamProtocol::Http2 => '2',
+        UpstreamProtocol::Tcp => 't',
         UpstreamProtocol::Downstream => 'c',
     }
 }

@@ -38,8 +38,14 @@ fn ask_at(text: &str, path: &str, headers: &[&str]) -> Explanation {
     let table = compile(&world, &NoDns).unwrap();
     let snapshot = Snapshot::from_bytes(&writer::encode(&table).unwrap().to_bytes(Generation(1))).unwrap();
     let headers = headers.iter().map(ToString::to_string).collect();
-    let request =
-        ExplainRequest { from: "default/page".into(), url: format!("http://reviews{path}"), method: None, headers };
+    let request = ExplainRequest {
+        from: "default/page".into(),
+        url: format!("http://reviews{path}"),
+        tcp: None,
+        sni: None,
+        method: None,
+        headers,
+    };
     explain(&snapshot, &world, &Question::parse(&request).unwrap())
 }
 

@@ -17,5 +17,6 @@ pub(crate) mod request_authentication;
 pub(crate) mod route;
 pub(crate) mod rule_match;
 pub(crate) mod service_entry;
+mod stream_route;
 pub(crate) mod tls;
 pub(crate) mod virtual_service;

@@ -14,7 +14,7 @@ use crate::{
     spec::{
         value::{HeaderValue, Hostname, InvalidValue, Namespace, Port},
         virtual_service::{
-            Action, DirectResponse, HttpMatch, HttpRoute, Redirect, RedirectPort, Rewrite, UriRewrite,
+            Action, DirectResponse, Headers, HttpMatch, HttpRoute, Redirect, RedirectPort, Rewrite, UriRewrite,
             WeightedDestination,
         },
     },
@@ -26,6 +26,8 @@ const ROUTE: Fields = Fields {
     silent: &[],
 };
 const WEIGHTED: Fields = Fields { honoured: &["destination", "weight", "headers"], not_yet: &[], silent: &[] };
+/// In lists that are not about HTTP.
+const WEIGHTED_STREAM: Fields = Fields { honoured: &["destination", "weight"], not_yet: &[], silent: &[] };
 const DESTINATION: Fields = Fields { honoured: &["host", "subset", "port"], not_yet: &[], silent: &[] };
 const PORT: Fields = Fields { honoured: &["number"], not_yet: &[], silent: &[] };
 const REWRITE: Fields = Fields { honoured: &["uri", "authority", "uriRegexRewrite"], not_yet: &[], silent: &[] };
@@ -119,7 +121,7 @@ fn action(
         r.error(Code::CONFLICT, node.at, path, "the rule has both `rewrite` and `redirect`", hint);
     }
     match given.first() {
-        Some(("route", node)) => destinations(r, node, &path.field("route"), namespace).map(Action::Route),
+        Some(("route", node)) => destinations(r, node, &path.field("route"), namespace, true).map(Action::Route),
         Some(("redirect", node)) => read_redirect(r, node, &path.field("redirect")).map(Action::Redirect),
         Some((_, node)) => direct_response(r, node, &path.field("directResponse")).map(Action::DirectResponse),
         // What we cannot do must not turn into what the next rule does.
@@ -135,16 +137,18 @@ fn action(
     }
 }
 
-fn destinations(
+/// `route`. `is_http`: its destinations may have `headers`.
+pub(super) fn destinations(
     r: &mut Reader<'_>,
     node: &Node<'_>,
     path: &Path<'_>,
     namespace: &Namespace,
+    is_http: bool,
 ) -> Option<Vec<WeightedDestination>> {
     let items = r.list(node, path);
     let mut destinations = Vec::with_capacity(items.len());
     for (index, item) in items.iter().enumerate() {
-        destinations.extend(destination(r, item, &path.index(index), namespace, items.len() == 1));
+        destinations.extend(destination(r, item, &path.index(index), namespace, items.len() == 1, is_http));
     }
     if destinations.len() < items.len() || destinations.is_empty() {
         return None;
@@ -173,13 +177,14 @@ fn destination(
     path: &Path<'_>,
     namespace: &Namespace,
     only: bool,
+    is_http: bool,
 ) -> Option<WeightedDestination> {
     let mut object = r.object(node, path)?;
     let weight = weight(r, &mut object, only);
-    let headers = headers::field(r, &mut object);
+    let headers = if is_http { headers::field(r, &mut object) } else { Headers::default() };
     let destination = object.field("destination");
     let at = object.at;
-    object.finish(r, &WEIGHTED);
+    object.finish(r, if is_http { &WEIGHTED } else { &WEIGHTED_STREAM });
     headers::check_authority(r, &headers, false, at, path);
     let path = path.field("destination");
     let Some(destination) = destination else {

@@ -81,7 +81,7 @@ pub(crate) fn read(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>) -> Opti
 }
 
 /// Whether the match is for sidecars: `gateways` is absent or names `mesh`.
-fn gateways(r: &mut Reader<'_>, object: &mut Object<'_, '_, '_>, path: &Path<'_>) -> bool {
+pub(super) fn gateways(r: &mut Reader<'_>, object: &mut Object<'_, '_, '_>, path: &Path<'_>) -> bool {
     let path = path.field("gateways");
     let items = object.list(r, "gateways");
     let mut mesh = items.is_empty();

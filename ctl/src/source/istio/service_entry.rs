@@ -285,7 +285,7 @@ fn hosts(r: &mut Reader<'_>, spec: &mut Object<'_, '_, '_>) -> Vec<HostPattern> 
     let mut hosts: Vec<HostPattern> = Vec::with_capacity(items.len());
     for (index, node) in items.iter().enumerate() {
         let path = path.index(index);
-        let Some(host) = r.parsed(node, &path, full_host) else { continue };
+        let Some(host) = r.parsed(node, &path, HostPattern::full) else { continue };
         if host == HostPattern::Any {
             let message = "`*` is not allowed as a host of a ServiceEntry";
             r.error(Code::INVALID_VALUE, node.at, &path, message, "write a name, or `*.example.com`");
@@ -296,15 +296,6 @@ fn hosts(r: &mut Reader<'_>, spec: &mut Object<'_, '_, '_>) -> Vec<HostPattern> 
         hosts.push(host);
     }
     hosts
-}
-
-/// A ServiceEntry's hosts are taken as they are: a name without a dot stays one.
-fn full_host(text: &str) -> Result<HostPattern, InvalidValue> {
-    match text.strip_prefix("*.") {
-        Some(suffix) => HostPattern::suffix(suffix),
-        None if text == "*" => Ok(HostPattern::Any),
-        None => Hostname::parse(text).map(HostPattern::Exact),
-    }
 }
 
 fn addresses(r: &mut Reader<'_>, spec: &mut Object<'_, '_, '_>) -> Vec<IpAddr> {

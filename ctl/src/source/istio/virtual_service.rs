@@ -1,6 +1,9 @@
 //! Istio's VirtualService.
 
-use super::{export_to, route};
+use super::{
+    export_to, route,
+    stream_route::{self, List},
+};
 use crate::{
     diagnostic::{Code, Position},
     source::{
@@ -9,12 +12,12 @@ use crate::{
     },
     spec::{
         value::{HostPattern, InvalidValue, Namespace},
-        virtual_service::{Host, HttpMatch, HttpRoute, VirtualService},
+        virtual_service::{Host, HttpMatch, HttpRoute, StreamRoute, VirtualService},
     },
 };
 
 const SPEC: Fields =
-    Fields { honoured: &["hosts", "gateways", "http", "exportTo"], not_yet: &["tcp", "tls"], silent: &[] };
+    Fields { honoured: &["hosts", "gateways", "http", "tls", "tcp", "exportTo"], not_yet: &[], silent: &[] };
 
 pub(crate) fn read(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, metadata: &Metadata) -> Option<VirtualService> {
     let path = root.path.field("spec");
@@ -32,16 +35,21 @@ pub(crate) fn read(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, metadata: 
     for (index, node) in items.iter().enumerate() {
         http.extend(route::read(r, node, &http_path.index(index), index, &metadata.namespace));
     }
-    let elsewhere = ["tcp", "tls"].into_iter().any(|name| node.value_of(name).is_some_and(|node| !node.is_null()));
-    if items.is_empty() && !elsewhere && !r.failed {
-        r.missing(spec.at, &http_path, "write `http:` with at least one rule");
+    let (tls_path, tcp_path) = (path.field("tls"), path.field("tcp"));
+    let (tls_items, tcp_items) = (spec.list(r, "tls"), spec.list(r, "tcp"));
+    let tls = stream_route::read_list(r, tls_items, &tls_path, List::Tls(&hosts), &metadata.namespace);
+    let tcp = stream_route::read_list(r, tcp_items, &tcp_path, List::Tcp, &metadata.namespace);
+    if items.is_empty() && tls_items.is_empty() && tcp_items.is_empty() && !r.failed {
+        r.missing(spec.at, &http_path, "write `http:`, `tls:` or `tcp:` with at least one rule");
     }
     spec.finish(r, &SPEC);
     // What was wrong is missing from the rules: one with a bad match would look as if it matched everything.
     if !r.failed {
         unreachable_rules(r, &http, &http_path);
+        unreachable_streams(r, &tls, &tls_path);
+        unreachable_streams(r, &tcp, &tcp_path);
     }
-    (!r.failed).then_some(VirtualService { hosts, mesh, export_to, http })
+    (!r.failed).then_some(VirtualService { hosts, mesh, export_to, http, tls, tcp })
 }
 
 /// Whether it applies to sidecars.
@@ -126,6 +134,16 @@ fn unreachable_rules(r: &mut Reader<'_>, http: &[HttpRoute], path: &Path<'_>) {
         let message = format!("the rule is never reached: rule {} at {} matches everything", last.index, last.at);
         let hint = "move it before that rule";
         r.warning(Code::UNREACHABLE_RULE, route.at, &path.index(route.index as usize), message, hint);
+    }
+}
+
+/// Likewise for connections.
+fn unreachable_streams(r: &mut Reader<'_>, rules: &[StreamRoute], path: &Path<'_>) {
+    let Some(last) = rules.iter().find(|rule| rule.is_match_all()) else { return };
+    for rule in rules.iter().filter(|rule| rule.index > last.index) {
+        let message = format!("the rule is never reached: rule {} at {} matches everything", last.index, last.at);
+        let hint = "move it before that rule";
+        r.warning(Code::UNREACHABLE_RULE, rule.at, &path.index(rule.index as usize), message, hint);
     }
 }
 
