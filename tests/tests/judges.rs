@@ -14,7 +14,7 @@ use std::{
 };
 
 use meshring_core::http::{
-    BodyDecoder, BodyFraming, Bounds, Event, Fields, LAST_CHUNK, Method, NoEdits, RequestOut, ResponseOut,
+    BodyDecoder, BodyFraming, Bounds, Event, Fields, LAST_CHUNK, Method, NoEdits, RequestOut, ResponseOut, Via,
     encode_chunk, request, request_head, response, response_head, serialize,
 };
 use meshring_tests::{
@@ -237,7 +237,7 @@ fn relay_request(wire: &[u8]) -> Relayed {
         return Relayed::Refused;
     }
     let mut out = Vec::new();
-    let how = RequestOut { via: true, ..RequestOut::new(&head, &NoEdits) };
+    let how = RequestOut { via: Via::Http1, ..RequestOut::new(&head, &NoEdits) };
     request_head(&mut out, wire, &head, &fields, &how);
     let written = String::from_utf8_lossy(&out).into_owned();
     let target = written.split(' ').nth(1).unwrap().to_owned();
@@ -268,7 +268,7 @@ fn relay_response(wire: &[u8], method: &str) -> Relayed {
         if head.is_switching() {
             return Relayed::Refused;
         }
-        let how = ResponseOut { via: true, ..ResponseOut::new(&head, &NoEdits) };
+        let how = ResponseOut { via: Via::Http1, ..ResponseOut::new(&head, &NoEdits) };
         response_head(&mut out, rest, &head, &fields, &how);
         if head.is_interim() {
             rest = &rest[head.len..];
