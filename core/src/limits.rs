@@ -181,6 +181,9 @@ pub const HTTP2_HEADER_BLOCK_BYTES_MAX: usize = 2 * HTTP2_HEADER_LIST_BYTES_MAX 
 pub const HTTP2_HEADER_FRAMES_MAX: usize = 64;
 /// Interim responses that wait to be read, in bytes of text.
 pub const HTTP2_INTERIM_BYTES_MAX: usize = 64 * 1024;
+/// What may wait to be written before no more is read, in bytes: a buffer of data, the largest head on top of it, and a buffer of
+/// answers. Less, and two of us that send much to each other would both wait for the other to read.
+pub const HTTP2_UNWRITTEN_BYTES_MAX: usize = 2 * BUFFER_BYTES + HTTP2_HEADER_LIST_BYTES_MAX as usize;
 /// Frames in a row that are of no use (empty DATA, PING, PRIORITY, SETTINGS, ...) before a peer is told to calm down. Each one that is
 /// of use makes up for two, and half a minute for all.
 pub const HTTP2_USELESS_FRAMES_MAX: u32 = 10_000;

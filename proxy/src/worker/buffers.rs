@@ -129,6 +129,9 @@ impl Buffer {
         if self.bytes.is_empty() && self.bytes.capacity() > 0 {
             self.count(0);
             self.pool.give(std::mem::take(&mut self.bytes));
+        } else {
+            // It may have grown.
+            self.count(self.bytes.capacity());
         }
     }
 

@@ -13,7 +13,7 @@ use std::{
 
 use meshring_core::{
     http::http2::{Code, ConnectionError, Engine, Role, Wake},
-    limits::{BODY_IDLE_MS_MAX, BUFFER_BYTES, HOLD_BUFFER_MS_MAX, HTTP2_LAST_WORDS_MS_MAX},
+    limits::{BODY_IDLE_MS_MAX, BUFFER_BYTES, HOLD_BUFFER_MS_MAX, HTTP2_LAST_WORDS_MS_MAX, HTTP2_UNWRITTEN_BYTES_MAX},
 };
 
 use crate::worker::{
@@ -156,8 +156,10 @@ impl Link {
                 if ends_now {
                     self.finish(timer, &writing);
                 }
+                let was_written = is_written;
                 is_written = is_written || writer.as_mut().poll(cx).is_ready();
-                let goes_on = ends_now || self.is_stalled.get() && !self.is_full();
+                // A write that fails is the end, too, which nobody else tells.
+                let goes_on = ends_now || is_written && !was_written || self.is_stalled.get() && !self.is_full();
                 if ended.is_some() || !goes_on {
                     break;
                 }
@@ -233,7 +235,7 @@ impl Link {
     }
 
     fn is_full(&self) -> bool {
-        self.outgoing.borrow().len() >= BUFFER_BYTES
+        self.outgoing.borrow().len() >= HTTP2_UNWRITTEN_BYTES_MAX
     }
 
     fn take(&self, worker: &Worker, bytes: &[u8]) -> Result<usize, ConnectionError> {

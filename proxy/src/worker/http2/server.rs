@@ -134,7 +134,8 @@ impl Side for Server<'_> {
             Care::Ping => link.with(|protocol, out| protocol.ping(out)),
             Care::Dead => return true,
             Care::Idle if !self.is_leaving => self.leave(link),
-            Care::Idle => {}
+            // It has not answered the PING behind GOAWAY for a whole look.
+            Care::Idle => return true,
         }
         false
     }

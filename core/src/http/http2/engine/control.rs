@@ -50,17 +50,17 @@ impl<T: Wake + Default> Engine<T> {
                 return Err(ConnectionError::new(Code::FLOW_CONTROL_ERROR, reason));
             }
             self.wake_queued(usize::MAX);
-            return self.useless();
+            return self.updated();
         }
         let Some(key) = self.streams.find(header.stream) else {
             if self.is_unopened(header.stream) {
                 return Err(ConnectionError::protocol("WINDOW_UPDATE on a stream that nobody has opened"));
             }
-            return self.useless();
+            return self.updated();
         };
         let Some(stream) = self.streams.get_mut(key) else { return Ok(()) };
         if stream.fault.is_some() {
-            return self.useless();
+            return self.updated();
         }
         if increment == 0 {
             return self.break_stream(key, Code::PROTOCOL_ERROR, "WINDOW_UPDATE by nothing", out);
@@ -73,7 +73,16 @@ impl<T: Wake + Default> Engine<T> {
         if stream.send_window > 0 {
             stream.waiter.wake();
         }
-        self.useless()
+        self.updated()
+    }
+
+    /// A WINDOW_UPDATE was taken in.
+    pub(super) fn updated(&mut self) -> Received<()> {
+        match self.updates_due.checked_sub(1) {
+            Some(left) => self.updates_due = left,
+            None => return self.useless(),
+        }
+        Ok(())
     }
 
     pub(super) fn reset_by_peer(&mut self, header: FrameHeader, payload: &[u8], out: &mut Vec<u8>) -> Received<()> {
@@ -90,7 +99,11 @@ impl<T: Wake + Default> Engine<T> {
         if stream.fault.is_some() {
             return self.useless();
         }
-        let (was_over, is_premature) = (stream.is_over(), stream.sending == Sending::Head);
+        let (was_over, is_premature) = (
+            stream.is_over(),
+            // One that has waited long in vain is no attack: its server is slow.
+            stream.sending == Sending::Head && self.age == stream.opened_at,
+        );
         stream.sending = Sending::Ended;
         // A server that has said all may say that it needs no more of the request (RFC 9113 section 8.1): nothing is lost by that.
         let is_harmless = self.role == Role::Client && stream.inbox.is_ended;
@@ -99,6 +112,8 @@ impl<T: Wake + Default> Engine<T> {
             stream.fault = Some(Fault::Reset(Code(frame::number(payload))));
             if self.role == Role::Server {
                 unread = stream.inbox.discard() as u32;
+                // What is gone was not read: it must not look as if it had been all.
+                stream.inbox.is_ended = false;
             }
         }
         stream.waiter.wake();

@@ -56,6 +56,9 @@ impl<T: Wake + Default> Engine<T> {
             },
         };
         self.give_back(overhead as u32, out);
+        if let Some(key) = key.filter(|_| overhead > 0) {
+            self.renew(key, out);
+        }
         self.reading = Reading::Data { key, len, padding, ends };
         if len + padding == 0 {
             self.data_part(key, (0, 0), ends, b"", out);

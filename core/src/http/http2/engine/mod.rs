@@ -178,7 +178,11 @@ pub struct Engine<T> {
     /// Bytes that wait in the streams.
     waiting_bytes: usize,
     useless_frames: u32,
+    /// WINDOW_UPDATE frames that our data accounts for.
+    updates_due: u32,
     local_resets: usize,
+    /// Calls of [`forgive`](Self::forgive): about half a minute each.
+    age: u32,
     opened: u64,
     premature_resets: u64,
     failed: Option<ConnectionError>,
@@ -228,7 +232,9 @@ impl<T: Wake + Default> Engine<T> {
             events: VecDeque::new(),
             waiting_bytes: 0,
             useless_frames: 0,
+            updates_due: 0,
             local_resets: 0,
+            age: 0,
             opened: 0,
             premature_resets: 0,
             failed: None,
@@ -286,10 +292,11 @@ impl<T: Wake + Default> Engine<T> {
         self.failed.is_some()
     }
 
-    /// Bytes that wait for those who read streams.
+    /// Bytes that wait for those who read streams, and what has come of a frame or a header section.
     #[must_use]
     pub fn waiting_bytes(&self) -> usize {
-        self.waiting_bytes
+        let block = self.block.as_ref().map_or(0, |block| block.bytes.capacity());
+        self.waiting_bytes + self.partial.capacity() + block
     }
 
     /// Whether the answer to [`ping`](Self::ping) has come since the last call.
@@ -305,6 +312,7 @@ impl<T: Wake + Default> Engine<T> {
     /// To be called now and then: what is odd only in a crowd is forgiven.
     pub fn forgive(&mut self) {
         self.useless_frames = 0;
+        self.age = self.age.wrapping_add(1);
     }
 
     /// Begins to end the connection: new streams are taken for one more round trip (RFC 9113 section 6.8).
@@ -358,12 +366,18 @@ impl<T: Wake + Default> Engine<T> {
         let data = stream.inbox.consume(count) as u32;
         stream.count(&mut self.waiting_bytes);
         stream.credit += data;
+        self.renew(key, out);
+        self.give_back(data, out);
+    }
+
+    /// Gives window back to a stream, once it is worth a frame.
+    fn renew(&mut self, key: StreamKey, out: &mut Vec<u8>) {
+        let Some(stream) = self.streams.get_mut(key) else { return };
         if stream.is_receiving() && stream.credit >= HTTP2_STREAM_WINDOW_BYTES / 2 {
             let credit = std::mem::take(&mut stream.credit);
             stream.receive_window += credit;
             frame::write_number(out, kind::WINDOW_UPDATE, key.id, credit);
         }
-        self.give_back(data, out);
     }
 
     /// Gives window back to the connection.

@@ -3,7 +3,7 @@
 use super::super::code::{Code, ConnectionError};
 use super::super::frame::{self, FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FrameHeader, STREAM_MAX, flag, kind};
 use super::*;
-use crate::limits::{HTTP2_HEADER_BLOCK_BYTES_MAX, HTTP2_HEADER_FRAMES_MAX};
+use crate::limits::{HTTP2_HEADER_BLOCK_BYTES_MAX, HTTP2_HEADER_FRAMES_MAX, HTTP2_UNWRITTEN_BYTES_MAX};
 
 /// What has come, or why it ends the connection.
 pub(super) type Received<T> = Result<T, ConnectionError>;
@@ -16,7 +16,7 @@ impl<T: Wake + Default> Engine<T> {
     /// The other side breaks the protocol: see [`fail`](Self::fail).
     pub fn receive(&mut self, bytes: &[u8], scratch: &mut Scratch, out: &mut Vec<u8>) -> Received<usize> {
         let mut at = 0;
-        while at < bytes.len() && out.len() < BUFFER_BYTES {
+        while at < bytes.len() && out.len() < HTTP2_UNWRITTEN_BYTES_MAX {
             at += self.step(&bytes[at..], scratch, out)?;
         }
         Ok(at)

@@ -38,6 +38,9 @@ impl<T: Wake + Default> Engine<T> {
 
     /// A frame on a stream that nobody has.
     pub(super) fn closed(&mut self, id: u32, reason: &'static str) -> Received<()> {
+        if self.is_behind_the_last(id) {
+            return self.useless();
+        }
         if self.is_unopened(id) {
             return Err(ConnectionError::protocol("a frame on a stream that nobody has opened"));
         }
@@ -51,9 +54,14 @@ impl<T: Wake + Default> Engine<T> {
         Err(ConnectionError::new(Code::STREAM_CLOSED, reason))
     }
 
+    /// Whether it is a request that crossed our last GOAWAY, which was not taken: so are its frames (RFC 9113 section 6.8).
+    pub(super) fn is_behind_the_last(&self, id: u32) -> bool {
+        self.role == Role::Server && self.leaving == Leaving::Final && id % 2 == 1 && id > self.last_id
+    }
+
     pub(super) fn is_unopened(&self, id: u32) -> bool {
         match (self.role, id % 2 == 1) {
-            (Role::Server, true) => id > self.last_id,
+            (Role::Server, true) => id > self.last_id && !self.is_behind_the_last(id),
             (Role::Client, true) => id >= self.next_id,
             (_, false) => true,
         }
@@ -103,6 +111,7 @@ impl<T: Wake + Default> Engine<T> {
             }
         };
         stream.method = Some(shape.map_or(Method::Other, |shape| shape.method));
+        stream.opened_at = self.age;
         stream.inbox.has_head = true;
         stream.inbox.is_ended = ends;
         stream.inbox.coding = Coding::of(shape.map_or(BodyFraming::None, |shape: Shape| shape.framing));

@@ -96,12 +96,12 @@ impl<T: Wake + Default> Engine<T> {
         if stream.sending == Sending::Ended || self.failed.is_some() {
             return Room::Gone;
         }
+        stream.waits_with_head = false;
         let window = stream.send_window.min(self.send_window);
         let room = BUFFER_BYTES.saturating_sub(out.len() + FRAME_HEADER_BYTES);
         // Smaller pieces would cost more than they carry.
         if window > 0 && room >= ROOM_BYTES_MIN {
             let len = (window as usize).min(room).min(self.wishes.max_frame);
-            stream.is_queued = false;
             return Room::Bytes(len);
         }
         if stream.send_window > 0 && !stream.is_queued {
@@ -116,11 +116,11 @@ impl<T: Wake + Default> Engine<T> {
         if out.len() < BUFFER_BYTES || self.failed.is_some() {
             return true;
         }
-        if let Some(stream) = self.streams.get_mut(key)
-            && !stream.is_queued
-        {
-            stream.is_queued = true;
-            self.streams.queue.push_back(key);
+        if let Some(stream) = self.streams.get_mut(key) {
+            stream.waits_with_head = true;
+            if !std::mem::replace(&mut stream.is_queued, true) {
+                self.streams.queue.push_back(key);
+            }
         }
         false
     }
@@ -142,20 +142,28 @@ impl<T: Wake + Default> Engine<T> {
         FrameHeader { len: data.len(), kind: kind::DATA, flags, stream: key.id }.write(out);
         out.extend_from_slice(data);
         self.settle(was_over, key);
+        // Go refreshes both windows with each read, and its buffered readers read 4 KiB.
+        self.updates_due = (self.updates_due + 2 + data.len() as u32 / UPDATED_BYTES).min(UPDATES_DUE_MAX);
         self.useful();
     }
 
     /// What was in `out` is on its way, or `out` was empty: lets some of those go on that wait for room.
     pub fn wake_queued(&mut self, count: usize) {
-        if self.send_window <= 0 {
-            return;
-        }
-        for _ in 0..count {
+        let (has_window, mut woken) = (self.send_window > 0, 0);
+        // Each at most once: who has to wait for the window goes back.
+        for _ in 0..self.streams.queue.len() {
+            if woken == count {
+                return;
+            }
             let Some(key) = self.streams.queue.pop_front() else { return };
-            if let Some(stream) = self.streams.get_mut(key)
-                && std::mem::take(&mut stream.is_queued)
-            {
+            let Some(stream) = self.streams.get_mut(key) else { continue };
+            // Heads need no window (RFC 9113 section 6.9).
+            if has_window || stream.waits_with_head {
+                stream.is_queued = false;
                 stream.waiter.wake();
+                woken += 1;
+            } else {
+                self.streams.queue.push_back(key);
             }
         }
     }
@@ -225,6 +233,10 @@ pub fn encode_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     }
 }
 
+/// So many bytes that we have sent may be acknowledged by one WINDOW_UPDATE.
+const UPDATED_BYTES: u32 = 512;
+/// As many as all streams of an upstream may owe us.
+const UPDATES_DUE_MAX: u32 = 100_000;
 /// Room that is worth a frame, in bytes.
 const ROOM_BYTES_MIN: usize = 256;
 /// Names of this length are made small without memory of their own.

@@ -44,8 +44,12 @@ pub(super) struct Stream<T> {
     pub(super) receive_window: u32,
     /// What was read of it and is not given back yet, in bytes.
     pub(super) credit: u32,
-    /// Waits for room on the connection.
+    /// Waits for room on the connection: stands in the queue, once.
     pub(super) is_queued: bool,
+    /// What it waits with is a head.
+    pub(super) waits_with_head: bool,
+    /// When it was opened, see [`forgive`](super::Engine::forgive).
+    pub(super) opened_at: u32,
     /// Of the text of the request.
     pub(super) method: Option<Method>,
     /// Of an upstream's stream.

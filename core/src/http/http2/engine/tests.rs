@@ -1,3 +1,6 @@
+use std::cell::Cell;
+use std::rc::Rc;
+
 use super::super::frame::{FRAME_HEADER_BYTES, FrameHeader, kind};
 use super::super::hpack::{encode, encode_status};
 use super::super::{Code, Fault};
@@ -361,4 +364,222 @@ fn large_heads_go_out_in_several_frames() {
     pair.request("GET", true, &[("x-1", &value), ("x-2", &value), ("x-3", &value)]);
     let opening = pair.opened();
     assert_eq!(pair.read(opening.key).unwrap().matches(&value).count(), 3);
+}
+
+/// Counts how often it was woken.
+#[derive(Debug, Default)]
+struct Woken(Rc<Cell<usize>>);
+
+impl Wake for Woken {
+    fn wake(&self) {
+        self.0.set(self.0.get() + 1);
+    }
+}
+
+#[test]
+fn a_head_that_waits_for_room_is_woken_also_where_the_window_of_the_connection_is_spent() {
+    let mut out = Vec::new();
+    let mut server: Engine<Woken> = Engine::new(Role::Server, &mut out);
+    // A stream's window is larger than the connection's.
+    let settings = frame(kind::SETTINGS, 0, 0, &[0, 4, 0, 2, 0, 0]);
+    let hello = [PREFACE, &settings, &get(1, 5), &get(3, 5)].concat();
+    let mut scratch = Scratch::default();
+    assert_eq!(server.receive(&hello, &mut scratch, &mut out), Ok(hello.len()));
+    let mut next = || match server.next_event() {
+        Some(Event::Opened(opening)) => opening.key,
+        other => panic!("{other:?}"),
+    };
+    let (first, second) = (next(), next());
+    server.section(first, true, false, &mut out, |out| encode_status(out, 200));
+    loop {
+        match server.room(first, &out) {
+            Room::Bytes(room) => server.data(first, &vec![0; room], false, &mut out),
+            // It is written.
+            Room::Wait if server.send_window > 0 => out.clear(),
+            _ => break,
+        }
+    }
+    // So much is to be written that a head has to wait.
+    out.resize(2 * BUFFER_BYTES, 0);
+    assert!(!server.head_room(second, &out));
+    let before = server.waiter(second).unwrap().0.get();
+    out.clear();
+    server.wake_queued(usize::MAX);
+    assert!(server.waiter(second).unwrap().0.get() > before, "HEADERS need no window (RFC 9113 section 6.9)");
+}
+
+#[test]
+fn frames_of_a_stream_that_came_behind_the_last_goaway_are_ignored() {
+    for late in [
+        frame(kind::DATA, 0x1, 3, b"abc"),
+        frame(kind::RST_STREAM, 0, 3, &[0, 0, 0, 8]),
+        frame(kind::WINDOW_UPDATE, 0, 3, &[0, 0, 0, 8]),
+        frame(kind::HEADERS, 0x5, 3, b"\x00\x01x\x01y"),
+    ] {
+        let (mut server, mut out, _) = after(&get(1, 5));
+        server.leave(&mut out);
+        // The client has begun the next request before it saw GOAWAY, and writes it behind the answer to the PING.
+        let bytes = [frame(kind::PING, 0x1, 0, &LEAVING), get(3, 4), late].concat();
+        let result = receive(&mut server, &bytes, &mut Scratch::default(), &mut out);
+        assert_eq!(result, Ok(()), "the first request is still being answered (RFC 9113 section 6.8)");
+    }
+}
+
+#[test]
+fn who_gives_credit_for_every_page_that_it_reads_is_no_flood() {
+    // What Go's net/http does: both windows are refreshed with each read of 4 KiB, and that is what its buffered readers read.
+    let mut pair = Pair::new();
+    let key = pair.request("POST", false, &[]);
+    for round in 0..5_000 {
+        pair.client.data(key, &[1; 16_384], false, &mut pair.to_server);
+        pair.to_server.clear();
+        for _ in 0..4 {
+            for stream in [0, key.id] {
+                let update = frame(kind::WINDOW_UPDATE, 0, stream, &4_096_u32.to_be_bytes());
+                let result = pair.client.receive(&update, &mut pair.scratch, &mut pair.to_server);
+                assert!(result.is_ok(), "after {} MB: {result:?}", round * 16_384 / 1_000_000);
+            }
+        }
+    }
+}
+
+#[test]
+fn both_sides_that_send_much_read_nevertheless() {
+    const PIPE_BYTES: usize = 128 * 1024;
+    const STREAMS: usize = 20;
+
+    /// As the task of a connection, with a socket that takes so much.
+    struct End {
+        engine: Engine<()>,
+        out: Vec<u8>,
+        writing: Vec<u8>,
+        input: Vec<u8>,
+        keys: Vec<StreamKey>,
+        read: usize,
+    }
+
+    impl End {
+        fn turn(&mut self, from: &mut Vec<u8>, to: &mut Vec<u8>, scratch: &mut Scratch) {
+            if self.input.is_empty() {
+                let count = from.len().min(BUFFER_BYTES);
+                self.input.extend(from.drain(..count));
+            }
+            let taken = self.engine.receive(&self.input, scratch, &mut self.out).unwrap();
+            self.input.drain(..taken);
+            while let Some(event) = self.engine.next_event() {
+                let Event::Opened(opening) = event else { panic!("{event:?}") };
+                self.engine.section(opening.key, true, false, &mut self.out, |out| encode_status(out, 200));
+                self.keys.push(opening.key);
+            }
+            for key in self.keys.clone() {
+                while let Piece::Bytes(bytes) = self.engine.piece(key).unwrap() {
+                    let count = bytes.len();
+                    self.engine.consume(key, count, &mut self.out);
+                    self.read += count;
+                }
+                while let Room::Bytes(room) = self.engine.room(key, &self.out) {
+                    self.engine.data(key, &vec![0; room], false, &mut self.out);
+                }
+            }
+            self.keys.rotate_left(1);
+            if self.writing.is_empty() {
+                std::mem::swap(&mut self.writing, &mut self.out);
+                self.engine.wake_queued(usize::MAX);
+            }
+            let count = self.writing.len().min(PIPE_BYTES - to.len());
+            to.extend(self.writing.drain(..count));
+        }
+    }
+
+    let mut pair = Pair::new();
+    let keys: Vec<_> = (0..STREAMS).map(|_| pair.request("POST", false, &[])).collect();
+    let Pair { server, client, mut scratch, .. } = pair;
+    let end = |engine, keys| End { engine, out: vec![], writing: vec![], input: vec![], keys, read: 0 };
+    let (mut client, mut server) = (end(client, keys), end(server, vec![]));
+    let (mut up, mut down) = (Vec::new(), Vec::new());
+    // Both begin to send before anything has arrived.
+    for _ in 0..20 {
+        client.turn(&mut Vec::new(), &mut up, &mut scratch);
+        server.turn(&mut Vec::new(), &mut down, &mut scratch);
+    }
+    for round in 0..50 {
+        let had = (server.read, client.read);
+        for _ in 0..20 {
+            client.turn(&mut down, &mut up, &mut scratch);
+            server.turn(&mut up, &mut down, &mut scratch);
+        }
+        assert!(server.read > had.0 && client.read > had.1, "nothing moves any more after {round} rounds");
+    }
+}
+
+#[test]
+fn a_tunnel_that_is_reset_behind_its_end_does_not_look_whole() {
+    let mut block = Vec::new();
+    for (name, value) in [(":method", "CONNECT"), (":authority", "echo:1")] {
+        encode(&mut block, name.as_bytes(), value.as_bytes(), false);
+    }
+    let bytes = [
+        frame(kind::HEADERS, 4, 1, &block),
+        frame(kind::DATA, 0x1, 1, b"half of it"),
+        frame(kind::RST_STREAM, 0, 1, &[0, 0, 0, 8]),
+    ]
+    .concat();
+    let (mut server, ..) = after(&bytes);
+    let Some(Event::Opened(opening)) = server.next_event() else { panic!("no request") };
+    assert!(matches!(server.piece(opening.key), Err(Fault::Reset(_))), "what was not read is gone");
+}
+
+#[test]
+fn padding_is_given_back_also_where_nothing_else_comes() {
+    let (mut server, mut out, _) = after(&get(1, 4));
+    let padding = [&[255][..], &[0; 255]].concat();
+    let mut scratch = Scratch::default();
+    let mut window = i64::from(HTTP2_STREAM_WINDOW_BYTES);
+    for _ in 0..1_000 {
+        let mut said = Vec::new();
+        receive(&mut server, &frame(kind::DATA, 0x8, 1, &padding), &mut scratch, &mut said).unwrap();
+        window -= 256;
+        if said.windows(9).any(|frame| frame[3] == kind::WINDOW_UPDATE && frame[8] == 1) {
+            window = i64::from(HTTP2_STREAM_WINDOW_BYTES);
+        }
+        assert!(window > 0, "nobody gives this window back");
+        out.clear();
+    }
+}
+
+#[test]
+fn a_stream_waits_in_the_queue_once() {
+    let (mut pair, mut full) = (Pair::new(), Vec::new());
+    full.resize(BUFFER_BYTES, 0);
+    let key = pair.request("POST", false, &[]);
+    for _ in 0..100 {
+        assert_eq!(pair.client.room(key, &full), Room::Wait);
+        // Woken for another reason: by an answer, or by its own window.
+        assert!(matches!(pair.client.room(key, &[]), Room::Bytes(_)));
+    }
+    assert!(pair.client.streams.queue.len() <= 1, "{} times", pair.client.streams.queue.len());
+}
+
+#[test]
+fn a_head_that_goes_on_counts_as_memory() {
+    let bytes = [frame(kind::HEADERS, 0, 1, &[0; 16_000]), frame(kind::CONTINUATION, 0, 1, &[0; 16_000])].concat();
+    let (server, ..) = after(&bytes);
+    assert!(server.waiting_bytes() >= 32_000, "{}", server.waiting_bytes());
+}
+
+#[test]
+fn requests_that_time_out_are_no_rapid_reset() {
+    let (mut server, mut out, _) = after(b"");
+    let mut scratch = Scratch::default();
+    for count in 1..=HTTP2_PREMATURE_RESETS_MAX as u32 + 1 {
+        let stream = 2 * count - 1;
+        receive(&mut server, &get(stream, 5), &mut scratch, &mut out).unwrap();
+        let Some(Event::Opened(opening)) = server.next_event() else { panic!("no request") };
+        // A minute passes: nothing answers.
+        server.forgive();
+        server.forgive();
+        let reset = frame(kind::RST_STREAM, 0, stream, &[0, 0, 0, 8]);
+        assert_eq!(receive(&mut server, &reset, &mut scratch, &mut out), Ok(()), "request {count}");
+        server.release(opening.key, &mut out);
+    }
 }
