@@ -167,9 +167,9 @@ fn a_call_that_is_not_understood_gets_our_error_with_place_and_reason() {
         ("POST /v1/explain", "", 400, "the body is not JSON: line 1, column 0: EOF"),
         (
             "POST /v1/explain",
-            "{\"from\": \"a/b\"}",
+            "{\"url\": \"a\"}",
             400,
-            "the body is not what this call takes: line 1, column 15: missing field `url`",
+            "the body is not what this call takes: line 1, column 12: missing field `from`",
         ),
         (
             "POST /v1/apply",

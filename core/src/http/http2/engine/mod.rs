@@ -337,6 +337,7 @@ impl<T: Wake + Default> Engine<T> {
     /// The connection is gone: so are its streams.
     pub fn lose(&mut self) {
         self.failed.get_or_insert(ConnectionError::new(Code::NO_ERROR, "lost"));
+        (self.partial, self.block) = (Vec::new(), None);
         for stream in self.streams.iter_mut() {
             stream.sending = Sending::Ended;
             // What was complete is.
