@@ -85,9 +85,10 @@ fn both_directions_go_around_tcp() {
     for address in ["127.0.0.1:0", "[::1]:0", "[::]:0", "0.0.0.0:0"] {
         let listener = world.listener(address);
         let port = listener.local_addr().unwrap().port();
-        let to: SocketAddr = if address.starts_with("[::1]") { format!("[::1]:{port}") } else { format!("127.0.0.1:{port}") }
-            .parse()
-            .unwrap();
+        let to: SocketAddr =
+            if address.starts_with("[::1]") { format!("[::1]:{port}") } else { format!("127.0.0.1:{port}") }
+                .parse()
+                .unwrap();
         let mut client = TcpStream::connect(to).unwrap();
         let (mut server, _) = listener.accept().unwrap();
         client.write_all(b"question").unwrap();
@@ -119,30 +120,57 @@ fn what_closes_show() {
         client.write_all(b"unread").unwrap();
         drop(server);
         thread::sleep(Duration::from_millis(20));
-        println!("{name} unread close: read {:?} write {:?} {:?}", client.read(&mut buffer), client.write(b"x"), client.write(b"x"));
+        println!(
+            "{name} unread close: read {:?} write {:?} {:?}",
+            client.read(&mut buffer),
+            client.write(b"x"),
+            client.write(b"x")
+        );
         // linger 0
         let (mut client, mut server) = pair(listener);
         server.write_all(b"before").unwrap();
         rustix::net::sockopt::set_socket_linger(&server, Some(Duration::ZERO)).unwrap();
         drop(server);
         thread::sleep(Duration::from_millis(20));
-        println!("{name} linger 0: read {:?} {:?} {:?} write {:?}", client.read(&mut buffer), client.read(&mut buffer), client.read(&mut buffer), client.write(b"x"));
+        println!(
+            "{name} linger 0: read {:?} {:?} {:?} write {:?}",
+            client.read(&mut buffer),
+            client.read(&mut buffer),
+            client.read(&mut buffer),
+            client.write(b"x")
+        );
         // write after close
         let (mut client, mut server) = pair(listener);
         client.write_all(b"a").unwrap();
         server.read(&mut buffer).unwrap();
         drop(server);
         thread::sleep(Duration::from_millis(20));
-        println!("{name} write after close: {:?} {:?} read {:?}", client.write(b"x"), client.write(b"x"), client.read(&mut buffer));
+        println!(
+            "{name} write after close: {:?} {:?} read {:?}",
+            client.write(b"x"),
+            client.write(b"x"),
+            client.read(&mut buffer)
+        );
         // write after own shutdown
         let (mut client, mut server) = pair(listener);
         client.write_all(b"a").unwrap();
         client.shutdown(Shutdown::Write).unwrap();
-        println!("{name} write after shutdown: {:?} read {:?} {:?}", client.write(b"x"), server.read(&mut buffer), server.read(&mut buffer));
+        println!(
+            "{name} write after shutdown: {:?} read {:?} {:?}",
+            client.write(b"x"),
+            server.read(&mut buffer),
+            server.read(&mut buffer)
+        );
         // shutdown read
         let (mut client, mut server) = pair(listener);
         server.shutdown(Shutdown::Read).unwrap();
-        println!("{name} write to shut read: {:?} {:?}, read {:?} {:?}", client.write(b"x"), client.write(b"y"), server.read(&mut buffer), server.read(&mut buffer));
+        println!(
+            "{name} write to shut read: {:?} {:?}, read {:?} {:?}",
+            client.write(b"x"),
+            client.write(b"y"),
+            server.read(&mut buffer),
+            server.read(&mut buffer)
+        );
         let (mut client, server) = pair(listener);
         client.write_all(b"hello").unwrap();
         println!("{name} FIONREAD {:?}", rustix::io::ioctl_fionread(&server));

@@ -101,10 +101,8 @@ pub(super) struct Assembler {
 impl Assembler {
     fn push(&mut self, opcode: u8, to: Register, from: u8, offset: i16, immediate: i32) -> &mut Self {
         let registers = u64::from(from << 4 | to as u8);
-        let word = u64::from(opcode)
-            | registers << 8
-            | u64::from(offset as u16) << 16
-            | u64::from(immediate as u32) << 32;
+        let word =
+            u64::from(opcode) | registers << 8 | u64::from(offset as u16) << 16 | u64::from(immediate as u32) << 32;
         self.code.push(word);
         self
     }
@@ -202,7 +200,13 @@ impl Assembler {
     }
 
     /// Jumps where two registers compare so.
-    pub(super) fn jump_register(&mut self, label: &'static str, left: Register, when: If, right: Register) -> &mut Self {
+    pub(super) fn jump_register(
+        &mut self,
+        label: &'static str,
+        left: Register,
+        when: If,
+        right: Register,
+    ) -> &mut Self {
         self.jumps.push((self.code.len(), label));
         self.push(JUMP64 | when as u8 | FROM_REGISTER, left, right as u8, 0, 0)
     }
@@ -224,7 +228,8 @@ impl Assembler {
     pub(super) fn finish(mut self) -> Vec<u64> {
         for (at, label) in self.jumps {
             let target = *self.labels.get(label).unwrap_or_else(|| panic!("no label {label}"));
-            let distance = i16::try_from(target as i64 - at as i64 - 1).unwrap_or_else(|_| panic!("{label} is too far"));
+            let distance =
+                i16::try_from(target as i64 - at as i64 - 1).unwrap_or_else(|_| panic!("{label} is too far"));
             self.code[at] |= u64::from(distance as u16) << 16;
         }
         self.code

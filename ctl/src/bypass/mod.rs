@@ -149,9 +149,8 @@ impl Bypass {
         let findings = probe::probe()?;
         let offsets = Offsets::of_this_kernel()?;
         let maps = Maps::create(sockets_max).map_err(|(name, error)| Cause::Map(refusal(name, &error)))?;
-        let load = |name, kind, code: Vec<u64>| {
-            Program::load(name, kind, &code).map_err(|error| Cause::Program(name, error))
-        };
+        let load =
+            |name, kind, code: Vec<u64>| Program::load(name, kind, &code).map_err(|error| Cause::Program(name, error));
         let sk_msg = load(SK_MSG_NAME, ProgramType::SkMsg, programs::sk_msg(&maps, &offsets))?;
         let sockops = load(SOCK_OPS_NAME, ProgramType::SockOps, programs::sockops(&maps, &offsets))?;
         let attach = |error: io::Error| Cause::Attach { path: cgroup.clone(), what: refusal("cannot attach", &error) };

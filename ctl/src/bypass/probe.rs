@@ -40,22 +40,17 @@ pub(super) enum ProbeError {
 
 /// Redirects one message between two sockets of this process.
 pub(super) fn probe() -> Result<Findings, ProbeError> {
-    let spec = MapSpec {
-        name: "mesh_trial",
-        kind: MapType::Sockhash,
-        key_bytes: 4,
-        value_bytes: 8,
-        entries_max: 2,
-        flags: 0,
-    };
+    let spec =
+        MapSpec { name: "mesh_trial", kind: MapType::Sockhash, key_bytes: 4, value_bytes: 8, entries_max: 2, flags: 0 };
     let sockets = Map::create(spec).map_err(|error| ProbeError::Refused(super::refusal("a map of sockets", &error)))?;
     let mut a = Assembler::default();
     // To the socket under 1; whatever comes out of that is the verdict.
     a.store_value(Word, R10, -4, 1).map(R2, &sockets).copy(R3, R10).add(R3, -4).set(R4, 1);
     a.call(Helper::MsgRedirectHash).exit();
     let _ = R1;
-    let program = Program::load("mesh_trial", ProgramType::SkMsg, &a.finish())
-        .map_err(|error| ProbeError::Refused(super::refusal(&format!("a sk_msg program: {}", error.log), &error.source)))?;
+    let program = Program::load("mesh_trial", ProgramType::SkMsg, &a.finish()).map_err(|error| {
+        ProbeError::Refused(super::refusal(&format!("a sk_msg program: {}", error.log), &error.source))
+    })?;
     program.attach_to_sockets(&sockets).map_err(ProbeError::Trial)?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let mut sender = TcpStream::connect(listener.local_addr()?)?;

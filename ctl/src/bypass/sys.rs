@@ -259,9 +259,20 @@ fn load_btf(value_bytes: u32) -> io::Result<OwnedFd> {
     let (name_int, name_word) = (1, 5);
     let strings = b"\0int\0word\0";
     let types: [u32; 14] = [
-        name_int, KIND_INT, 4, 32, // 1: int
-        name_word, KIND_INT, 8, 64, // 2: word
-        0, KIND_ARRAY, 0, 2, 1, value_bytes / 8, // 3: words
+        name_int,
+        KIND_INT,
+        4,
+        32, // 1: int
+        name_word,
+        KIND_INT,
+        8,
+        64, // 2: word
+        0,
+        KIND_ARRAY,
+        0,
+        2,
+        1,
+        value_bytes / 8, // 3: words
     ];
     let types_bytes = (types.len() * 4) as u32;
     let mut blob = Vec::new();
@@ -353,8 +364,7 @@ fn tail(log: &[u8]) -> String {
 fn program_info(fd: BorrowedFd<'_>) -> io::Result<(u32, String)> {
     // Of `struct bpf_prog_info` the id is at 4, the name at 64.
     let mut info = [0_u8; 128];
-    let mut attributes =
-        Attributes::new().fd(0, fd).u32(4, info.len() as u32).u64(8, address_mut(info.as_mut_slice()));
+    let mut attributes = Attributes::new().fd(0, fd).u32(4, info.len() as u32).u64(8, address_mut(info.as_mut_slice()));
     // SAFETY: the kernel writes at most the length that is said.
     unsafe { bpf(command::INFO_BY_FD, &mut attributes)? };
     let id = u32::from_ne_bytes([info[4], info[5], info[6], info[7]]);

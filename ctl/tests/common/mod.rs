@@ -318,6 +318,7 @@ impl FakeProxy {
             generation: Generation(0),
             checksum: 0,
             service_account: None,
+            bypass: false,
             join_token: None,
         };
         adjust(&mut hello);

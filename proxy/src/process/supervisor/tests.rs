@@ -51,7 +51,7 @@ fn counts_after_a_panic(driver: Driver) {
     let (sender, ended) = mpsc::channel();
     let events = Events { sender, bell: Arc::new(bell) };
     let sockets = bind_all(&config, 1).unwrap();
-    let supervisor = Supervisor::start(
+    let mut supervisor = Supervisor::start(
         &config,
         driver,
         &stats,
