@@ -349,8 +349,8 @@ pub const TRAILER_FIELDS_MAX: usize = 32;
 /// Input that is still read, and thrown away, after a last response, in bytes: closing with unread input resets the
 /// connection and takes the response from the client.
 pub const LINGER_BYTES_MAX: usize = 64 * 1024;
-/// Bytes that a socket of the bypass may have unread before the other end goes over to TCP. The kernel sets no bound to
-/// what is redirected; TCP's own are 128 KiB at first and tens of megabytes later (`tcp_rmem`).
+/// Bytes that a socket of the bypass may have unread before the other end goes over to TCP, if half of its receive
+/// buffer (`SO_RCVBUF`, 128 KiB at first) is not less. The kernel sets no bound to what is redirected.
 pub const BYPASS_UNREAD_BYTES_MAX: u32 = 256 * 1024;
 /// Messages likewise, since its reader was last seen with nothing unread: each costs the kernel 1 KiB beside its bytes.
 pub const BYPASS_MESSAGES_MAX: u32 = 64;

@@ -48,6 +48,8 @@ pub(super) enum If {
     Equal = 0x10,
     Greater = 0x20,
     NotEqual = 0x50,
+    /// Unsigned, as `Greater`.
+    AtMost = 0xb0,
 }
 
 /// `enum bpf_func_id`.
@@ -78,6 +80,7 @@ const JUMP64: u8 = 0x05;
 const JUMP32: u8 = 0x06;
 const FROM_REGISTER: u8 = 0x08;
 const OP_ADD: u8 = 0x00;
+const OP_SUB: u8 = 0x10;
 const OP_DIV: u8 = 0x30;
 const OP_AND: u8 = 0x50;
 const OP_RSH: u8 = 0x70;
@@ -125,6 +128,11 @@ impl Assembler {
     /// `to += from`.
     pub(super) fn add_register(&mut self, to: Register, from: Register) -> &mut Self {
         self.push(ALU64 | OP_ADD | FROM_REGISTER, to, from as u8, 0, 0)
+    }
+
+    /// `to -= from`.
+    pub(super) fn subtract_register(&mut self, to: Register, from: Register) -> &mut Self {
+        self.push(ALU64 | OP_SUB | FROM_REGISTER, to, from as u8, 0, 0)
     }
 
     /// `to &= value`, in 64 bits with the sign extended.

@@ -62,7 +62,12 @@ pub(super) mod pair {
 /// Whose a socket is: set by control on listeners (accepted sockets inherit it), by the program on what a proxy connects.
 pub(super) mod owner {
     pub(in super::super) const SLOT: i16 = 0;
+    /// What TCP counts as bytes of a connection though it is none: SYN and FIN, by who has connected.
+    pub(in super::super) const UNCOUNTED: i16 = 4;
     pub(in super::super) const BYTES: i16 = 8;
+
+    pub(in super::super) const UNCOUNTED_ACCEPTED: i32 = 2;
+    pub(in super::super) const UNCOUNTED_CONNECTED: i32 = 3;
 }
 
 /// A registered process.
@@ -83,8 +88,12 @@ pub(super) mod listener {
 
 /// The single value that control tells the programs its wishes by.
 pub(super) mod settings {
-    /// 1: every direction goes over to TCP.
+    /// Where these four bytes are not all 0, every direction goes over to TCP.
+    pub(in super::super) const OFF: usize = 0;
+    /// 1: taken back.
     pub(in super::super) const DRAIN: usize = 0;
+    /// 1: the kernel is short of memory for TCP.
+    pub(in super::super) const PRESSED: usize = 1;
     /// From here a byte per port, 1: as above, for that port.
     pub(in super::super) const PORTS: usize = 8;
     pub(in super::super) const BYTES: usize = PORTS + 65536;

@@ -8,6 +8,7 @@ mod cgroup;
 mod layout;
 mod maps;
 mod offsets;
+mod pressure;
 mod probe;
 mod programs;
 mod sys;
@@ -22,7 +23,9 @@ use std::{
 
 use meshring_core::limits::{BYPASS_PROXIES_MAX, BYPASS_SOCKETS_MAX};
 
-pub use self::{cgroup::CgroupError, layout::End, probe::Findings};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+
+pub use self::{cgroup::CgroupError, layout::End};
 use self::{
     layout::{counter, listener_key, owner, process, put, settings},
     maps::Maps,
@@ -69,8 +72,8 @@ pub enum RegisterError {
     /// It is no TCP socket that listens.
     #[error("not a TCP socket that listens")]
     NoListener,
-    /// The process has gone.
-    #[error("/proc/{0}/stat: {1}")]
+    /// The process has gone, or is not ours to look into.
+    #[error("process {0}: {1}")]
     Process(u32, io::Error),
     /// The kernel refuses.
     #[error("{0}")]
@@ -128,7 +131,6 @@ pub struct Bypass {
     programs: [Program; 2],
     link: Option<OwnedFd>,
     cgroup: PathBuf,
-    findings: Findings,
     settings: Vec<u8>,
     registered: BTreeMap<Slot, Registered>,
 }
@@ -146,7 +148,7 @@ impl Bypass {
 
     fn install_sized(cgroup: Option<&Path>, sockets_max: u32) -> Result<Self, Cause> {
         let (cgroup, directory) = cgroup::open(cgroup)?;
-        let findings = probe::probe()?;
+        probe::probe()?;
         let offsets = Offsets::of_this_kernel()?;
         let maps = Maps::create(sockets_max).map_err(|(name, error)| Cause::Map(refusal(name, &error)))?;
         let load =
@@ -163,7 +165,7 @@ impl Bypass {
         let link = sockops.attach_to_cgroup(directory.as_fd()).map_err(attach)?;
         let settings = vec![0; settings::BYTES];
         let programs = [sockops, sk_msg];
-        Ok(Self { maps, programs, link: Some(link), cgroup, findings, settings, registered: BTreeMap::new() })
+        Ok(Self { maps, programs, link: Some(link), cgroup, settings, registered: BTreeMap::new() })
     }
 
     /// Registers a proxy's process: what it connects from now on is ours.
@@ -199,12 +201,36 @@ impl Bypass {
         let registered = self.registered.get_mut(&slot).ok_or(RegisterError::NoListener)?;
         let mut value = [0; owner::BYTES as usize];
         put(&mut value, owner::SLOT, &slot.0.to_ne_bytes());
+        put(&mut value, owner::UNCOUNTED, &owner::UNCOUNTED_ACCEPTED.to_ne_bytes());
         self.maps.owners.update(&std::os::fd::AsRawFd::as_raw_fd(&listener).to_ne_bytes(), &value)?;
         if !registered.listeners.contains(&(cookie, address)) {
             self.maps.listeners.update(&listener_key(cookie, address), &slot.0.to_ne_bytes())?;
             registered.listeners.push((cookie, address));
         }
         Ok(address)
+    }
+
+    /// Registers a process that knows nothing of control, with the sockets that it listens on now. Needs the right to
+    /// look into it, as debuggers do (ptrace(2)).
+    pub fn register_foreign(&mut self, pid: u32) -> Result<(Slot, Vec<SocketAddr>), RegisterError> {
+        let gone = |error: io::Error| RegisterError::Process(pid, error);
+        let number =
+            i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(|| gone(io::ErrorKind::NotFound.into()))?;
+        let process = pidfd_open(number, PidfdFlags::empty()).map_err(|errno| gone(errno.into()))?;
+        let slot = self.register(pid)?;
+        let mut addresses = Vec::new();
+        for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).map_err(gone)? {
+            let Some(fd) = entry.map_err(gone)?.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            // One that was closed meanwhile, or is no socket that listens, is none for us.
+            if let Ok(socket) = pidfd_getfd(&process, fd, PidfdGetfdFlags::empty())
+                && let Ok(address) = self.add_listener(slot, socket.as_fd())
+            {
+                addresses.push(address);
+            }
+        }
+        Ok((slot, addresses))
     }
 
     /// Forgets a proxy. Its captured connections go on until they are closed.
@@ -242,6 +268,17 @@ impl Bypass {
     pub fn drain(&mut self) -> io::Result<()> {
         self.link = None;
         self.settings[settings::DRAIN] = 1;
+        self.maps.settings.update(&0_u32.to_ne_bytes(), &self.settings)
+    }
+
+    /// Captures nothing, and lets directions go over to TCP, while the kernel is short of memory for TCP: what finds none in
+    /// the queue of a reader is an error for the writer (ENOMEM), where TCP would let it wait.
+    pub fn heed_pressure(&mut self) -> io::Result<()> {
+        let pressed = u8::from(pressure::is_near());
+        if self.settings[settings::PRESSED] == pressed {
+            return Ok(());
+        }
+        self.settings[settings::PRESSED] = pressed;
         self.maps.settings.update(&0_u32.to_ne_bytes(), &self.settings)
     }
 
@@ -284,12 +321,6 @@ impl Bypass {
     pub fn cgroup(&self) -> &Path {
         &self.cgroup
     }
-
-    /// What the kernel does.
-    #[must_use]
-    pub fn findings(&self) -> Findings {
-        self.findings
-    }
 }
 
 /// `SO_NETNS_COOKIE` (include/uapi/asm-generic/socket.h), since Linux 5.14.
@@ -303,3 +334,6 @@ fn started_at(pid: u32) -> io::Result<u64> {
     let field = behind.split_ascii_whitespace().nth(19).and_then(|field| field.parse().ok());
     field.ok_or_else(|| io::Error::other("not understood"))
 }
+
+#[cfg(test)]
+mod tests;

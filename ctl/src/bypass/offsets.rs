@@ -14,6 +14,8 @@ const KIND_UNION: u32 = 5;
 pub(super) struct Offsets {
     /// `sk_rmem_alloc` of `struct sock`: bytes that it has received and nobody has read.
     pub(super) sock_rmem_alloc: i32,
+    /// Of `struct sock`: bytes that it may have so; `SO_RCVBUF`.
+    pub(super) sock_rcvbuf: i32,
     /// Of `struct task_struct`.
     pub(super) task_group_leader: i32,
     /// Of `struct task_struct`: nanoseconds from boot to the start.
@@ -39,6 +41,7 @@ impl Offsets {
         let offset = |structure, path: &[&str], name| types.offset(structure, path).ok_or(OffsetsError::Missing(name));
         Ok(Self {
             sock_rmem_alloc: offset("sock", &["sk_backlog", "rmem_alloc"], "sock.sk_backlog.rmem_alloc")?,
+            sock_rcvbuf: offset("sock", &["sk_rcvbuf"], "sock.sk_rcvbuf")?,
             task_group_leader: offset("task_struct", &["group_leader"], "task_struct.group_leader")?,
             task_start_boottime: offset("task_struct", &["start_boottime"], "task_struct.start_boottime")?,
         })

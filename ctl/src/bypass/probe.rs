@@ -9,19 +9,12 @@ use std::{
 };
 
 use super::{
-    assembler::{Assembler, Helper, R1, R2, R3, R4, R10, Word},
+    assembler::{Assembler, Helper, R2, R3, R4, R10, Word},
     sys::{Map, MapSpec, MapType, Program, ProgramType, socket_option},
 };
 
 /// What is redirected in the trial.
 const TRIAL: &[u8] = b"redirected, not sent";
-
-/// What redirected data looks like to a reader on this kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Findings {
-    /// FIONREAD counts it. Linux before 7.0 says 0 there.
-    pub is_counted_by_fionread: bool,
-}
 
 /// The bypass cannot be had, and what is missing.
 #[derive(Debug, thiserror::Error)]
@@ -33,13 +26,17 @@ pub(super) enum ProbeError {
     #[error("a trial with two sockets lost data: the kernel's redirection is broken")]
     Lost,
     #[error(
+        "FIONREAD does not count redirected data: an application that asks it would wait for ever (newer kernels count)"
+    )]
+    Uncounted,
+    #[error(
         "the kernel does not charge redirected data to its reader, so a slow reader could pin any amount of memory (Linux 6.13 does)"
     )]
     Uncharged,
 }
 
 /// Redirects one message between two sockets of this process.
-pub(super) fn probe() -> Result<Findings, ProbeError> {
+pub(super) fn probe() -> Result<(), ProbeError> {
     let spec =
         MapSpec { name: "mesh_trial", kind: MapType::Sockhash, key_bytes: 4, value_bytes: 8, entries_max: 2, flags: 0 };
     let sockets = Map::create(spec).map_err(|error| ProbeError::Refused(super::refusal("a map of sockets", &error)))?;
@@ -47,7 +44,6 @@ pub(super) fn probe() -> Result<Findings, ProbeError> {
     // To the socket under 1; whatever comes out of that is the verdict.
     a.store_value(Word, R10, -4, 1).map(R2, &sockets).copy(R3, R10).add(R3, -4).set(R4, 1);
     a.call(Helper::MsgRedirectHash).exit();
-    let _ = R1;
     let program = Program::load("mesh_trial", ProgramType::SkMsg, &a.finish()).map_err(|error| {
         ProbeError::Refused(super::refusal(&format!("a sk_msg program: {}", error.log), &error.source))
     })?;
@@ -73,5 +69,8 @@ pub(super) fn probe() -> Result<Findings, ProbeError> {
     if (charged as usize) < TRIAL.len() {
         return Err(ProbeError::Uncharged);
     }
-    Ok(Findings { is_counted_by_fionread: counted == TRIAL.len() as u64 })
+    if counted != TRIAL.len() as u64 {
+        return Err(ProbeError::Uncounted);
+    }
+    Ok(())
 }

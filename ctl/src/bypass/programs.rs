@@ -17,7 +17,7 @@ use super::{
             GetCurrentPidTgid, GetCurrentTask, GetNetnsCookie, MapDelete, MapLookup, MapUpdate, MsgRedirectHash,
             ProbeReadKernel, SkStorageDelete, SkStorageGet, SockHashUpdate, SockOpsFlagsSet,
         },
-        If::{Equal, Greater, NotEqual},
+        If::{AtMost, Equal, Greater, NotEqual},
         R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Register, Word,
     },
     layout::{counter, flow, key, listener, owner, pair, process, settings},
@@ -69,7 +69,6 @@ const CREATE: i32 = 1;
 const AF_INET: i32 = 2;
 const TCP_ESTABLISHED: i32 = 1;
 const TCP_CLOSE: i32 = 7;
-const TCP_CLOSE_WAIT: i32 = 8;
 /// Nanoseconds of a tick of /proc/PID/stat.
 const TICK_NS: i32 = 10_000_000;
 
@@ -159,6 +158,7 @@ fn connect(a: &mut Assembler, maps: &Maps, offsets: &Offsets) {
     a.jump_register("exit", R1, NotEqual, R2);
     storage(a, &maps.owners, R7, CREATE);
     a.jump("exit", R0, Equal, 0).load(Word, R1, R8, process::SLOT).store(Word, R0, owner::SLOT, R1);
+    a.store_value(Word, R0, owner::UNCOUNTED, owner::UNCOUNTED_CONNECTED);
     a.go("exit");
 }
 
@@ -166,8 +166,10 @@ fn connect(a: &mut Assembler, maps: &Maps, offsets: &Offsets) {
 fn state(a: &mut Assembler, maps: &Maps) {
     a.label("state").load(Word, R1, R6, sock_ops::ARGUMENT_1).jump("exit", R1, NotEqual, TCP_CLOSE);
     storage(a, &maps.owners, R7, 0);
-    a.jump("state_flow", R0, Equal, 0).load(Word, R9, R0, owner::SLOT);
+    a.jump("state_flow", R0, Equal, 0).load(Word, R9, R0, owner::SLOT).load(Word, R2, R0, owner::UNCOUNTED);
     a.load(Double, R8, R6, sock_ops::BYTES_RECEIVED).load(Double, R1, R6, sock_ops::BYTES_ACKED).add_register(R8, R1);
+    // A reset takes less than a FIN.
+    a.jump_register("state_flow", R2, Greater, R8).subtract_register(R8, R2);
     count(a, maps, R9, counter::BYTES_TCP, Amount::Of(R8), "state_counted");
     a.label("state_flow");
     storage(a, &maps.flows, R7, 0);
@@ -237,7 +239,7 @@ fn watch_state(a: &mut Assembler) {
 
 /// Leaves to `label` where control wants no bypass for the port in a register.
 fn unless_off(a: &mut Assembler, maps: &Maps, port: Register, label: &'static str) {
-    a.map_value(R1, &maps.settings).load(Byte, R2, R1, settings::DRAIN as i16).jump(label, R2, NotEqual, 0);
+    a.map_value(R1, &maps.settings).load(Word, R2, R1, settings::OFF as i16).jump(label, R2, NotEqual, 0);
     a.and(port, 0xffff).add_register(R1, port);
     a.load(Byte, R2, R1, settings::PORTS as i16).jump(label, R2, NotEqual, 0);
 }
@@ -349,9 +351,8 @@ pub(super) fn sk_msg(maps: &Maps, offsets: &Offsets) -> Vec<u64> {
     storage(a, &maps.flows, R7, 0);
     a.jump("pass", R0, Equal, 0).copy(R8, R0);
     a.load(Word, R1, R8, flow::STATE).jump("pass", R1, Equal, flow::TCP);
-    // After the end of its own side only TCP knows the right error.
-    a.load(Word, R1, R7, sk_msg::SOCKET_STATE).jump("open", R1, Equal, TCP_ESTABLISHED);
-    a.jump("pass", R1, NotEqual, TCP_CLOSE_WAIT).label("open");
+    // After an end on either side only TCP knows the right error: the other one may have closed its socket, or just its half.
+    a.load(Word, R1, R7, sk_msg::SOCKET_STATE).jump("to_tcp", R1, NotEqual, TCP_ESTABLISHED);
     a.load(Word, R3, R8, flow::PORT);
     unless_off(a, maps, R3, "to_tcp");
     a.load(Word, R1, R8, flow::STATE).jump("decided", R1, Equal, flow::BYPASS);
@@ -361,15 +362,22 @@ pub(super) fn sk_msg(maps: &Maps, offsets: &Offsets) -> Vec<u64> {
     a.store(Double, R8, flow::PEER_SOCKET, R1).store_value(Word, R8, flow::STATE, flow::BYPASS);
     a.map(R1, &maps.pairs).copy(R2, R8).call(MapDelete);
     a.label("decided");
-    // The kernel queues without a bound. What the other end has not read yet says when it is enough.
-    a.load(Double, R3, R8, flow::PEER_SOCKET).add(R3, offsets.sock_rmem_alloc).set(R2, 4);
-    stack(a, R1, SCRATCH);
-    a.call(ProbeReadKernel).jump("to_tcp", R0, NotEqual, 0);
+    // The kernel queues without a bound. What the other end has not read yet says when it is enough: half of what it would
+    // take from TCP, which must find room behind it, or the first segments would be dropped and sent again after 200 ms.
+    let peer_field = |a: &mut Assembler, offset: i32| {
+        a.load(Double, R3, R8, flow::PEER_SOCKET).add(R3, offset).set(R2, 4);
+        stack(a, R1, SCRATCH);
+        a.call(ProbeReadKernel).jump("to_tcp", R0, NotEqual, 0);
+    };
+    peer_field(a, offsets.sock_rcvbuf);
+    a.load(Word, R9, R10, SCRATCH).shift_right(R9, 1);
+    a.jump("bounded", R9, AtMost, BYPASS_UNREAD_BYTES_MAX as i32).set(R9, BYPASS_UNREAD_BYTES_MAX as i32);
+    a.label("bounded");
+    peer_field(a, offsets.sock_rmem_alloc);
     a.load(Word, R1, R10, SCRATCH).jump("unread", R1, NotEqual, 0).store_value(Word, R8, flow::MESSAGES, 0);
     a.label("unread").load(Word, R2, R8, flow::MESSAGES).add(R2, 1).store(Word, R8, flow::MESSAGES, R2);
     a.jump("to_tcp", R2, Greater, BYPASS_MESSAGES_MAX as i32);
-    a.load(Word, R9, R6, sk_msg::SIZE).add_register(R1, R9);
-    a.jump("to_tcp", R1, Greater, BYPASS_UNREAD_BYTES_MAX as i32);
+    a.load(Word, R2, R6, sk_msg::SIZE).add_register(R1, R2).jump_register("to_tcp", R1, Greater, R9).copy(R9, R2);
     a.copy(R1, R6).map(R2, &maps.sockets).copy(R3, R8).set(R4, sk_msg::INGRESS).call(MsgRedirectHash);
     // The other end has closed its socket: TCP answers as it would.
     a.jump("to_tcp", R0, NotEqual, sk_msg::PASS);

@@ -7,6 +7,7 @@ use std::{
     os::fd::OwnedFd,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
 use meshring_core::link::{Hello, ToProxy};
@@ -17,6 +18,9 @@ use crate::bypass::{Bypass, Counters, InstallError, RegisterError, Slot};
 
 /// Sockets that are listed.
 const SOCKETS_LISTED_MAX: usize = 1000;
+
+/// Between two looks at the kernel's memory: at most 64 KiB per connection can be added in that time.
+const PRESSURE_PERIOD_MS: u64 = 100;
 
 /// `--bypass`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -244,6 +248,18 @@ impl Manager {
             self.fleet.send(*id, &ToProxy::OfferListeners, &[]);
         }
         Ok(())
+    }
+
+    /// Looks at the kernel's memory for as long as the process lives.
+    pub fn serve(&self) {
+        loop {
+            std::thread::sleep(Duration::from_millis(PRESSURE_PERIOD_MS));
+            if let Some(bypass) = &mut self.lock().installed
+                && let Err(error) = bypass.heed_pressure()
+            {
+                tracing::warn!("bypass: {error}");
+            }
+        }
     }
 
     /// Captures nothing more; what is captured goes over to TCP, without a byte lost.

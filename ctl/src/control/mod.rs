@@ -180,6 +180,8 @@ pub fn run(options: Options) -> Result<(), StartError> {
     let control = Arc::new(start(Arc::clone(&run_dir), &options, runtime.handle())?);
     let shared = Arc::new(link_shared(&control));
     spawn("link", move || link::serve(link_socket, shared))?;
+    let bypass = Arc::clone(&control.bypass);
+    spawn("bypass", move || bypass.serve())?;
     let materials = Arc::clone(&control.materials);
     spawn("certificates", move || materials.serve())?;
     let watching = Arc::clone(&control);
