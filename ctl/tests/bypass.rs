@@ -489,3 +489,40 @@ fn a_cgroup_that_is_none_is_named() {
         assert!(error.contains(path) && error.contains(reason), "{error}");
     }
 }
+
+/// CPU time of the whole process, kernel included: it is both ends.
+fn cpu_us() -> u64 {
+    let usage = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    usage.tv_sec.unsigned_abs() * 1_000_000 + usage.tv_nsec.unsigned_abs() / 1000
+}
+
+/// `cargo test --release -p meshring-ctl --test bypass -- --ignored --nocapture`: what it costs to set up and end a
+/// connection, in interleaved rounds.
+#[test]
+#[ignore = "measures"]
+fn setting_up_a_connection_costs_little_more_than_with_tcp() {
+    let Some(mut world) = World::new() else { return };
+    let plain = TcpListener::bind("127.0.0.1:0").expect("bound");
+    let bypassed = world.listener("127.0.0.1:0");
+    world.bypass.set_port(reach(&plain).port(), false).expect("set");
+    let round = |listener: &TcpListener, speaks: bool| {
+        let (count, begin, busy) = (5_000, Instant::now(), cpu_us());
+        for _ in 0..count {
+            let (mut client, mut server) = pair(listener);
+            if speaks {
+                client.write_all(&[0; 100]).expect("written");
+                server.read_exact(&mut [0; 100]).expect("read");
+                server.write_all(&[0; 100]).expect("written");
+                client.read_exact(&mut [0; 100]).expect("read");
+            }
+            rustix::net::sockopt::set_socket_linger(&client, Some(Duration::ZERO)).expect("set");
+        }
+        [begin.elapsed().as_micros() as f64 / f64::from(count), (cpu_us() - busy) as f64 / f64::from(count)]
+    };
+    for speaks in [false, true] {
+        for _ in 0..5 {
+            let [tcp, around] = [round(&plain, speaks), round(&bypassed, speaks)];
+            println!("speaks {speaks}: time, CPU in us: TCP {tcp:.2?}, bypass {around:.2?}, {:.3}", around[0] / tcp[0]);
+        }
+    }
+}

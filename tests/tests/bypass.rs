@@ -5,13 +5,14 @@
 use std::{net::SocketAddr, process::Command};
 
 use meshring_tests::{
-    alone,
+    alone, binaries,
     bypass::{Cgroup, counter},
-    client::{Client, request},
+    client::request,
     control::{Control, meshring, shop, split},
     generate::{Random, assert_same_bytes, body, pieces},
     load::{Load, is_ok},
     on_both_drivers,
+    process::Process,
     proxy::{Driver, Proxy},
     upstream::{Upstream, response},
     wait,
@@ -80,7 +81,7 @@ fn an_application_or_a_proxy_that_is_killed_is_noticed_at_once(driver: Driver) {
         "import socket,time\ns=socket.create_connection(('127.0.0.1',{}))\ns.sendall(b'GET / HTTP/1.1\\r\\nhost: reviews\\r\\n')\nprint('sent',flush=True)\ntime.sleep(1000)",
         proxy.outbound().port()
     );
-    let mut other = meshring_tests::process::Process::start("client", Command::new("python3").args(["-c", &script]));
+    let mut other = Process::start("client", Command::new("python3").args(["-c", &script]));
     other.wait_for_line("sent");
     wait::until("its connection", || {
         (counter(&control, "default/client", "connections_bypass").unwrap() > before).then_some(())
@@ -254,16 +255,21 @@ fn what_cannot_be_is_said_in_one_line_and_plain_tcp_goes_on() {
     let dir = tempfile::TempDir::new().unwrap();
     let config = dir.path().join("config");
     std::fs::create_dir(&config).unwrap();
-    let mut command = Command::new("setpriv");
-    command.args(["--bounding-set=-bpf,-sys_admin,-perfmon", "--inh-caps=-bpf,-sys_admin,-perfmon"]);
-    command.arg(meshring_tests::binaries::path("meshring")).arg("control").arg("--config").arg(&config);
-    command.arg("--run-dir").arg(dir.path().join("run")).args(["--bypass", "auto"]);
-    command.arg("--bypass-cgroup").arg(cgroup.path());
-    let mut unprivileged = meshring_tests::process::Process::start("control", &mut command);
-    let line = unprivileged.wait_for_line("no bypass");
+    let unprivileged = |mode: &str| {
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set=-bpf,-sys_admin,-perfmon", "--inh-caps=-bpf,-sys_admin,-perfmon"]);
+        command.arg(binaries::path("meshring")).arg("control").arg("--config").arg(&config);
+        command.arg("--run-dir").arg(dir.path().join("run")).args(["--bypass", mode]);
+        Process::start("control", command.arg("--bypass-cgroup").arg(cgroup.path()))
+    };
+    let mut optional = unprivileged("auto");
+    let line = optional.wait_for_line("no bypass");
     assert!(line.contains("CAP_BPF") && line.contains("plain TCP"), "{line}");
-    unprivileged.wait_for_line("control serves");
+    optional.wait_for_line("control serves");
+    optional.kill();
+    let mut needed = unprivileged("on");
+    assert_eq!(needed.wait_for_exit().code(), Some(1), "{}", needed.output());
+    assert!(needed.output().contains("--bypass on: a map of sockets: not permitted"), "{}", needed.output());
     let wrong = meshring(&["control", "--config", "x", "--bypass", "perhaps"]);
     assert!(wrong.expect(2).stderr.contains("[possible values: off, auto, on]"), "{}", wrong.stderr);
-    let _ = Client::connect(proxy.outbound());
 }

@@ -133,6 +133,7 @@ pub struct Bypass {
     cgroup: PathBuf,
     settings: Vec<u8>,
     registered: BTreeMap<Slot, Registered>,
+    last_slot: u32,
 }
 
 impl Bypass {
@@ -165,12 +166,14 @@ impl Bypass {
         let link = sockops.attach_to_cgroup(directory.as_fd()).map_err(attach)?;
         let settings = vec![0; settings::BYTES];
         let programs = [sockops, sk_msg];
-        Ok(Self { maps, programs, link: Some(link), cgroup, settings, registered: BTreeMap::new() })
+        Ok(Self { maps, programs, link: Some(link), cgroup, settings, registered: BTreeMap::new(), last_slot: 0 })
     }
 
     /// Registers a proxy's process: what it connects from now on is ours.
     pub fn register(&mut self, pid: u32) -> Result<Slot, RegisterError> {
-        let slot = (1..BYPASS_PROXIES_MAX).map(Slot).find(|slot| !self.registered.contains_key(slot));
+        // Not the one that was free last: connections of its former owner may still count there.
+        let slots = (self.last_slot + 1..BYPASS_PROXIES_MAX).chain(1..=self.last_slot);
+        let slot = slots.map(Slot).find(|slot| !self.registered.contains_key(slot));
         let slot = slot.ok_or(RegisterError::Full)?;
         let start = started_at(pid).map_err(|error| RegisterError::Process(pid, error))?;
         let mut value = [0; process::BYTES as usize];
@@ -178,6 +181,7 @@ impl Bypass {
         put(&mut value, process::SLOT, &slot.0.to_ne_bytes());
         self.maps.counters.update(&slot.0.to_ne_bytes(), &vec![0; self.maps.counters.value_bytes()])?;
         self.maps.processes.update(&pid.to_ne_bytes(), &value)?;
+        self.last_slot = slot.0;
         self.registered.insert(slot, Registered { process: Some(pid), listeners: Vec::new() });
         Ok(slot)
     }

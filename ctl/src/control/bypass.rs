@@ -173,7 +173,7 @@ impl fmt::Display for Shown {
 
 impl Manager {
     /// Installs it if that is wanted; an error only where it must be.
-    pub fn start(fleet: Arc<Fleet>, settings: &Settings) -> Result<Self, BypassError> {
+    pub fn start(fleet: Arc<Fleet>, settings: &Settings) -> Result<Self, InstallError> {
         let mut inner = Inner::default();
         if settings.mode != Mode::Off {
             match Bypass::install(settings.cgroup.as_deref()) {
@@ -181,7 +181,7 @@ impl Manager {
                     announce(&bypass);
                     inner.installed = Some(bypass);
                 }
-                Err(error) if settings.mode == Mode::On => return Err(error.into()),
+                Err(error) if settings.mode == Mode::On => return Err(error),
                 Err(error) => {
                     tracing::warn!("no bypass: {error}; plain TCP is used");
                     inner.refusal = Some(error.to_string());
@@ -365,4 +365,12 @@ fn announce(bypass: &Bypass) {
         "bypass: local connections of registered proxies in cgroup {} go around TCP",
         bypass.cgroup().display()
     );
+    // `PROC_PID_INIT_INO` (include/linux/proc_ns.h).
+    let is_initial = std::fs::read_link("/proc/self/ns/pid").is_ok_and(|name| name.as_os_str() == "pid:[4026531836]");
+    if !is_initial {
+        tracing::warn!(
+            "bypass: control runs in a PID namespace of its own and does not know processes by the kernel's numbers: what \
+             proxies connect stays on TCP, what they accept does not"
+        );
+    }
 }

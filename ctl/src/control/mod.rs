@@ -108,7 +108,7 @@ pub enum StartError {
     },
     /// `--bypass on`, and it cannot be had.
     #[error("--bypass on: {0}")]
-    Bypass(#[from] bypass::BypassError),
+    Bypass(#[from] crate::bypass::InstallError),
     /// The system refuses something.
     #[error("{action}: {source}")]
     System {
