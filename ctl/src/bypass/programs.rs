@@ -66,6 +66,8 @@ mod sk_msg {
 
 /// `BPF_SK_STORAGE_GET_F_CREATE`.
 const CREATE: i32 = 1;
+/// `BPF_EXIST` of an update.
+const ONLY_EXISTING: i32 = 2;
 const AF_INET: i32 = 2;
 const TCP_ESTABLISHED: i32 = 1;
 const TCP_CLOSE: i32 = 7;
@@ -299,31 +301,37 @@ fn active(a: &mut Assembler, maps: &Maps) {
 fn passive(a: &mut Assembler, maps: &Maps) {
     a.label("passive");
     stack(a, R2, OWN_KEY);
-    a.map(R1, &maps.pairs).call(MapLookup).jump("tcp", R0, Equal, 0).copy(R8, R0);
+    a.map(R1, &maps.pairs).call(MapLookup).jump("tcp", R0, Equal, 0);
+    // All of it at once: when the other end closes, the memory may soon be another offer's.
+    for word in (0..pair::BYTES).step_by(8) {
+        a.load(Double, R1, R0, word).store(Double, R10, PAIR + word, R1);
+    }
     // An offer to a listener's address that another process's socket has accepted: that one has no owner.
-    a.load(Word, R1, R8, pair::KIND).jump("passive_ours", R1, Equal, pair::FROM_PROXY);
+    a.load(Word, R1, R10, PAIR + pair::KIND).jump("passive_ours", R1, Equal, pair::FROM_PROXY);
     a.jump("exit", R9, Equal, 0);
-    a.label("passive_ours");
+    a.label("passive_ours").load(Word, R8, R10, PAIR + pair::SLOT);
     storage(a, &maps.flows, R7, CREATE);
     a.jump("full", R0, Equal, 0);
     fill_flow(a, flow::BYPASS, OWN_KEY + key::LOCAL_PORT, 0);
-    a.load(Double, R1, R8, pair::ACTIVE_SOCKET).store(Double, R0, flow::PEER_SOCKET, R1);
-    a.load(Word, R1, R8, pair::KIND).store(Word, R0, flow::KIND, R1);
-    a.load(Word, R1, R8, pair::SLOT).jump("passive_slot", R9, Equal, 0).copy(R1, R9);
+    a.load(Double, R1, R10, PAIR + pair::ACTIVE_SOCKET).store(Double, R0, flow::PEER_SOCKET, R1);
+    a.load(Word, R1, R10, PAIR + pair::KIND).store(Word, R0, flow::KIND, R1);
+    a.copy(R1, R8).jump("passive_slot", R9, Equal, 0).copy(R1, R9);
     a.label("passive_slot").store(Word, R0, flow::SLOT, R1);
     capture(a, maps);
     a.jump("passive_full", R0, NotEqual, 0);
-    a.store(Double, R8, pair::PASSIVE_SOCKET, R7);
+    // By the key, not by the place: an offer that is gone stays gone.
+    a.store(Double, R10, PAIR + pair::PASSIVE_SOCKET, R7);
+    stack(a, R2, OWN_KEY);
+    stack(a, R3, PAIR);
+    a.map(R1, &maps.pairs).set(R4, ONLY_EXISTING).call(MapUpdate).jump("exit", R0, NotEqual, 0);
     // Between two proxies the connection is one of each.
-    a.load(Word, R8, R8, pair::SLOT);
     count(a, maps, R8, counter::CONNECTIONS_BYPASS, Amount::One, "passive_counted");
     a.jump("exit", R9, Equal, 0).jump_register("exit", R9, Equal, R8);
     count(a, maps, R9, counter::CONNECTIONS_BYPASS, Amount::One, "passive_counted_twice");
     a.go("exit");
     a.label("passive_full").jump("full", R9, NotEqual, 0);
     storage_delete(a, maps);
-    a.load(Word, R9, R8, pair::SLOT);
-    count(a, maps, R9, counter::FULL, Amount::One, "passive_full_counted");
+    count(a, maps, R8, counter::FULL, Amount::One, "passive_full_counted");
     a.go("exit");
 }
 
