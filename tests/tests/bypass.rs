@@ -127,6 +127,8 @@ fn installing_and_removing_under_load_fails_no_request(driver: Driver) {
     }
     load.finish();
     short.finish();
+    // With it go the connections that it keeps.
+    drop(proxy);
     wait::until("what was removed to be gone", || (control.api("/v1/bypass")["leaving"] == 0).then_some(()));
 }
 

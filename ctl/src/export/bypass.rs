@@ -8,6 +8,9 @@ use crate::{
     control::bypass::{Manager, Shown, ShownProxy},
 };
 
+/// Further labels of a series, and what it counts.
+type Value = (&'static str, fn(&Counters) -> u64);
+
 /// Adds the metrics of the bypass; without one there is only the first.
 pub fn render(text: &mut String, manager: &Manager) {
     let shown = manager.show(false).unwrap_or_else(|error| {
@@ -17,7 +20,7 @@ pub fn render(text: &mut String, manager: &Manager) {
     head(text, "bypass_installed", "gauge", "1 while local connections of registered proxies go around TCP.");
     // Writing to a String cannot fail; the same holds below.
     let _ = writeln!(text, "meshring_bypass_installed {}", u8::from(shown.cgroup.is_some()));
-    let mut each = |name: &str, help: &str, values: &[(&str, fn(&Counters) -> u64)]| {
+    let mut each = |name: &str, help: &str, values: &[Value]| {
         head(text, name, "counter", help);
         for ShownProxy { proxy, pid, counters, .. } in &shown.proxies {
             for (label, value) in values {

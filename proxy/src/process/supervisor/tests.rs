@@ -66,7 +66,8 @@ fn counts_after_a_panic(driver: Driver) {
     )
     .unwrap();
     let active = || stats.total(Counter::ConnectionsActive);
-    let counted = || supervisor.mailboxes().connections(0);
+    let mailboxes = Arc::clone(supervisor.mailboxes());
+    let counted = || mailboxes.connections(0);
 
     let lost: Vec<_> = (0..3).map(|_| TcpStream::connect(address).unwrap()).collect();
     until("three connections", || active() == 3 && counted() == 3);
