@@ -336,6 +336,23 @@ fn a_close_shows_as_tcp_shows_it() {
 }
 
 #[test]
+fn a_close_with_unread_data_is_an_end_at_least() {
+    let Some(mut world) = World::new() else { return };
+    let listener = world.listener("127.0.0.1:0");
+    let (mut client, server) = pair(&listener);
+    client.write_all(b"nobody reads this").expect("written");
+    drop(server);
+    // TCP would say ECONNRESET (ARCHITECTURE.md, "The bypass").
+    match client.read(&mut [0; 10]) {
+        Ok(0) => {}
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+        other => panic!("{other:?}"),
+    }
+    until("a write to fail", || client.write(b"x").is_err());
+    assert_eq!(client.write(b"x").map_err(|error| error.kind()), Err(ErrorKind::BrokenPipe));
+}
+
+#[test]
 fn a_port_that_is_switched_off_goes_over_to_tcp_without_losing_a_byte() {
     let Some(mut world) = World::new() else { return };
     let listener = world.listener("127.0.0.1:0");
