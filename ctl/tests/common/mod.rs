@@ -434,6 +434,8 @@ fn read(inner: &Arc<Inner>) {
                     break;
                 }
             }
+            // It has said that it does not know the bypass.
+            ToProxy::OfferListeners => panic!("nobody has offered a bypass"),
             ToProxy::Forget { names } => inner.given.lock().unwrap().forgotten.extend(names),
             ToProxy::NoIdentity { reason } => inner.given.lock().unwrap().denied = Some(reason),
             ToProxy::Retire { below } => inner.prepared.lock().unwrap().retain(|(generation, _)| *generation >= below),
