@@ -365,3 +365,14 @@ pub const TRAILER_FIELDS_MAX: usize = 32;
 /// Input that is still read, and thrown away, after a last response, in bytes: closing with unread input resets the
 /// connection and takes the response from the client.
 pub const LINGER_BYTES_MAX: usize = 64 * 1024;
+/// Bytes that a socket of the bypass may have unread before the other end goes over to TCP, if half of its receive
+/// buffer (`SO_RCVBUF`, 128 KiB at first) is not less. The kernel sets no bound to what is redirected.
+pub const BYPASS_UNREAD_BYTES_MAX: u32 = 256 * 1024;
+/// Messages likewise, since its reader was last seen with nothing unread: each costs the kernel 1 KiB beside its bytes.
+pub const BYPASS_MESSAGES_MAX: u32 = 64;
+/// Sockets in the bypass at a time, two per connection; what finds no room stays on TCP. An entry is 128 bytes.
+pub const BYPASS_SOCKETS_MAX: u32 = 128 * 1024;
+/// Proxies that one control process registers for the bypass, and distinct addresses that they listen on.
+pub const BYPASS_PROXIES_MAX: u32 = 1024;
+/// Likewise; a proxy has a few.
+pub const BYPASS_LISTENERS_MAX: u32 = 8192;

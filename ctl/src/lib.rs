@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod apply;
+pub mod bypass;
 pub mod ca;
 pub mod command;
 pub mod compile;

@@ -5,6 +5,7 @@
 //! with [`client::Client`]. A test of the whole mesh starts a [`control::Control`] with YAML files.
 
 pub mod binaries;
+pub mod bypass;
 pub mod bytes;
 pub mod checklist;
 pub mod client;

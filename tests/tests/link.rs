@@ -44,6 +44,7 @@ fn hello(layout: u64, protocol: u32) -> ToControl {
         generation: Generation(0),
         checksum: 0,
         service_account: None,
+        bypass: false,
         join_token: None,
     })
 }

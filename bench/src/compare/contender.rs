@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 
+use super::bypass;
 use super::install;
 use super::launch::{self, Launched, Site};
 use crate::http2::client::Request;
@@ -47,6 +48,8 @@ pub(super) struct Contender {
     pub(super) name: &'static str,
     pub(super) version: String,
     program: Program,
+    /// Where the bypass is measured: the program that attaches it.
+    bypass: Option<PathBuf>,
 }
 
 impl Contender {
@@ -55,6 +58,7 @@ impl Contender {
             name: peer.name(),
             version: install::version_of(peer).to_owned(),
             program: Program::Peer { peer, binary },
+            bypass: None,
         }
     }
 
@@ -62,11 +66,25 @@ impl Contender {
     pub(super) fn meshring() -> anyhow::Result<Self> {
         let program =
             Program::Meshring(mesh::Binaries::find().context("to measure the peers alone, use --only-peers")?);
-        Ok(Self { name: "meshring", version: env!("CARGO_PKG_VERSION").to_owned(), program })
+        Ok(Self { name: "meshring", version: env!("CARGO_PKG_VERSION").to_owned(), program, bypass: None })
+    }
+
+    /// The same with its local connections around TCP.
+    pub(super) fn bypassed(self) -> anyhow::Result<Self> {
+        let name = match self.program {
+            Program::Meshring(_) => "meshring, bypass",
+            Program::Peer { peer: Peer::Haproxy, .. } => "HAProxy, bypass",
+            Program::Peer { peer, .. } => bail!("{} is not measured with the bypass", peer.name()),
+        };
+        Ok(Self { name, bypass: Some(mesh::Binaries::find()?.control), ..self })
     }
 
     pub(super) fn is_meshring(&self) -> bool {
         matches!(self.program, Program::Meshring(_))
+    }
+
+    pub(super) fn is_bypassed(&self) -> bool {
+        self.bypass.is_some()
     }
 
     /// Starts the proxy between a fresh port and the backend; returns once a request was answered through it.
@@ -74,7 +92,7 @@ impl Contender {
         let address = mesh::free_address()?;
         fs::create_dir_all(&site.dir)?;
         let Launched { processes, pids } = match &self.program {
-            Program::Meshring(binaries) => launch::meshring(binaries, site, address)?,
+            Program::Meshring(binaries) => launch::meshring(binaries, site, address, self.is_bypassed())?,
             Program::Peer { peer, binary } => launch::peer(*peer, binary, site, address)?,
         };
         let tls = site.protocol.client_tls(site.certificates);
@@ -83,6 +101,12 @@ impl Contender {
         let http2 = site.protocol.is_http2().then(|| site.protocol.http2_request(address)).transpose()?;
         let mut running = Running { address, tls, http2, pids, processes };
         running.wait_until_ready(site).with_context(|| format!("{} is not ready", self.name))?;
+        if let Some(meshring) = &self.bypass {
+            match &self.program {
+                Program::Meshring(_) => bypass::wait_until_registered(meshring, site)?,
+                Program::Peer { .. } => running.processes.push(bypass::attach(meshring, site, &running.pids)?),
+            }
+        }
         Ok(running)
     }
 }

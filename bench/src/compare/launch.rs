@@ -24,6 +24,8 @@ pub(super) struct Site<'a> {
     pub(super) proxy_core: usize,
     /// Also for meshring's control process, as it is no part of the data plane.
     pub(super) load_core: usize,
+    /// The cgroup of everything here, where the bypass is measured, too.
+    pub(super) bypass: Option<&'a Path>,
     pub(super) interrupted: &'a AtomicBool,
 }
 
@@ -75,7 +77,13 @@ impl Ports {
 }
 
 impl Site<'_> {
-    fn spawn(&self, name: &str, program: &Path, arguments: Vec<OsString>, core: usize) -> anyhow::Result<Process> {
+    pub(super) fn spawn(
+        &self,
+        name: &str,
+        program: &Path,
+        arguments: Vec<OsString>,
+        core: usize,
+    ) -> anyhow::Result<Process> {
         let core = Some(core);
         Process::spawn(&Spawn { name, program, arguments, core, log_dir: &self.dir, take_stdout: false })
     }
@@ -160,7 +168,12 @@ fn peer_arguments(peer: Peer, config: OsString, dir: &Path) -> Vec<OsString> {
 }
 
 /// Control, and one proxy or two, listening at `listen`.
-pub(super) fn meshring(binaries: &mesh::Binaries, site: &Site<'_>, listen: SocketAddr) -> anyhow::Result<Launched> {
+pub(super) fn meshring(
+    binaries: &mesh::Binaries,
+    site: &Site<'_>,
+    listen: SocketAddr,
+    is_bypassed: bool,
+) -> anyhow::Result<Launched> {
     let (config, run) = (site.dir.join("config"), site.dir.join("run"));
     for dir in [&config, &run] {
         fs::create_dir_all(dir)?;
@@ -178,7 +191,11 @@ pub(super) fn meshring(binaries: &mesh::Binaries, site: &Site<'_>, listen: Socke
         _ => "route: [{destination: {host: echo.bench}}]",
     };
     site.write_config(&config, &template, action, ports)?;
-    let arguments = mesh::control_arguments(&config, &run);
+    let mut arguments = mesh::control_arguments(&config, &run);
+    if is_bypassed {
+        let group = site.bypass.context("no cgroup for the bypass")?;
+        arguments.extend(["--bypass".into(), "on".into(), "--bypass-cgroup".into(), group.into()]);
+    }
     let control = site.spawn("meshring-control", &binaries.control, arguments, site.load_core)?;
     let start = |workload: &str, ports: &[OsString]| {
         let name = format!("meshring-proxy-{workload}");
@@ -221,6 +238,7 @@ mod tests {
                 backend: "127.0.0.1:3".parse().unwrap(),
                 proxy_core: 0,
                 load_core: 1,
+                bypass: None,
                 interrupted: &interrupted,
             };
             let ports = Ports { listen: "127.0.0.1:1".parse().unwrap(), inbound: "127.0.0.1:2".parse().unwrap() };

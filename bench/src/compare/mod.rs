@@ -1,5 +1,6 @@
 //! `meshring-bench compare`: meshring, Envoy, HAProxy and nginx side by side.
 
+mod bypass;
 mod chart;
 mod contender;
 mod install;
@@ -48,6 +49,9 @@ pub(crate) struct CompareArgs {
     /// Leave meshring out
     #[arg(long)]
     only_peers: bool,
+    /// Measure meshring and HAProxy a second time with the bypass around TCP (needs root and cgroup v2)
+    #[arg(long)]
+    bypass: bool,
     /// How often each contender is measured; the median counts
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
@@ -179,7 +183,9 @@ pub(crate) fn run(args: &CompareArgs, interrupted: &Arc<AtomicBool>) -> anyhow::
 fn compare(args: &CompareArgs, interrupted: &AtomicBool) -> anyhow::Result<Comparison> {
     let peers = args.distinct_peers()?;
     let phases = if args.constant_rate().is_none() { 2 } else { 3 };
-    let contender_count = peers.len() + usize::from(!args.only_peers);
+    let own_count = if args.only_peers { 0 } else { 1 + usize::from(args.bypass) };
+    let haproxy_count = usize::from(args.bypass && peers.contains(&Peer::Haproxy));
+    let contender_count = peers.len() + own_count + haproxy_count;
     let mut progress = Progress::new(contender_count * args.rounds as usize * phases);
     if cfg!(debug_assertions) {
         progress.note("note: this is a debug build, whose generator and backend are slow; use a release build");
@@ -188,10 +194,21 @@ fn compare(args: &CompareArgs, interrupted: &AtomicBool) -> anyhow::Result<Compa
     let mut contenders = Vec::new();
     if !args.only_peers {
         contenders.push(Contender::meshring()?);
+        if args.bypass {
+            contenders.push(Contender::meshring()?.bypassed()?);
+        }
     }
     let cache_dir = args.cache_dir.clone().map_or_else(install::default_cache_dir, Ok)?;
     let installed = install::install(&peers, &cache_dir, &progress, interrupted)?;
-    contenders.extend(installed.into_iter().map(|(peer, binary)| Contender::peer(peer, binary)));
+    for (peer, binary) in installed {
+        contenders.push(Contender::peer(peer, binary));
+        if args.bypass && peer == Peer::Haproxy {
+            let plain = contenders.last().cloned().context("no contender")?;
+            contenders.push(plain.bypassed()?);
+        }
+    }
+    // Before any child is started, so that all of them are in it; dropped after all of them.
+    let group = args.bypass.then(bypass::Group::enter).transpose()?;
 
     // This process must not disturb the proxy either.
     crate::process::pin_to(args.load_core)?;
@@ -209,6 +226,7 @@ fn compare(args: &CompareArgs, interrupted: &AtomicBool) -> anyhow::Result<Compa
                 backend,
                 proxy_core: args.proxy_core,
                 load_core: args.load_core,
+                bypass: group.as_ref().map(bypass::Group::path),
                 interrupted,
             };
             let measurement = round::measure(contender, args, &site, &progress, round)

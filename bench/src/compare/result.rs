@@ -138,7 +138,10 @@ pub(super) struct Comparison {
 impl Comparison {
     pub(super) fn new(args: &CompareArgs, measured: impl Iterator<Item = (Contender, Vec<Measurement>)>) -> Self {
         let measured: Vec<_> = measured.collect();
-        let own = measured.iter().find(|(contender, _)| contender.is_meshring()).map(|(_, rounds)| rounds.clone());
+        let own = measured
+            .iter()
+            .find(|(contender, _)| contender.is_meshring() && !contender.is_bypassed())
+            .map(|(_, rounds)| rounds.clone());
         let contenders = measured
             .into_iter()
             .map(|(contender, rounds)| ContenderResult {

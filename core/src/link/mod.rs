@@ -44,6 +44,9 @@ pub struct Hello {
     /// workload, or `default`.
     #[serde(default)]
     pub service_account: Option<String>,
+    /// Whether it understands [`ToProxy::OfferListeners`].
+    #[serde(default)]
+    pub bypass: bool,
     /// The join token that proves that this proxy may speak for the workload; needed where its unix credentials do not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub join_token: Option<JoinToken>,
@@ -85,6 +88,9 @@ pub enum ToControl {
         /// End of its leaf's validity in seconds since 1970; 0 where there is none.
         not_after_s: u64,
     },
+    /// A socket that the proxy listens on, beside the message: answer to [`ToProxy::OfferListeners`], once for each. What
+    /// it accepts from now on may bypass TCP.
+    Listener,
     /// A material is unusable; the proxy goes on with what it has.
     NotInstalled {
         /// Which.
@@ -129,6 +135,9 @@ pub enum ToProxy {
         /// Which.
         names: Vec<String>,
     },
+    /// Control can take local connections around TCP, and asks for the listening sockets: by them it knows whose a
+    /// connection is.
+    OfferListeners,
     /// The workload gets no identity: it goes on with what it has.
     NoIdentity {
         /// Why, for people.

@@ -39,6 +39,7 @@ fn hello() -> Hello {
         generation: Generation(3),
         checksum: u64::MAX,
         service_account: None,
+        bypass: true,
         join_token: None,
     }
 }

@@ -25,7 +25,7 @@ use crate::{
     apply::{Published, Publisher, Refusal},
     control::{Control, fleet::Proxy},
     diagnostic::Severity,
-    explain::{self, Explanation},
+    explain::{self, Explanation, Hop},
     export,
     source::SourceFile,
     spec::Kind,
@@ -135,9 +135,25 @@ pub(super) async fn explain(State(control): Shared, Body(request): Body<ExplainR
             .map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("active snapshot: {error}")))?;
         let question = explain::Question::parse(&request)
             .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, error.to_string()))?;
-        Ok(Json(explain::explain(&snapshot, &control.view().world, &question)))
+        let mut explanation = explain::explain(&snapshot, &control.view().world, &question);
+        explanation.connections = connections(&control, &question, &explanation);
+        Ok(Json(explanation))
     })
     .await
+}
+
+/// Which way the connections of a request take, as far as this host's bypass says it.
+fn connections(control: &Control, question: &explain::Question, explanation: &Explanation) -> Vec<Hop> {
+    let first = Hop {
+        between: "application to proxy".into(),
+        path: control.bypass.path_to_proxy(&question.namespace, &question.workload),
+    };
+    let endpoints = explanation.destinations.iter().flat_map(|destination| &destination.endpoints);
+    let hop = |address: std::net::SocketAddr| Hop {
+        between: format!("proxy to {address}"),
+        path: control.bypass.path_to_endpoint(address).into(),
+    };
+    std::iter::once(first).chain(endpoints.filter_map(|text| text.parse().ok()).map(hop)).collect()
 }
 
 pub(super) async fn resources(
@@ -242,11 +258,19 @@ pub(super) async fn status(State(control): Shared) -> Json<Status> {
 }
 
 pub(super) async fn stats(State(control): Shared) -> Json<export::Stats> {
-    Json(export::Stats::read(&control.fleet))
+    let mut stats = export::Stats::read(&control.fleet);
+    for shown in control.bypass.show(false).map(|shown| shown.proxies).unwrap_or_default() {
+        let of_pid = |proxy: &&mut export::ProxyStats| proxy.pid == shown.pid && proxy.proxy == shown.proxy;
+        if let Some(proxy) = stats.proxies.iter_mut().find(of_pid) {
+            proxy.bypass = Some(shown.counters);
+        }
+    }
+    Json(stats)
 }
 
 pub(super) async fn metrics(State(control): Shared) -> impl IntoResponse {
     let mut text = export::prometheus::render(&control.fleet, &control.view());
     export::certificates::render(&mut text, &control.materials);
+    export::bypass::render(&mut text, &control.bypass);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }

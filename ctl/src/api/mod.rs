@@ -10,11 +10,14 @@
 //! | `POST /v1/diff`, `/v1/rollback?wait`, `/v1/explain` | as their commands |
 //! | `GET /v1/certs` | identities, credentials, the CA, join tokens: never a key |
 //! | `POST /v1/certs/root`, `/v1/certs/token`, `/v1/certs/revoke` | replaces the root; makes and revokes join tokens |
+//! | `GET /v1/bypass?sockets` | programs, maps, registered proxies, bytes by path |
+//! | `POST /v1/bypass/install`, `/v1/bypass/remove`, `/v1/bypass/port` | as their commands |
 //! | `GET /metrics`, `/healthz` | Prometheus text; 200 while the process serves |
 //!
 //! Errors are [`types::ErrorBody`] with 400 (not understood: with place and reason), 404, 405, 413, 409 (refused by state or proxies) or 422 (invalid
 //! configuration).
 
+mod bypass;
 pub mod certs;
 pub mod client;
 mod extract;
@@ -93,6 +96,10 @@ fn full(control: &Arc<Control>) -> Router {
         .route("/v1/certs/root", post(certs::rotate_root))
         .route("/v1/certs/token", post(certs::make_token))
         .route("/v1/certs/revoke", post(certs::revoke_token))
+        .route("/v1/bypass", get(bypass::show))
+        .route("/v1/bypass/install", post(bypass::install))
+        .route("/v1/bypass/remove", post(bypass::remove))
+        .route("/v1/bypass/port", post(bypass::set_port))
         .route("/v1/applied", get(handlers::applied))
         .route("/v1/apply", post(handlers::apply))
         .route("/v1/delete", post(handlers::delete))

@@ -278,6 +278,31 @@ pub struct ResourceQuery {
     pub documents: bool,
 }
 
+/// Query of `GET /v1/bypass`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BypassQuery {
+    /// With the captured sockets.
+    pub sockets: bool,
+}
+
+/// Body of `POST /v1/bypass/install`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BypassInstall {
+    /// Where; by default the root of the hierarchy.
+    #[serde(default)]
+    pub cgroup: Option<std::path::PathBuf>,
+}
+
+/// Body of `POST /v1/bypass/port`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BypassPort {
+    /// That connections are made to.
+    pub port: u16,
+    /// Whether they may bypass TCP.
+    pub on: bool,
+}
+
 /// A connected proxy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProxyItem {

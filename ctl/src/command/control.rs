@@ -9,7 +9,11 @@ use tracing_subscriber::EnvFilter;
 use super::{Done, certs, refused};
 use crate::{
     ca::OperatorFiles,
-    control::{Identities, workload_api},
+    control::{
+        Identities,
+        bypass::{self, Mode},
+        workload_api,
+    },
     workload_api::WorkloadUid,
 };
 
@@ -42,6 +46,13 @@ pub(super) struct Options {
     /// Serve the SPIFFE Workload API at this socket [default: workload-api.sock in the run directory]
     #[arg(long, value_name = "PATH")]
     workload_api: Option<PathBuf>,
+    /// Take connections between local applications and their proxies around TCP (needs CAP_BPF, CAP_NET_ADMIN and
+    /// CAP_PERFMON); `auto` goes on without where that cannot be had
+    #[arg(long, value_enum, default_value = "off", value_name = "MODE")]
+    bypass: Mode,
+    /// Only of processes in this cgroup [default: all]
+    #[arg(long, value_name = "PATH")]
+    bypass_cgroup: Option<PathBuf>,
     /// What processes of this user get from the Workload API; may be given several times
     #[arg(long = "workload-uid", value_name = "UID=NAMESPACE/SERVICE-ACCOUNT")]
     workload_uids: Vec<WorkloadUid>,
@@ -72,6 +83,8 @@ pub(super) fn run(options: Options, run_dir: PathBuf) -> Done {
         uids: options.workload_uids,
         spire_socket: options.spire_socket,
     };
-    let Options { config, admin, .. } = options;
-    crate::control::run(crate::control::Options { config, run_dir, admin, identities, workload_api }).map_err(refused)
+    let Options { config, admin, bypass: mode, bypass_cgroup: cgroup, .. } = options;
+    let bypass = bypass::Settings { mode, cgroup };
+    let options = crate::control::Options { config, run_dir, admin, identities, workload_api, bypass };
+    crate::control::run(options).map_err(refused)
 }

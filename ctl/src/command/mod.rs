@@ -1,6 +1,7 @@
 //! The command line: one file per verb. Exit status 0: done; 1: refused; 2: not understood.
 
 mod analyze;
+mod bypass;
 mod certs;
 mod change;
 mod control;
@@ -56,6 +57,8 @@ enum Verb {
     Proxies(OutputOption),
     /// Show certificates: who has which identity, until when, by which root; make join tokens; replace the root
     Certs(certs::Options),
+    /// Take connections between applications and their proxies on this host around TCP
+    Bypass(bypass::Options),
     /// Show live traffic: rates, latencies, shares
     Top(top::Options),
     /// Print a completion script for a shell
@@ -156,6 +159,7 @@ fn dispatch(cli: Cli) -> Done {
                 Verb::Explain(options) => explain::run(&client, options).await,
                 Verb::Proxies(options) => get::proxies(&client, &options).await,
                 Verb::Certs(options) => certs::run(&client, options).await,
+                Verb::Bypass(options) => bypass::run(&client, options).await,
                 Verb::Top(options) => top::run(&client, &options).await,
                 Verb::Control(_) | Verb::Analyze(_) | Verb::Completions { .. } | Verb::Sample(_) => Ok(()),
             }

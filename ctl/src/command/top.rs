@@ -280,6 +280,7 @@ mod tests {
             access_denied: v2,
             jwt_refused: v1,
             durations,
+            bypass: None,
             clusters: vec![cluster("v1", v1), cluster("v2", v2)],
         };
         Stats { at_ns, generation: Generation(2), proxies: vec![proxy] }

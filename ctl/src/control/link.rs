@@ -28,6 +28,7 @@ use rustix::{
 
 use super::{
     admission::{self, Grant},
+    bypass::Manager,
     fleet::{Answer, Fleet, ProxyId},
     materials::Materials,
     permission,
@@ -46,6 +47,8 @@ pub struct Shared {
     pub fleet: Arc<Fleet>,
     /// What they are given beside the tables.
     pub materials: Arc<Materials>,
+    /// Whose connections may go around TCP.
+    pub bypass: Arc<Manager>,
     /// What foreign users prove themselves by.
     pub tokens: Arc<Tokens>,
     /// What is in effect.
@@ -113,6 +116,7 @@ fn connection(socket: &Arc<OwnedFd>, shared: &Shared) {
     };
     let end = listen(socket, shared, id);
     shared.materials.detached(id);
+    shared.bypass.detached(id);
     if let Some(proxy) = shared.fleet.detach(id) {
         match end {
             LinkEnd::Link(LinkError::Closed) => tracing::info!("proxy {} has gone", proxy.title()),
@@ -132,6 +136,10 @@ fn greet(socket: &Arc<OwnedFd>, shared: &Shared) -> Result<ProxyId, LinkEnd> {
     );
     let shown = Arc::new(hello.clone());
     let id = shared.fleet.attach(Arc::clone(socket), hello, stats);
+    // The number that the greeting names may be of another namespace.
+    if let Ok(credentials) = socket_peercred(socket) {
+        shared.bypass.attached(id, Arc::clone(&shown), credentials.pid.as_raw_nonzero().get().unsigned_abs());
+    }
     shared.materials.attached(id, shown, grant);
     Ok(id)
 }
@@ -205,6 +213,7 @@ fn listen(socket: &OwnedFd, shared: &Shared, id: ProxyId) -> LinkEnd {
             }
             Ok((ToControl::Installed { name, not_after_s }, _)) => materials.installed(id, &name, not_after_s),
             Ok((ToControl::NotInstalled { name, reason }, _)) => materials.refused(id, &name, reason),
+            Ok((ToControl::Listener, sockets)) => shared.bypass.offered(id, &sockets),
             Ok((ToControl::Hello(_), _)) => return LinkEnd::SecondHello,
             Err(error) => return error,
         }

@@ -5,6 +5,7 @@
 //! replaced as a whole and never waits for a publication.
 
 pub mod admission;
+pub mod bypass;
 pub mod dns;
 pub mod fleet;
 pub mod jwks;
@@ -55,6 +56,8 @@ pub struct Options {
     pub identities: Identities,
     /// How applications get them.
     pub workload_api: workload_api::Settings,
+    /// Whether local connections go around TCP.
+    pub bypass: bypass::Settings,
 }
 
 /// How identities are made.
@@ -103,6 +106,9 @@ pub enum StartError {
         /// The error.
         source: io::Error,
     },
+    /// `--bypass on`, and it cannot be had.
+    #[error("--bypass on: {0}")]
+    Bypass(#[from] crate::bypass::InstallError),
     /// The system refuses something.
     #[error("{action}: {source}")]
     System {
@@ -131,6 +137,8 @@ pub struct Control {
     pub tokens: Arc<Tokens>,
     /// Of the identities that are issued.
     pub trust_domain: String,
+    /// Local connections around TCP.
+    pub bypass: Arc<bypass::Manager>,
     /// The external SPIRE, where identities come from one.
     pub spire: Option<Arc<SpireSource>>,
     publisher: Mutex<Publisher>,
@@ -172,6 +180,8 @@ pub fn run(options: Options) -> Result<(), StartError> {
     let control = Arc::new(start(Arc::clone(&run_dir), &options, runtime.handle())?);
     let shared = Arc::new(link_shared(&control));
     spawn("link", move || link::serve(link_socket, shared))?;
+    let bypass = Arc::clone(&control.bypass);
+    spawn("bypass", move || bypass.serve())?;
     let materials = Arc::clone(&control.materials);
     spawn("certificates", move || materials.serve())?;
     let watching = Arc::clone(&control);
@@ -249,6 +259,7 @@ fn start(run_dir: Arc<RunDir>, options: &Options, runtime: &tokio::runtime::Hand
     let tokens = Arc::new(Tokens::open(&folder)?);
     let (materials, trust_domain, spire) = identities(options, folder, &fleet, &view, runtime)?;
     let materials = Arc::new(materials);
+    let bypass = Arc::new(bypass::Manager::start(Arc::clone(&fleet), &options.bypass)?);
     let told = Arc::downgrade(&materials);
     fleet.before_commit(Box::new(move |generation| {
         if let Some(materials) = told.upgrade() {
@@ -260,6 +271,7 @@ fn start(run_dir: Arc<RunDir>, options: &Options, runtime: &tokio::runtime::Hand
         materials,
         tokens,
         trust_domain,
+        bypass,
         spire,
         publisher: Mutex::new(publisher),
         view,
@@ -309,6 +321,7 @@ fn link_shared(control: &Arc<Control>) -> link::Shared {
         fleet: Arc::clone(&control.fleet),
         materials: Arc::clone(&control.materials),
         tokens: Arc::clone(&control.tokens),
+        bypass: Arc::clone(&control.bypass),
         world: Box::new(move || in_effect(&view)),
         recognise: Box::new(move |generation, checksum| publishing.publisher().recognise(generation, checksum)),
         greeting: std::sync::atomic::AtomicUsize::new(0),

@@ -74,8 +74,20 @@ pub struct Explanation {
     /// What the workloads there say to it: each answer once.
     #[serde(default)]
     pub access: Vec<FoundAccess>,
+    /// Which way the connections take, hop by hop: around TCP, or by it.
+    #[serde(default)]
+    pub connections: Vec<Hop>,
     /// Known names that resemble an unknown host.
     pub suggestions: Vec<String>,
+}
+
+/// A connection that the request would use, on the caller's side.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hop {
+    /// `application to proxy`, `proxy to 127.0.0.1:9080`.
+    pub between: String,
+    /// `bypass` or `tcp`, and why.
+    pub path: String,
 }
 
 /// What holds for every request (Istio `MeshConfig`).
@@ -266,6 +278,7 @@ pub fn explain(snapshot: &Snapshot, world: &World, question: &Question) -> Expla
         rule: None,
         destinations: Vec::new(),
         access: Vec::new(),
+        connections: Vec::new(),
         suggestions: Vec::new(),
     };
     if let Some(connection) = &question.stream {

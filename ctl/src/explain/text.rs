@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use super::{ChosenRule, Explanation, FoundDestination, SeenPath, shown_port};
+use super::{ChosenRule, Explanation, FoundDestination, Hop, SeenPath, shown_port};
 
 impl Display for Explanation {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -43,6 +43,9 @@ impl Display for Explanation {
             chosen(f, rule)?;
         }
         self.destinations.iter().try_for_each(|each| destination(f, each))?;
+        for (index, Hop { between, path }) in self.connections.iter().enumerate() {
+            writeln!(f, "{:<14}{between}: {path}", if index == 0 { "connections" } else { "" })?;
+        }
         self.access.iter().try_for_each(|access| access.fmt(f))
     }
 }

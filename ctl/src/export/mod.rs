@@ -1,5 +1,6 @@
 //! Statistics for others: a JSON picture for `meshring top`, and the Prometheus text format.
 
+pub mod bypass;
 pub mod certificates;
 pub mod prometheus;
 
@@ -49,6 +50,9 @@ pub struct ProxyStats {
     pub jwt_refused: u64,
     /// Request durations: counts per bucket of the core's histogram.
     pub durations: Vec<u64>,
+    /// Connections and bytes by path, while it is registered for the bypass.
+    #[serde(default)]
+    pub bypass: Option<crate::bypass::Counters>,
     /// One per cluster that has had traffic.
     pub clusters: Vec<ClusterStats>,
 }
@@ -100,6 +104,7 @@ impl Stats {
             access_denied: proxy.stats.total(Counter::AccessDenied),
             jwt_refused: proxy.stats.total(Counter::JwtRefused),
             durations: proxy.stats.durations(),
+            bypass: None,
             clusters: clusters(&proxy.stats),
         });
         Self { at_ns: meshring_core::clock::monotonic_ns(), generation: fleet.active(), proxies: proxies.collect() }

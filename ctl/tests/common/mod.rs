@@ -318,6 +318,7 @@ impl FakeProxy {
             generation: Generation(0),
             checksum: 0,
             service_account: None,
+            bypass: false,
             join_token: None,
         };
         adjust(&mut hello);
@@ -433,6 +434,8 @@ fn read(inner: &Arc<Inner>) {
                     break;
                 }
             }
+            // It has said that it does not know the bypass.
+            ToProxy::OfferListeners => panic!("nobody has offered a bypass"),
             ToProxy::Forget { names } => inner.given.lock().unwrap().forgotten.extend(names),
             ToProxy::NoIdentity { reason } => inner.given.lock().unwrap().denied = Some(reason),
             ToProxy::Retire { below } => inner.prepared.lock().unwrap().retain(|(generation, _)| *generation >= below),

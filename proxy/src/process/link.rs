@@ -32,6 +32,8 @@ pub(crate) enum Outcome {
     Page(Arc<PageReader>),
     /// Something can be committed, or already is.
     Prepared,
+    /// Control wants the listening sockets.
+    Offer,
 }
 
 /// The link, connected or not.
@@ -46,6 +48,8 @@ pub(crate) struct Link {
     next_attempt: Instant,
     /// Whether the absence of control was logged already.
     missed: bool,
+    /// Whether the control of this connection has asked for listening sockets.
+    asked: bool,
 }
 
 impl Link {
@@ -57,7 +61,17 @@ impl Link {
         materials: Arc<Materials>,
     ) -> Self {
         let path = run_dir.join(SOCKET_NAME);
-        Self { path, hello, stats, generations, materials, socket: None, next_attempt: Instant::now(), missed: false }
+        Self {
+            path,
+            hello,
+            stats,
+            generations,
+            materials,
+            socket: None,
+            next_attempt: Instant::now(),
+            missed: false,
+            asked: false,
+        }
     }
 
     /// For polling.
@@ -77,6 +91,7 @@ impl Link {
         match self.try_connect() {
             Ok(socket) => {
                 self.socket = Some(socket);
+                self.asked = false;
                 true
             }
             Err(error) => {
@@ -172,6 +187,10 @@ impl Link {
                 };
                 self.answer(&answer);
             }
+            ToProxy::OfferListeners => {
+                self.asked = true;
+                return Some(Outcome::Offer);
+            }
             ToProxy::Forget { names } => self.materials.forget(&names),
             ToProxy::NoIdentity { reason } => {
                 tracing::error!(reason, "control gives this workload no identity: no mutual TLS until it does");
@@ -214,9 +233,23 @@ impl Link {
         Ok(())
     }
 
+    /// Whether this connection's control wants listening sockets.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.asked
+    }
+
+    /// Gives control a listening socket.
+    pub(crate) fn offer(&mut self, listening: BorrowedFd<'_>) {
+        self.send(&ToControl::Listener, &[listening]);
+    }
+
     fn answer(&mut self, message: &ToControl) {
+        self.send(message, &[]);
+    }
+
+    fn send(&mut self, message: &ToControl, fds: &[BorrowedFd<'_>]) {
         if let Some(socket) = &self.socket
-            && let Err(error) = send(socket, message, &[])
+            && let Err(error) = send(socket, message, fds)
         {
             tracing::warn!(%error, "cannot answer control");
             self.socket = None;

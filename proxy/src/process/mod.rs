@@ -39,7 +39,7 @@ use crate::{
     config::{Config, KtlsChoice, describe},
     tls::materials::Materials,
     worker::{
-        driver,
+        bypass, driver,
         generation::Generations,
         ktls::{Probe, probe},
         limits::Limits,
@@ -141,6 +141,8 @@ struct Main {
     state: StateDir,
     stored: (Generation, Instant),
     store_due: bool,
+    /// Control wants the listening sockets and has not got them yet.
+    offer_due: bool,
     announced: Generation,
     signals: UnixStream,
 }
@@ -176,6 +178,7 @@ impl Main {
             generation: Generation(0),
             checksum: 0,
             service_account: config.service_account.clone(),
+            bypass: true,
             join_token: config.read_join_token()?,
         };
         let generations = Arc::<Generations>::default();
@@ -197,6 +200,7 @@ impl Main {
             state,
             stored: (Generation(0), Instant::now()),
             store_due: false,
+            offer_due: false,
             announced: Generation(0),
             signals,
         })
@@ -297,6 +301,7 @@ impl Main {
         receiver: &mpsc::Receiver<Event>,
     ) -> anyhow::Result<()> {
         loop {
+            self.offer_if_due(supervisor);
             self.link.connect();
             let timeout = if self.link.socket().is_some() && !self.store_due {
                 Duration::from_secs(10)
@@ -330,6 +335,14 @@ impl Main {
         }
     }
 
+    /// Gives control the listening sockets, if it has asked: see [`bypass`].
+    fn offer_if_due(&mut self, supervisor: &Supervisor) {
+        if std::mem::take(&mut self.offer_due) {
+            bypass::offer();
+            supervisor.listening().for_each(|socket| self.link.offer(socket));
+        }
+    }
+
     /// Handles what control has sent. True: there is a new page.
     fn read_link(&mut self) -> bool {
         let mut followed = false;
@@ -339,6 +352,7 @@ impl Main {
                     self.page = Some(page);
                     followed = true;
                 }
+                Outcome::Offer => self.offer_due = true,
                 Outcome::Prepared => {
                     // It may be active already: a proxy that connects late, or was too slow.
                     if let Some(watcher) = &self.watcher {
@@ -384,7 +398,9 @@ impl Main {
         let reason = result.err().unwrap_or_else(|| "it returned".into());
         tracing::error!(worker, reason, "a worker has ended: its connections are lost; starting another one");
         let page = self.page.clone().context("no page")?;
-        supervisor.replace(worker, &page).context("cannot replace a worker")
+        supervisor.replace(worker, &page).context("cannot replace a worker")?;
+        self.offer_due = self.link.is_asked();
+        Ok(())
     }
 
     fn drain(&mut self, supervisor: &mut Supervisor, receiver: &mpsc::Receiver<Event>) -> anyhow::Result<()> {

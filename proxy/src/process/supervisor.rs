@@ -2,7 +2,10 @@
 
 use std::{
     net::SocketAddr,
-    os::{fd::OwnedFd, unix::net::UnixStream},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
@@ -69,6 +72,8 @@ pub(crate) struct Supervisor {
     mailboxes: Arc<Mailboxes>,
     cpus: Vec<usize>,
     workers: usize,
+    /// Second descriptors of the listening sockets, per worker. Those of a worker that has ended are shut, and replaced.
+    listening: Vec<Vec<OwnedFd>>,
     limits: Limits,
     materials: Arc<Materials>,
     ktls: Option<Arc<Probe>>,
@@ -92,7 +97,7 @@ impl Supervisor {
         memory_pressure: Arc<AtomicBool>,
     ) -> anyhow::Result<Self> {
         let (mailboxes, wakeups) = Mailboxes::new(sockets.len()).context("cannot create mailboxes")?;
-        let supervisor = Self {
+        let mut supervisor = Self {
             config: config.clone(),
             driver,
             stats: Arc::clone(stats),
@@ -101,13 +106,15 @@ impl Supervisor {
             mailboxes: Arc::new(mailboxes),
             cpus: allowed_cpus(),
             workers: sockets.len(),
+            listening: Vec::new(),
             limits,
             materials,
             ktls,
             memory_pressure,
         };
         for (index, (bound, wakeups)) in sockets.into_iter().zip(wakeups).enumerate() {
-            supervisor.spawn(index, bound, wakeups, page)?;
+            let listening = supervisor.spawn(index, bound, wakeups, page)?;
+            supervisor.listening.push(listening);
         }
         Ok(supervisor)
     }
@@ -122,15 +129,23 @@ impl Supervisor {
         &self.mailboxes
     }
 
+    /// The sockets that workers listen on.
+    pub(crate) fn listening(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.listening.iter().flatten().map(AsFd::as_fd)
+    }
+
     /// Starts another worker in the place of a dead one.
-    pub(crate) fn replace(&self, index: usize, page: &Arc<PageReader>) -> anyhow::Result<()> {
+    pub(crate) fn replace(&mut self, index: usize, page: &Arc<PageReader>) -> anyhow::Result<()> {
         let slots = self.stats.worker(index);
         // Its connections are gone, and nobody else counts them down.
         for gauge in [Counter::ConnectionsActive, Counter::BufferBytes] {
             slots.subtract(gauge, self.stats.counter(index, gauge));
         }
         let wakeups = self.mailboxes.renew(index)?;
-        self.spawn(index, bind_one(&self.config)?, wakeups, page)
+        // The dead one's go first: a descriptor of ours would keep its address taken.
+        self.listening[index].clear();
+        self.listening[index] = self.spawn(index, bind_one(&self.config)?, wakeups, page)?;
+        Ok(())
     }
 
     fn spawn(
@@ -139,10 +154,10 @@ impl Supervisor {
         bound: Vec<OwnedFd>,
         wakeups: UnixStream,
         page: &Arc<PageReader>,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Vec<OwnedFd>> {
         let active = page.active().load();
         let first = self.generations.find(active).or_else(|| self.generations.newest()).context("no generation")?;
-        let listeners = bound
+        let listeners: Vec<_> = bound
             .into_iter()
             .zip(self.config.listeners())
             .map(|(bound, (address, direction))| {
@@ -151,6 +166,8 @@ impl Supervisor {
                 Ok((socket, address, direction))
             })
             .collect::<anyhow::Result<_>>()?;
+        let second = |socket: &std::net::TcpListener| Ok(socket.as_fd().try_clone_to_owned()?);
+        let listening = listeners.iter().map(|(socket, ..)| second(socket)).collect::<anyhow::Result<_>>()?;
         let start = Start {
             index,
             cpu: (self.cpus.len() > 1 || self.workers == 1)
@@ -180,7 +197,7 @@ impl Supervisor {
             events.send(Event::WorkerEnded(index, result));
         };
         std::thread::Builder::new().name(format!("worker-{index}")).spawn(body).context("cannot start a worker")?;
-        Ok(())
+        Ok(listening)
     }
 }
 

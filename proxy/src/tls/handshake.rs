@@ -504,6 +504,7 @@ fn finish(
         return Err(HandshakeError::Resumed(error));
     }
     if let Some(probe) = worker.ktls.as_deref()
+        && !conn.may_be_bypassed()
         && tls.move_to_kernel(probe, &secrets)?
     {
         worker.stats.add(Counter::TlsKernel, 1);

@@ -427,6 +427,11 @@ impl Conn {
         self.timer.clear();
     }
 
+    /// Whether control may have taken it around TCP: then the kernel's TLS must not touch it.
+    pub(crate) fn may_be_bypassed(&self) -> bool {
+        self.fd().is_some_and(super::readiness::may_be_bypassed)
+    }
+
     /// The address of the other side, for the log.
     pub(crate) fn peer(&self) -> Option<SocketAddr> {
         match &self.read {

@@ -2,6 +2,7 @@
 //! other workers but its mailbox. Only this folder names the runtime.
 
 pub(crate) mod buffers;
+pub(crate) mod bypass;
 pub(crate) mod congestion;
 pub(crate) mod conn;
 pub(crate) mod deadlines;

@@ -86,6 +86,12 @@ pub(crate) fn peer(fd: RawFd) -> Option<SocketAddr> {
     SocketAddr::try_from(getpeername(socket).ok()??).ok()
 }
 
+/// See [`bypass::may_take`](super::bypass::may_take).
+pub(crate) fn may_be_bypassed(fd: RawFd) -> bool {
+    // SAFETY: the caller is the Conn, or the Splice between two of them, that owns the open descriptor.
+    super::bypass::may_take(&unsafe { BorrowedFd::borrow_raw(fd) })
+}
+
 /// Whether a peek finds neither bytes nor FIN nor an error.
 pub(crate) fn is_quiet(fd: RawFd) -> bool {
     // SAFETY: the caller is the Conn that owns the open descriptor.

@@ -43,6 +43,9 @@ impl Splice {
         let tls = from.tls.as_ref().or(to.tls.as_ref())?;
         let memory = tls.reserve(SPLICE_PIPE_BYTES);
         let (from, to) = (from.plain_fd()?, to.plain_fd()?);
+        if readiness::may_be_bypassed(from) || readiness::may_be_bypassed(to) {
+            return None;
+        }
         let pipe = Pipe::new().ok()?;
         let was = set_nonblocking(from, true).ok()?;
         match set_nonblocking(to, true) {

@@ -51,6 +51,7 @@ fn hello(workload: &str, account: Option<&str>, token: Option<&str>) -> Hello {
         generation: Generation(0),
         checksum: 0,
         service_account: account.map(str::to_owned),
+        bypass: false,
         join_token: token.map(|token| JoinToken(token.to_owned())),
     }
 }

@@ -51,7 +51,7 @@ fn counts_after_a_panic(driver: Driver) {
     let (sender, ended) = mpsc::channel();
     let events = Events { sender, bell: Arc::new(bell) };
     let sockets = bind_all(&config, 1).unwrap();
-    let supervisor = Supervisor::start(
+    let mut supervisor = Supervisor::start(
         &config,
         driver,
         &stats,
@@ -66,7 +66,8 @@ fn counts_after_a_panic(driver: Driver) {
     )
     .unwrap();
     let active = || stats.total(Counter::ConnectionsActive);
-    let counted = || supervisor.mailboxes().connections(0);
+    let mailboxes = Arc::clone(supervisor.mailboxes());
+    let counted = || mailboxes.connections(0);
 
     let lost: Vec<_> = (0..3).map(|_| TcpStream::connect(address).unwrap()).collect();
     until("three connections", || active() == 3 && counted() == 3);
