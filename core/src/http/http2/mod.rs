@@ -147,6 +147,9 @@ pub enum Malformed {
     /// RFC 9113 section 8.1.
     #[error("trailers without END_STREAM")]
     TrailersGoOn,
+    /// RFC 9113 section 8.5.
+    #[error("a field section in a tunnel")]
+    SectionInTunnel,
     /// RFC 9113 section 6.5.2.
     #[error("a field section of more than 64 KiB, or interim responses of more")]
     TooLarge,
@@ -179,6 +182,7 @@ impl Malformed {
             Self::BadLength => "http2.bad_length",
             Self::LengthMismatch => "http2.length_mismatch",
             Self::TrailersGoOn => "http2.trailers_go_on",
+            Self::SectionInTunnel => "http2.section_in_tunnel",
             Self::TooLarge => "http2.too_large",
             Self::BadStatus => "http2.bad_status",
             Self::InterimEnd => "http2.interim_end",

@@ -175,20 +175,19 @@ pub(crate) fn start(worker: &Rc<Worker>, conn: Conn) -> Multiplexed {
     monoio::spawn(async move {
         let worker = Rc::clone(&client.worker);
         // Whatever happens to it, nobody is to wait for it.
-        let _end = End(Rc::clone(&client.state), Rc::clone(&shared));
+        let _end = End(Rc::clone(&client.state));
         tasks::contained(&worker, pin!(run(conn, &shared, client))).await;
     });
     Multiplexed { link, state, origin, wear }
 }
 
 /// Tells everybody that a connection is over.
-struct End(Rc<State>, Rc<Link>);
+struct End(Rc<State>);
 
 impl Drop for End {
     fn drop(&mut self) {
         self.0.has_ended.set(true);
         self.0.confirm();
-        self.1.give_up();
     }
 }
 

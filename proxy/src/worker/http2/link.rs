@@ -57,6 +57,15 @@ pub(super) struct Link {
     is_stalled: Cell<bool>,
 }
 
+/// Tells the streams of a connection that it is over.
+struct End<'a>(&'a Link);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.give_up();
+    }
+}
+
 /// What a side does beside moving bytes.
 pub(super) trait Side {
     /// Something has come, or the end of it.
@@ -99,7 +108,7 @@ impl Link {
     }
 
     /// Nobody moves its bytes any more.
-    pub(super) fn give_up(&self) {
+    fn give_up(&self) {
         if let Ok(mut protocol) = self.protocol.try_borrow_mut() {
             protocol.lose();
         }
@@ -134,6 +143,8 @@ impl Link {
         first: &[u8],
         side: &RefCell<impl Side>,
     ) -> Result<(), ConnectionError> {
+        // Also after a panic nobody is to wait for it.
+        let _end = End(self);
         let writing = conn.second_timer();
         let Conn { timer, read, write } = conn;
         let timer = &*timer;

@@ -312,6 +312,7 @@ impl<T: Wake + Default> Engine<T> {
     /// To be called now and then: what is odd only in a crowd is forgiven.
     pub fn forgive(&mut self) {
         self.useless_frames = 0;
+        self.local_resets /= 2;
         self.age = self.age.wrapping_add(1);
     }
 

@@ -112,6 +112,7 @@ impl<T: Wake + Default> Engine<T> {
         };
         stream.method = Some(shape.map_or(Method::Other, |shape| shape.method));
         stream.opened_at = self.age;
+        stream.is_tunnel = shape.is_ok_and(|shape| shape.framing == BodyFraming::UntilClose);
         stream.inbox.has_head = true;
         stream.inbox.is_ended = ends;
         stream.inbox.coding = Coding::of(shape.map_or(BodyFraming::None, |shape: Shape| shape.framing));
@@ -148,6 +149,8 @@ impl<T: Wake + Default> Engine<T> {
         }
         let judged = if is_too_large {
             Err(Malformed::TooLarge)
+        } else if stream.is_tunnel {
+            Err(Malformed::SectionInTunnel)
         } else if stream.inbox.has_head {
             trailers(stream, ends, fields)
         } else {
@@ -193,6 +196,7 @@ fn response<T>(stream: &mut streams::Stream<T>, ends: bool, fields: &FieldList) 
     if is_final {
         stream.inbox.has_head = true;
         stream.inbox.coding = if is_tunnel { Coding::Raw } else { Coding::of(framing) };
+        stream.is_tunnel = is_tunnel;
     }
     Ok(())
 }

@@ -50,6 +50,8 @@ pub(super) struct Stream<T> {
     pub(super) waits_with_head: bool,
     /// When it was opened, see [`forgive`](super::Engine::forgive).
     pub(super) opened_at: u32,
+    /// CONNECT: nothing but data may follow (RFC 9113 section 8.5).
+    pub(super) is_tunnel: bool,
     /// Of the text of the request.
     pub(super) method: Option<Method>,
     /// Of an upstream's stream.

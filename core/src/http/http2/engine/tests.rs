@@ -328,6 +328,28 @@ fn errors_of_a_stream_end_it_alone() {
 }
 
 #[test]
+fn a_tunnel_takes_nothing_but_data() {
+    let mut pair = Pair::new();
+    let opened = pair.client.open((), Method::Connect, None, false, &mut pair.to_server, |out| {
+        encode(out, b":method", b"CONNECT", false);
+        encode(out, b":authority", b"echo:443", false);
+    });
+    let key = opened.unwrap();
+    pair.exchange();
+    let opening = pair.opened();
+    pair.client.data(key, b"up", false, &mut pair.to_server);
+    pair.client.section(key, true, true, &mut pair.to_server, |out| encode(out, b"x-end", b"here", false));
+    pair.exchange();
+    let fault = loop {
+        match pair.read(opening.key) {
+            Ok(text) => assert!(text.ends_with("up"), "{text}"),
+            Err(fault) => break fault,
+        }
+    };
+    assert!(matches!(fault, Fault::Broken(Code::PROTOCOL_ERROR, _)), "{fault}");
+}
+
+#[test]
 fn requests_that_are_taken_back_at_once_end_their_connection() {
     let (mut server, mut out, _) = after(b"");
     let mut scratch = Scratch::default();
