@@ -75,9 +75,9 @@ impl<'w> Record<'w> {
         self.due_ms.set(at_ms.unwrap_or(u64::MAX));
     }
 
-    /// Whether it should have ended by now.
-    pub(crate) fn is_overdue(&self, now_ms: u64) -> bool {
-        now_ms >= self.due_ms.get()
+    /// Whether it should have ended by now. By the exact clock: a connect is timed by that, and the coarse one may be behind.
+    pub(crate) fn is_overdue(&self) -> bool {
+        monotonic_ns() / 1_000_000 >= self.due_ms.get()
     }
 
     /// Its response was written to the end.

@@ -89,7 +89,7 @@ impl Call {
 /// The code for a call that is answered here with a status of HTTP.
 pub(super) fn code(http_status: u16, record: &Record<'_>) -> u8 {
     match http_status {
-        408 | 504 if record.is_overdue(now_ms()) => DEADLINE_EXCEEDED,
+        408 | 504 if record.is_overdue() => DEADLINE_EXCEEDED,
         status => status_of(status),
     }
 }
