@@ -4,8 +4,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use meshring_core::http::{
-    BodyFraming, Bounds, Fields, Method, NoEdits, PathNormalization, RequestHead, RequestOut, ResponseOut, TargetForm, Via,
-    encode_chunk,
+    BodyFraming, Bounds, Fields, Method, NoEdits, PathNormalization, RequestHead, RequestOut, ResponseOut, TargetForm,
+    Via, encode_chunk,
     forwarding::{Hop, new_request_id, request_lines},
     request, request_head, response, response_head,
 };
@@ -104,7 +104,8 @@ fn forwarded(data: &[u8]) {
         let mut lines = Vec::new();
         let drop = request_lines(&mut lines, data, &head, &fields, &hop, &NoEdits);
         let changed = (path != head.path_of(data)).then_some([path, b""]);
-        let how = RequestOut { path: changed, drop, via: Via::Http1, extra: &lines, ..RequestOut::new(&head, &NoEdits) };
+        let how =
+            RequestOut { path: changed, drop, via: Via::Http1, extra: &lines, ..RequestOut::new(&head, &NoEdits) };
         let mut out = Vec::new();
         request_head(&mut out, data, &head, &fields, &how);
         let head_len = out.len();

@@ -10,7 +10,7 @@ use meshring_core::http::{
     chunked::Event as BodyEvent,
     head::{BodyFraming, Method},
     http2::{
-        Code, Engine, Event, Piece, PREFACE, Role, Room, Scratch, StreamKey, begins_preface, encode_field,
+        Code, Engine, Event, PREFACE, Piece, Role, Room, Scratch, StreamKey, begins_preface, encode_field,
         hpack::{encode, encode_status},
         request_from_text,
     },
