@@ -1,6 +1,6 @@
 //! A bypass of TCP between the two ends of a connection on this host, for the connections of registered proxies.
 //!
-//! Two BPF programs ([`programs`]) are written by an assembler ([`assembler`]) and loaded by bpf(2) ([`sys`]); nothing is
+//! Two BPF programs (`programs`) are written by an assembler (`assembler`) and loaded by bpf(2) (`sys`); nothing is
 //! pinned. ARCHITECTURE.md, "The bypass", says what the kernel guarantees and what an application sees.
 
 mod assembler;

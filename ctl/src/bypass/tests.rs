@@ -104,8 +104,8 @@ fn only_tcp_sockets_that_listen_are_registered() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
     let mut client = TcpStream::connect(listener.local_addr().expect("an address")).expect("connected");
     let (mut server, _) = listener.accept().expect("accepted");
-    let unix = std::os::unix::net::UnixListener::bind(format!("/tmp/meshring-unit-{}", std::process::id()));
-    let _ = fs::remove_file(format!("/tmp/meshring-unit-{}", std::process::id()));
+    let folder = tempfile::tempdir().expect("a folder");
+    let unix = std::os::unix::net::UnixListener::bind(folder.path().join("socket"));
     assert!(matches!(bypass.add_listener(slot, client.as_fd()), Err(RegisterError::NoListener)));
     assert!(matches!(bypass.add_listener(slot, unix.expect("bound").as_fd()), Err(RegisterError::NoListener)));
     let file = File::open("/dev/null").expect("opened");
