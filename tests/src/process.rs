@@ -117,12 +117,12 @@ impl Process {
         let _ = self.child.wait();
     }
 
-    /// Resident memory, in KiB.
+    /// Resident memory of its own, in KiB: without pages of files, which the kernel drops and brings back as it likes.
     #[must_use]
     pub fn resident_kib(&self) -> u64 {
         let status = std::fs::read_to_string(PathBuf::from(format!("/proc/{}/status", self.pid()))).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).expect("VmRSS of a running process")
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+        line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).expect("RssAnon of a running process")
     }
 }
 
