@@ -108,7 +108,7 @@ impl Outgoing {
                 // Nothing says yet that this is the end.
                 _ if rest.is_empty() && !self.is_whole() => return Poll::Ready(Ok(())),
                 Framing::Head => ready!(self.poll_head(cx, target, rest))?,
-                Framing::Raw => ready!(Self::poll_data(target, rest, false))?,
+                Framing::Raw => ready!(Self::poll_raw(target, rest))?,
                 Framing::Coded(_) => ready!(self.poll_body(target, rest))?,
             };
             *written += taken;
@@ -200,7 +200,7 @@ impl Outgoing {
         let mut step = next.decode(text).map_err(not_ours)?;
         let (range, ends, taken) = match step.event {
             Event::Data(range) => {
-                let Some(room) = ready!(Self::poll_room(target))? else { return Poll::Pending };
+                let room = ready!(Self::poll_room(target))?;
                 if range.len() > room {
                     // As if no more had come.
                     next = decoder.clone();
@@ -232,22 +232,22 @@ impl Outgoing {
             }
         };
         self.framing = if ends { Framing::Done } else { Framing::Coded(next) };
-        send(target, &text[range], ends)?;
+        send(target, &text[range], ends);
         Poll::Ready(Ok(taken))
     }
 
-    /// Sends as much of `data` as there is room for: how much.
-    fn poll_data(target: &Target<'_>, data: &[u8], ends: bool) -> Poll<Result<usize, Broken>> {
-        let Some(room) = ready!(Self::poll_room(target))? else { return Poll::Pending };
+    /// Sends as much of a tunnel's data as there is room for: how much.
+    fn poll_raw(target: &Target<'_>, data: &[u8]) -> Poll<Result<usize, Broken>> {
+        let room = ready!(Self::poll_room(target))?;
         let len = room.min(data.len());
-        send(target, &data[..len], ends)?;
+        send(target, &data[..len], false);
         Poll::Ready(Ok(len))
     }
 
-    fn poll_room(target: &Target<'_>) -> Poll<Result<Option<usize>, Broken>> {
+    fn poll_room(target: &Target<'_>) -> Poll<Result<usize, Broken>> {
         let Some(key) = *target.key else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
         match target.link.with(|protocol, out| protocol.room(key, out)) {
-            Room::Bytes(room) => Poll::Ready(Ok(Some(room))),
+            Room::Bytes(room) => Poll::Ready(Ok(room)),
             Room::Wait => Poll::Pending,
             Room::Gone => Poll::Ready(Err(gone(target, key))),
         }
@@ -316,11 +316,10 @@ fn ending(decoder: &mut BodyDecoder, rest: &[u8]) -> Result<Option<usize>, Broke
     Ok(Some(at))
 }
 
-fn send(target: &Target<'_>, data: &[u8], ends: bool) -> Result<(), Broken> {
+fn send(target: &Target<'_>, data: &[u8], ends: bool) {
     if let Some(key) = *target.key {
         target.link.with(|protocol, out| protocol.data(key, data, ends, out));
     }
-    Ok(())
 }
 
 fn gone(target: &Target<'_>, key: StreamKey) -> Broken {
