@@ -41,8 +41,8 @@ pub(crate) struct IdleArgs {
     /// Streams to open on each connection, with --h2
     #[arg(long, default_value_t = 1, value_parser = parse_streams, requires = "h2")]
     streams: usize,
-    /// How long the connections idle before the measurement
-    #[arg(long, default_value = "3s", value_parser = parse_duration)]
+    /// How long the connections idle before the measurement; a proxy keeps what a burst needed for a few seconds
+    #[arg(long, default_value = "6s", value_parser = parse_duration)]
     settle: Duration,
     /// A header field for each request
     #[arg(long = "header", short = 'H', value_name = "NAME: VALUE")]

@@ -54,6 +54,8 @@ pub const CLUSTER_NAME_BYTES_MAX: usize = 184;
 pub const BUFFER_BYTES: usize = 17 * 1024;
 /// Free buffers that a worker keeps for reuse; more are returned to the allocator (64 x 17 KiB = 1.1 MiB).
 pub const BUFFERS_POOLED_MAX: usize = 64;
+/// Of what a worker has freed, in bytes, this may stay with the allocator when a burst is over.
+pub const FREED_BYTES_KEPT_MAX: usize = 1024 * 1024;
 /// Connections per worker that may wait for their next request with a buffer in hand. Beyond it a connection goes
 /// idle at once and holds none: 10,000 idle connections must cost 1 KB each, not 16.
 pub const HOT_IDLE_CONNECTIONS_MAX: usize = 256;

@@ -1,5 +1,7 @@
 //! Many connections that stall, on one thread: each sends something, then next to nothing, and notes how it was ended.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
@@ -14,8 +16,11 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_
 use crate::limits::{EVENTS_PER_WAIT_MAX, HOSTILE_CONNECT_MAX, HOSTILE_PORTS_PER_ADDRESS};
 use crate::poller::{Interest, Poller, Token};
 
-/// How often what is due is looked at.
-const TICK: Duration = Duration::from_millis(20);
+/// How long is waited at most, and between two looks at whether to stop.
+const WAIT_MAX: Duration = Duration::from_millis(20);
+/// Part of the interval between the first trickles of two connections that follow each other: the golden ratio's fraction, with
+/// which any number of them is spread evenly. In step they would be a pulse, and whoever meets it waits for all of it.
+const TRICKLE_SPREAD: f64 = 0.618_033_988_749_895;
 
 /// What every connection of an attack does.
 #[derive(Debug, Clone)]
@@ -101,7 +106,6 @@ struct Connection {
     stream: Option<TcpStream>,
     begun: Instant,
     sent: usize,
-    due: Instant,
     status: Option<u16>,
 }
 
@@ -110,25 +114,27 @@ struct Attacker {
     progress: Arc<Progress>,
     poller: Poller,
     connections: Vec<Connection>,
+    /// When which of them trickles next.
+    due: BinaryHeap<Reverse<(Instant, usize)>>,
     ended: Vec<Ended>,
 }
 
 impl Attacker {
     fn new(attack: Attack, progress: Arc<Progress>) -> anyhow::Result<Self> {
         let poller = Poller::new().context("cannot create an epoll set")?;
-        Ok(Self { attack, progress, poller, connections: Vec::new(), ended: Vec::new() })
+        Ok(Self { attack, progress, poller, connections: Vec::new(), due: BinaryHeap::new(), ended: Vec::new() })
     }
 
     fn run(mut self) -> anyhow::Result<Vec<Ended>> {
         let mut events = Vec::with_capacity(EVENTS_PER_WAIT_MAX);
         while !self.progress.stop.load(Ordering::Relaxed) {
             // Those that are open go on while others are being opened.
-            let until = Instant::now() + TICK;
+            let until = Instant::now() + WAIT_MAX;
             while self.connections.len() < self.attack.connections && Instant::now() < until {
                 self.open()?;
             }
             let opening = self.connections.len() < self.attack.connections;
-            self.poller.wait(&mut events, Some(if opening { Duration::ZERO } else { TICK }))?;
+            self.poller.wait(&mut events, Some(if opening { Duration::ZERO } else { self.idle() }))?;
             for event in &events {
                 let slot = event.token.slot as usize;
                 if event.writable {
@@ -150,11 +156,11 @@ impl Attacker {
         let interest = if self.attack.reads { Interest::Read } else { Interest::Nothing };
         self.poller.add(&stream, Token { slot: slot as u32, turn: 0 }, interest)?;
         let now = Instant::now();
-        // Spread over the interval, so that there is no pulse.
-        let first =
-            self.attack.trickle.map_or(Duration::MAX, |(_, interval)| interval.mul_f64((slot % 97) as f64 / 97.0));
-        let due = now.checked_add(first).unwrap_or(now);
-        self.connections.push(Connection { stream: Some(stream), begun: now, sent: 0, due, status: None });
+        if let Some((_, interval)) = self.attack.trickle {
+            let first = interval.mul_f64((slot as f64 * TRICKLE_SPREAD).fract());
+            self.due.push(Reverse((now + first, slot)));
+        }
+        self.connections.push(Connection { stream: Some(stream), begun: now, sent: 0, status: None });
         self.flush(slot);
         self.progress.opened.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -180,17 +186,26 @@ impl Attacker {
         let _ = self.poller.modify(&*stream, token, interest);
     }
 
+    /// Until something is due.
+    fn idle(&self) -> Duration {
+        let next = self.due.peek().map(|Reverse((at, _))| at.saturating_duration_since(Instant::now()));
+        next.map_or(WAIT_MAX, |next| next.min(WAIT_MAX))
+    }
+
     fn trickle(&mut self) {
         let Some((bytes, interval)) = self.attack.trickle else { return };
         let now = Instant::now();
-        for connection in &mut self.connections {
-            if now < connection.due || connection.sent < self.attack.begin.len() {
-                continue;
-            }
-            connection.due = now + interval;
+        while let Some(&Reverse((at, slot))) = self.due.peek()
+            && at <= now
+        {
+            self.due.pop();
+            let connection = &mut self.connections[slot];
             if let Some(stream) = &mut connection.stream {
-                // Reading tells how it ended.
-                let _ = stream.write(bytes);
+                if connection.sent >= self.attack.begin.len() {
+                    // Reading tells how it ended.
+                    let _ = stream.write(bytes);
+                }
+                self.due.push(Reverse((at + interval, slot)));
             }
         }
     }

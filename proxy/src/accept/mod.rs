@@ -376,30 +376,35 @@ fn tunnelled<'a>(
 
 /// The life of a connection. While it is idle, or in the middle of a head that does not come, this small future is all
 /// that it costs; the large one of a request exists only between the first byte of a request and the next such time.
-pub(crate) async fn serve(worker: &Rc<Worker>, mut conn: Conn, listener: &Rc<Listener>) {
-    let mut begin = Begin::Silence;
-    let carries = stream::carries(worker, &conn, listener);
-    if carries != Carries::Requests {
-        begin = match first(worker, &mut conn, listener, carries).await {
-            First::Requests(begin) => begin,
-            First::Tunnel(mut tunnel) => return tunnelled(worker, &mut conn, &mut tunnel).await,
-            First::Over => return,
-        };
-    } else if security::may_be_tls(worker, listener) {
-        begin = match opened(worker, &mut conn, listener).await {
-            Some(begin) => begin,
-            None => return,
-        };
-    }
+pub(crate) async fn serve(worker: &Rc<Worker>, conn: &mut Conn, listener: &Rc<Listener>) {
     let mut is_fresh = true;
+    // What a variable of the loop's outside holds is a part of every idle connection, so `end` is the only one.
+    let mut end = {
+        let carries = stream::carries(worker, conn, listener);
+        let begin = if carries != Carries::Requests {
+            match first(worker, conn, listener, carries).await {
+                First::Requests(begin) => begin,
+                First::Tunnel(mut tunnel) => return tunnelled(worker, conn, &mut tunnel).await,
+                First::Over => return,
+            }
+        } else if security::may_be_tls(worker, listener) {
+            match opened(worker, conn, listener).await {
+                Some(begin) => begin,
+                None => return,
+            }
+        } else {
+            Begin::Silence
+        };
+        requests(worker, conn, listener, begin, &mut is_fresh).await
+    };
     loop {
-        begin = match requests(worker, &mut conn, listener, begin, &mut is_fresh).await {
+        let begin = match end {
             End::Closed => return,
-            End::Http2(first) => return http2(worker, &mut conn, listener, first).await,
-            End::Tunnel(mut tunnel) => return tunnelled(worker, &mut conn, &mut tunnel).await,
+            End::Http2(first) => return http2(worker, conn, listener, first).await,
+            End::Tunnel(mut tunnel) => return tunnelled(worker, conn, &mut tunnel).await,
             End::Bytes(begun) => {
-                let Some(mut tunnel) = bytes(worker, &mut conn, listener, begun).await else { return };
-                return tunnelled(worker, &mut conn, &mut tunnel).await;
+                let Some(mut tunnel) = bytes(worker, conn, listener, begun).await else { return };
+                return tunnelled(worker, conn, &mut tunnel).await;
             }
             End::Idle if worker.draining() => return,
             End::Idle => {
@@ -411,11 +416,12 @@ pub(crate) async fn serve(worker: &Rc<Worker>, mut conn: Conn, listener: &Rc<Lis
             End::Partial(partial) => {
                 if !conn.readable_until(partial.deadline_ms(), false).await {
                     drop(partial);
-                    return time_out(worker, &mut conn).await;
+                    return time_out(worker, conn).await;
                 }
                 Begin::Partial(partial)
             }
         };
+        end = requests(worker, conn, listener, begin, &mut is_fresh).await;
     }
 }
 

@@ -35,12 +35,10 @@ pub(crate) enum Begin {
     Partial(PartialHead),
 }
 
-/// A head that did not come in one piece, while its connection waits without a buffer.
+/// A head that did not come in one piece, while its connection waits without a buffer. On the heap, since every idle connection
+/// has a place for one.
 #[derive(Debug)]
-pub(crate) struct PartialHead {
-    bytes: Held,
-    progress: Progress,
-}
+pub(crate) struct PartialHead(Box<(Held, Progress)>);
 
 /// How far a head that did not come in one piece has got.
 #[derive(Debug, Clone, Copy)]
@@ -53,7 +51,7 @@ struct Progress {
 impl PartialHead {
     /// When the head must be there, in milliseconds of the worker's clock.
     pub(crate) fn deadline_ms(&self) -> u64 {
-        self.progress.deadline_ms
+        self.0.1.deadline_ms
     }
 }
 
@@ -92,7 +90,8 @@ pub(crate) async fn request_head(
     // One byte beyond the bound tells a head that is too large from one that is exactly as large as it may be.
     let bytes_max = bounds.head_bytes + 1;
     let read = match begin {
-        Begin::Partial(PartialHead { bytes, progress }) => {
+        Begin::Partial(PartialHead(partial)) => {
+            let (bytes, progress) = *partial;
             input.extend(&bytes);
             drop(bytes);
             let read = conn.read_now(input, bytes_max);
@@ -127,7 +126,8 @@ pub(crate) async fn request_head(
     }
 }
 
-/// The head did not come in one piece. `read`: how the read after the parts so far has ended, if there was one.
+/// The head did not come in one piece. `read`: how the read after the parts so far has ended, if there was one. Who needs more than
+/// that sends in a trickle, and is not waited for with a buffer again: a thousand of them would be cancelled at every tick.
 #[expect(clippy::too_many_arguments, reason = "as `request_head`, with what is known so far")]
 async fn rest_of_head(
     worker: &Worker,
@@ -139,9 +139,11 @@ async fn rest_of_head(
     mut read: Option<IdleRead>,
     is_other: impl Fn(&Conn, &[u8]) -> bool,
 ) -> Next {
+    let trickles = read.is_some();
     loop {
         let read = match read.take() {
             Some(read) => read,
+            None if trickles => IdleRead::StillIdle,
             None => {
                 // Past the deadline the next tick ends the read, however many bytes keep coming.
                 let until_ms = progress.deadline_ms.min(now_ms() + HOLD_BUFFER_MS_MAX);
@@ -166,7 +168,7 @@ async fn rest_of_head(
                 return Next::Overload;
             }
             IdleRead::StillIdle if now_ms() < progress.deadline_ms => {
-                return Next::Partial(PartialHead { bytes: worker.buffers.hold(input.unread()), progress });
+                return Next::Partial(PartialHead(Box::new((worker.buffers.hold(input.unread()), progress))));
             }
             IdleRead::StillIdle => return Next::TimedOut,
             IdleRead::Closed => return Next::Closed,

@@ -7,7 +7,7 @@ use std::{
     rc::Rc,
 };
 
-use meshring_core::limits::{BUFFER_BYTES, BUFFERS_POOLED_MAX};
+use meshring_core::limits::{BUFFER_BYTES, BUFFERS_POOLED_MAX, FREED_BYTES_KEPT_MAX};
 use monoio::{
     buf::{IoBufMut as _, SliceMut},
     io::{CancelHandle, CancelableAsyncReadRent as _},
@@ -24,6 +24,18 @@ pub(crate) struct Buffers {
     free: RefCell<Vec<Vec<u8>>>,
     used_bytes: Cell<usize>,
     held_bytes: Cell<usize>,
+    /// The fewest that were free since the last [`sweep`](Self::sweep).
+    unused: Cell<usize>,
+    freed: Freed,
+}
+
+/// What went to the allocator, in bytes.
+#[derive(Default)]
+struct Freed {
+    /// Since it was last asked to give memory back.
+    bytes: Cell<usize>,
+    /// The same at the last sweep.
+    swept_bytes: Cell<usize>,
 }
 
 impl fmt::Debug for Buffers {
@@ -74,7 +86,32 @@ impl Buffers {
     }
 
     fn storage(&self) -> Vec<u8> {
-        self.free.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES))
+        let mut free = self.free.borrow_mut();
+        let storage = free.pop();
+        self.unused.set(self.unused.get().min(free.len()));
+        storage.unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES))
+    }
+
+    /// Frees what was not needed since the last call. Whether the allocator holds much that was freed, and no more of it comes: a
+    /// burst is over.
+    pub(super) fn sweep(&self) -> bool {
+        let mut free = self.free.borrow_mut();
+        let keep = free.len() - self.unused.get().min(free.len());
+        self.note_freed((free.len() - keep) * BUFFER_BYTES);
+        free.truncate(keep);
+        self.unused.set(keep);
+        let Freed { bytes, swept_bytes } = &self.freed;
+        if bytes.get() != swept_bytes.get() || bytes.get() < FREED_BYTES_KEPT_MAX {
+            swept_bytes.set(bytes.get());
+            return false;
+        }
+        bytes.set(0);
+        swept_bytes.set(0);
+        true
+    }
+
+    fn note_freed(&self, bytes: usize) {
+        self.freed.bytes.set(self.freed.bytes.get().saturating_add(bytes));
     }
 
     /// Storage comes back. What grew for a large head, and what is beyond the pool's bound, goes to the allocator.
@@ -83,6 +120,8 @@ impl Buffers {
         if storage.capacity() == BUFFER_BYTES && free.len() < BUFFERS_POOLED_MAX {
             storage.clear();
             free.push(storage);
+        } else {
+            self.note_freed(storage.capacity());
         }
     }
 }
@@ -501,6 +540,25 @@ mod tests {
         assert_eq!((pool.used_bytes(), &*held), (8, &b"GET / HT"[..]));
         drop(held);
         assert_eq!(pool.used_bytes(), 0);
+    }
+
+    #[test]
+    fn what_a_burst_needed_is_freed_once_it_is_over() {
+        let pool = Rc::<Buffers>::default();
+        let burst = FREED_BYTES_KEPT_MAX / BUFFER_BYTES + BUFFERS_POOLED_MAX;
+        let buffers: Vec<_> = (0..=burst).map(|_| pool.take()).collect();
+        assert!(!pool.sweep(), "all of it is in use");
+        drop(buffers);
+        assert_eq!(pool.free.borrow().len(), BUFFERS_POOLED_MAX);
+        assert!(!pool.sweep(), "there may be more");
+        drop((pool.take(), pool.take()));
+        assert!(!pool.sweep(), "what was not needed since has just been freed");
+        assert_eq!(pool.free.borrow().len(), 2, "as many as were needed at a time");
+        drop((pool.take(), pool.take()));
+        assert!(pool.sweep(), "the burst is over");
+        drop((pool.take(), pool.take()));
+        assert!(!pool.sweep() && !pool.sweep(), "there is nothing more");
+        assert_eq!(pool.free.borrow().len(), 0);
     }
 
     #[test]

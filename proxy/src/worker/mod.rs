@@ -1,6 +1,7 @@
 //! A worker: one pinned thread with its own ring, listeners, buffers, pools and balancer state. It shares nothing with
 //! other workers but its mailbox. Only this folder names the runtime.
 
+mod allocator;
 pub(crate) mod buffers;
 pub(crate) mod bypass;
 pub(crate) mod congestion;

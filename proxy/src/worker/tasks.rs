@@ -54,6 +54,9 @@ pub(super) async fn main(start: Start) -> io::Result<()> {
             swept_ms = now;
             worker.endpoints.sweep(now);
             worker.clusters.sweep();
+            if worker.buffers.sweep() {
+                super::allocator::give_back();
+            }
         }
     }
     Ok(())
@@ -133,10 +136,12 @@ pub(crate) fn turn_away(worker: &Rc<Worker>, conn: Conn) {
 }
 
 /// Serves a connection on a task of its own. A panic ends that connection alone.
-pub(crate) fn guarded(worker: &Rc<Worker>, conn: Conn, listener: Rc<Listener>) {
+pub(crate) fn guarded(worker: &Rc<Worker>, mut conn: Conn, listener: Rc<Listener>) {
     let worker = Rc::clone(worker);
     monoio::spawn(async move {
-        contained(&worker, pin!(accept::serve(&worker, conn, &listener))).await;
+        // By reference: what is moved into a future has a place in its caller's, too.
+        contained(&worker, pin!(accept::serve(&worker, &mut conn, &listener))).await;
+        drop(conn);
         worker.stats.subtract(Counter::ConnectionsActive, 1);
         worker.mailboxes.remove_connection(worker.index);
     });
