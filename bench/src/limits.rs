@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-/// Longest request or response head that is parsed. Twice the largest default of the proxies under test
+/// Longest header block of HTTP/2 that is decoded. Twice the largest default of the proxies under test
 /// (Envoy: 60 KiB of headers), so a longer one is a fault worth counting.
 pub(crate) const HEAD_BYTES_MAX: usize = 128 * 1024;
 
-/// Most header fields in one head; Envoy's default is 100.
+/// Most header fields in one head of HTTP/2; Envoy's default is 100.
 pub(crate) const HEADERS_MAX: usize = 128;
 
 /// One read takes at most this much. Larger than a loopback socket buffer usually holds, so one read drains it.

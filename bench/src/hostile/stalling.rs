@@ -77,8 +77,9 @@ impl Plan {
 
 pub(super) fn run(args: &HostileArgs, interrupted: &AtomicBool) -> anyhow::Result<Report> {
     let connections = args.connections();
-    // The proxy has two for each, where a response is under way.
-    demand_files(2 * connections as u64 + 1024)?;
+    // The proxy has two for each, where more than a part of a head has come.
+    let files_each = if args.drill == Drill::Slowloris { 1 } else { 2 };
+    demand_files(files_each * connections as u64 + 1024)?;
     let plan = Plan::of(args.drill, connections, args.duration);
     let attacked = if args.drill == Drill::ZeroWindow { Attacked::Bytes(RESPONSE_BYTES) } else { Attacked::None };
     let start = ProxyStart { arguments: plan.arguments.iter().map(Into::into).collect(), ..ProxyStart::default() };

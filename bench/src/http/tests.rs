@@ -89,13 +89,13 @@ fn only_a_body_without_length_may_end_with_the_connection() {
 #[test]
 fn malformed_responses_are_refused() {
     let cases: [(&[u8], DecodeError); 8] = [
-        (b"SSH-2.0-OpenSSH\r\n\r\n", DecodeError::Head(httparse::Error::Version)),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: +5\r\n\r\n", DecodeError::ContentLength),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n", DecodeError::ContentLength),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999999999999\r\n\r\n", DecodeError::ContentLength),
-        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\n\r\n", DecodeError::TransferEncoding),
-        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nxyz", DecodeError::Chunk),
-        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nab\r\n", DecodeError::Chunk),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", BadResponse::Version.into()),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: +5\r\n\r\n", BadResponse::BadLength.into()),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n", BadResponse::RepeatedLength.into()),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999999999999\r\n\r\n", BadResponse::BadLength.into()),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\n\r\n", BadResponse::BadEncoding.into()),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nxyz", ChunkError::Size.into()),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nab\r\n", ChunkError::DataEnd.into()),
         (b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nab", DecodeError::Unsolicited),
     ];
     for (bytes, expected) in cases {
@@ -108,17 +108,17 @@ fn malformed_responses_are_refused() {
 fn an_endless_head_or_trailer_is_refused() {
     let mut decoder = ResponseDecoder::new(false);
     let mut result = decoder.feed(b"HTTP/1.1 200 OK\r\nx: ");
-    for _ in 0..=HEAD_BYTES_MAX / 1024 {
+    for _ in 0..=BOUNDS.head_bytes / 1024 {
         result = result.and_then(|_| decoder.feed(&[b'a'; 1024]));
     }
-    assert_eq!(result, Err(DecodeError::HeadTooLong));
+    assert_eq!(result, Err(BadResponse::HeadTooLarge.into()));
 
     let mut decoder = ResponseDecoder::new(false);
     let mut result = decoder.feed(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx: ");
-    for _ in 0..=HEAD_BYTES_MAX / 1024 {
+    for _ in 0..=BOUNDS.head_bytes / 1024 {
         result = result.and_then(|_| decoder.feed(&[b'a'; 1024]));
     }
-    assert_eq!(result, Err(DecodeError::Chunk));
+    assert_eq!(result, Err(ChunkError::TrailerTooLarge.into()));
 }
 
 /// All events of a stream of requests that comes in the given pieces.

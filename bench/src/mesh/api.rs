@@ -6,10 +6,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use meshring_core::http::fields::Fields;
+use meshring_core::http::head::{BodyFraming, Bounds, Method};
+use meshring_core::http::response;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{API_ANSWER_BYTES_MAX, API_TIMEOUT, HEAD_BYTES_MAX, HEADERS_MAX, READ_BUFFER_BYTES};
+use crate::limits::{API_ANSWER_BYTES_MAX, API_TIMEOUT, READ_BUFFER_BYTES};
 
 /// Name of the socket in the run directory.
 const SOCKET_NAME: &str = "control.sock";
@@ -155,22 +158,15 @@ struct Head {
 
 /// None as long as it is not whole. Control always tells the length of its answers.
 fn parse_head(bytes: &[u8]) -> anyhow::Result<Option<Head>> {
-    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
-    let mut response = httparse::Response::new(&mut headers);
-    let httparse::Status::Complete(head_bytes) = response.parse(bytes).context("control's answer")? else {
-        if bytes.len() > HEAD_BYTES_MAX {
-            bail!("control's answer has a head of more than {HEAD_BYTES_MAX} bytes");
+    let parsed = response::parse(bytes, &mut Fields::new(), Method::Get, Bounds::FIRST_HOP);
+    let Some(head) = parsed.context("control's answer")? else { return Ok(None) };
+    let BodyFraming::Length(length) = head.framing else { bail!("control's answer does not tell its length") };
+    match usize::try_from(length) {
+        Ok(body_bytes) if body_bytes <= API_ANSWER_BYTES_MAX => {
+            Ok(Some(Head { status: head.status, bytes: head.len, body_bytes }))
         }
-        return Ok(None);
-    };
-    let length = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
-    let length = length.and_then(|header| std::str::from_utf8(header.value).ok()?.parse().ok());
-    let body_bytes = length.context("control's answer does not tell its length")?;
-    if body_bytes > API_ANSWER_BYTES_MAX {
-        bail!("control's answer has {body_bytes} bytes; at most {API_ANSWER_BYTES_MAX} are read");
+        _ => bail!("control's answer has {length} bytes; at most {API_ANSWER_BYTES_MAX} are read"),
     }
-    let status = response.code.context("control's answer has no status")?;
-    Ok(Some(Head { status, bytes: head_bytes, body_bytes }))
 }
 
 #[cfg(test)]
