@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use meshring_core::{http::Via, limits::HOLD_BUFFER_MS_MAX};
+use meshring_core::{http::Via, limits::HOLD_BUFFER_MS_MAX, stats::TlsCounter};
 use monoio::{
     buf::{IoBuf as _, SliceMut},
     io::{
@@ -219,6 +219,14 @@ impl Conn {
         match &self.read {
             ReadHalf::Socket(socket) => socket.tls.as_ref().map(|tls| tls.peer()),
             ReadHalf::Stream(stream) => stream.origin().secured.as_ref(),
+        }
+    }
+
+    /// Who seals and opens its records, after a handshake.
+    pub(crate) fn tls_runs_in(&self) -> TlsCounter {
+        match self.tls() {
+            Some(tls) if tls.is_kernel() => TlsCounter::Kernel,
+            _ => TlsCounter::Userspace,
         }
     }
 
