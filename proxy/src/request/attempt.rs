@@ -306,7 +306,8 @@ pub(super) async fn streamed(
         total_at_ms: exchange.total_at_ms,
         silence_ms_max: exchange.silence_ms_max,
         upload: Some(Upload { rate, ends_at_ms: &ends_at_ms, begun: exchange.continued }),
-        is_alone: false,
+        // A response that comes before the end of it goes through buffers.
+        is_alone: true,
     };
     // The connections' own timers are for reading; writing goes on at the same time.
     let (client, upstream) = (&conn.timer, &lease.conn.timer);
@@ -315,6 +316,7 @@ pub(super) async fn streamed(
         let from = Side { half: &mut conn.read, timer: client };
         let to = Side { half: &mut lease.conn.write, timer: &to_upstream };
         let sent = relay::relay_body(body, input, from, to, out, patience).await;
+        exchange.worker.stats.add(Counter::SplicedBytes, body.spliced_bytes());
         if matches!(sent, Ok(()) | Err(BodyError::Write(_))) && exchange.awaits_head.get() {
             // Now it is the upstream's turn.
             let at_ms = exchange.total_at_ms.unwrap_or_else(|| now_ms() + exchange.silence_ms_max);

@@ -7,6 +7,7 @@ use std::{
     time::Instant,
 };
 
+use meshring_core::limits::SPLICE_PARTS_MAX;
 use rustls::ExtractedSecrets;
 
 use super::{Pipe, Spliced, default_suite, moved, pair, present, set_nonblocking, sockets};
@@ -17,8 +18,8 @@ use crate::worker::{
 
 const CHUNK_BYTES: usize = 16 * 1024;
 const CHUNKS: usize = 64;
-/// Records in the pipe at once.
-const BATCH: usize = 4;
+/// Records in the pipe at once: as in `Splice::take`.
+const BATCH: usize = SPLICE_PARTS_MAX as usize;
 
 /// Instructions, or nanoseconds, and system calls.
 #[derive(Debug, Clone, Copy, Default)]
