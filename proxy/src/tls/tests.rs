@@ -11,6 +11,7 @@ use std::{
 
 use meshring_core::{
     limits::BUFFER_BYTES,
+    stats::TlsCounter,
     table::security::{ClusterTls, ClusterTlsMode},
 };
 use monoio::io::Canceller;
@@ -26,7 +27,7 @@ use super::{
     materials::{Materials, Offer},
 };
 use crate::{
-    testing::{Authority, Leaf, can_update_keys, on_each_driver, pair},
+    testing::{Authority, Leaf, can_update_keys, kernel_tls, on_each_driver, pair},
     worker::{
         Worker,
         buffers::Input,
@@ -234,6 +235,33 @@ fn a_server_is_reached_in_either_version_and_the_session_is_resumed() {
                 joined(thread).await;
             }
         }
+    });
+}
+
+#[test]
+fn a_client_that_sends_much_at_once_does_not_keep_its_records_from_the_kernel() {
+    on_each_driver(async |worker: Rc<Worker>| {
+        let authority = Authority::new();
+        let materials = materials(&authority, REVIEWS);
+        let (mut conn, peer) = pair(&worker);
+        let mut config = client_config(&authority, Some((&authority, &Leaf::of(PRODUCTPAGE))), true);
+        config.dangerous().set_certificate_verifier(any_server());
+        const MUCH: usize = 60_000;
+        let thread = thread::spawn(move || {
+            let mut client = ClientConnection::new(Arc::new(config), asked()).unwrap();
+            // It goes out with the last message of the handshake, as four records.
+            client.writer().write_all(&pattern(MUCH)).unwrap();
+            let mut stream = StreamOwned::new(client, blocking(peer));
+            let mut received = [0; 4];
+            stream.flush().and_then(|()| stream.read_exact(&mut received)).unwrap();
+            received
+        });
+        accepted(&worker, &mut conn, &materials).await.unwrap();
+        let expected = if kernel_tls().is_some() { TlsCounter::Kernel } else { TlsCounter::Userspace };
+        assert_eq!(conn.tls_runs_in(), expected);
+        assert!(read_exactly(&mut conn, &worker, MUCH).await == pattern(MUCH), "the bytes have changed");
+        write_bytes(&mut conn, &worker, b"done").await;
+        assert_eq!(&joined(thread).await, b"done");
     });
 }
 

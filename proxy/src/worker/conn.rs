@@ -235,6 +235,11 @@ impl Conn {
         super::readiness::receive_now(self.socket_fd()?, buffer)
     }
 
+    /// Likewise, at most as many bytes as these.
+    pub(crate) fn receive_into_now(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        super::readiness::receive_into_now(self.socket_fd()?, bytes)
+    }
+
     /// Waits until there is something to read, or the end of it; the deadline is the caller's.
     pub(crate) async fn readable(&self) -> io::Result<()> {
         match &self.read {
