@@ -144,7 +144,7 @@ fn sealed_in_userspace() -> Cost {
 }
 
 /// Told everywhere, judged where instructions are counted: time in an emulation says nothing. The bounds keep what was
-/// measured on 6.12 from getting worse: 0.74 opened, 1.02 sealed. They are no goal: half of userspace was hoped for, and in
+/// measured on 6.12 from getting worse: 0.73 opened, 1.02 sealed. They are no goal: half of userspace was hoped for, and in
 /// instructions it is not reached, since AES is most of both.
 #[test]
 fn a_megabyte_in_the_kernel_costs_no_more_than_it_did() {
