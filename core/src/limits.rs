@@ -44,6 +44,9 @@ pub const WORKERS_MAX: usize = 256;
 /// Clusters with statistics of their own. Beyond it, traffic is counted under the last slot (`other`): the page is of
 /// a fixed size, and names come from configuration, never from requests (a million Host values cost nothing).
 pub const CLUSTER_SLOTS: usize = 1024;
+/// Listeners with statistics of their own, in the order of the command line; those beyond it share the last slot. A sidecar has a
+/// handful, one that has a listener for each service without interception a few dozen.
+pub const LISTENER_SLOTS: usize = 64;
 /// Longest cluster name in the statistics page, in bytes; longer ones are cut.
 pub const CLUSTER_NAME_BYTES_MAX: usize = 184;
 
@@ -248,8 +251,20 @@ pub const SPLICE_PIPE_BYTES: usize = 128 * 1024;
 /// The rest of a body of known length goes from socket to socket without a copy from this size on, in bytes: below it the system calls that set
 /// it up cost more than the copy.
 pub const SPLICE_BYTES_MIN: u64 = 64 * 1024;
-/// Parts, of kernel TLS one record each, that are taken before they are given on.
+/// Parts, of kernel TLS one record each, that are taken before they are given on: what the pipe holds.
 pub const SPLICE_PARTS_MAX: u32 = 8;
+/// What must have gone through one direction of a tunnel without a pause before it goes from socket to socket, in bytes. An exchange of
+/// messages never gets there.
+pub const SPLICE_TUNNEL_BYTES_MIN: u64 = 256 * 1024;
+/// And what must come at a time for it to go on so, in bytes: half a buffer is copied as cheaply as it is spliced.
+pub const SPLICE_TUNNEL_PART_BYTES_MIN: usize = BUFFER_BYTES / 2;
+/// Bytes that are spliced in a row before others get their turn: as with [`BUFFERS_IN_A_ROW_MAX`], but they cost less.
+pub const SPLICED_IN_A_ROW_BYTES_MAX: usize = 512 * 1024;
+/// Readiness in a row that has brought no byte before a body goes on through buffers: tickets and new keys are of that kind, and what
+/// splice does not see at all (urgent data).
+pub const SPLICE_IN_VAIN_MAX: u32 = 8;
+/// Empty pipes that a worker keeps: two descriptors each, and no memory to speak of.
+pub const SPLICE_PIPES_POOLED_MAX: usize = 8;
 /// Materials that a proxy holds at once: its own and one for each distinct credential of its routes and gateways.
 pub const MATERIALS_MAX: usize = 1024;
 /// Service accounts of one service's endpoints that clients ask for by name; beyond it any identity of the trust domain

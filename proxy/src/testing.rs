@@ -1,5 +1,7 @@
 //! Small worlds for unit tests.
 
+pub(crate) mod peer;
+
 use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     rc::Rc,

@@ -1,8 +1,11 @@
 //! Both ends of a tunnel in a test's hand, over one sidecar, over two, and over two with mutual TLS between them.
 
 use std::{
+    fmt::Debug,
     io::ErrorKind,
     net::{SocketAddr, TcpListener},
+    panic::resume_unwind,
+    thread,
     time::Duration,
 };
 
@@ -76,6 +79,50 @@ pub const HANDSHAKE: &str = "GET /chat HTTP/1.1\r\nhost: reviews\r\nConnection: 
 pub const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
+/// Runs something for each of these at once.
+///
+/// # Panics
+/// When one of them does; what it was about is told.
+pub fn in_parallel<K: Debug + Copy + Send, const N: usize>(all: [K; N], test: impl Fn(K) + Sync) {
+    thread::scope(|scope| {
+        let threads = all.map(|one| {
+            (
+                one,
+                scope.spawn({
+                    let test = &test;
+                    move || test(one)
+                }),
+            )
+        });
+        for (one, thread) in threads {
+            if let Err(panic) = thread.join() {
+                println!("it was about {one:?}");
+                resume_unwind(panic);
+            }
+        }
+    });
+}
+
+/// What there may be between a client and an application: see [`Way`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// [`Way::One`]
+    One,
+    /// [`Way::Two`]
+    Two,
+    /// [`Way::Mutual`]
+    Mutual,
+    /// [`Way::Bytes`]
+    Bytes,
+    /// [`Way::MutualBytes`]
+    MutualBytes,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::One, Self::Two, Self::Mutual, Self::Bytes, Self::MutualBytes];
+}
+
 /// Sidecars between a client and an application.
 #[derive(Debug)]
 pub enum Way {
@@ -99,24 +146,40 @@ impl Way {
         Self::One(Box::new(Proxy::alone_with(&snapshot, |builder| configure(builder.driver(driver)))))
     }
 
+    /// Over sidecars with nothing special about them.
+    #[must_use]
+    pub fn start(kind: Kind, driver: Driver, to: &Application) -> Self {
+        let mode = peer_authentication("STRICT", "");
+        let files = [("mode.yaml", mode.as_str())];
+        match kind {
+            Kind::One => Self::one(driver, to, |builder| builder),
+            Kind::Two => {
+                let empty = World::new().snapshot();
+                let second = Proxy::alone_with(&empty, |builder| builder.driver(driver).inbound(to.address()));
+                let first = Proxy::alone(&World::with_service("reviews", second.inbound()[0]), driver);
+                Self::Two(Box::new([first, second]))
+            }
+            Kind::Mutual => Self::Mutual(Box::new(Mesh::start(driver, &[to.address()], &files))),
+            Kind::Bytes => Self::bytes(driver, to, |builder| builder),
+            Kind::MutualBytes => Self::MutualBytes(Box::new(bytes::Mesh::start(driver, to.address(), "tcp", &files))),
+        }
+    }
+
     /// Over each kind of way, for a connection that is upgraded.
     #[must_use]
     pub fn upgrades(driver: Driver, to: &Application) -> [Self; 3] {
-        let empty = World::new().snapshot();
-        let second = Proxy::alone_with(&empty, |builder| builder.driver(driver).inbound(to.address()));
-        let first = Proxy::alone(&World::with_service("reviews", second.inbound()[0]), driver);
-        let mode = peer_authentication("STRICT", "");
-        let mesh = Mesh::start(driver, &[to.address()], &[("mode.yaml", &mode)]);
-        [Self::one(driver, to, |builder| builder), Self::Two(Box::new([first, second])), Self::Mutual(Box::new(mesh))]
+        [Kind::One, Kind::Two, Kind::Mutual].map(|kind| Self::start(kind, driver, to))
     }
 
-    /// Likewise, and for a connection that is bytes from its beginning.
-    #[must_use]
-    pub fn all(driver: Driver, to: &Application) -> [Self; 5] {
-        let [one, two, mutual] = Self::upgrades(driver, to);
-        let mode = peer_authentication("STRICT", "");
-        let mesh = bytes::Mesh::start(driver, to.address(), "tcp", &[("mode.yaml", &mode)]);
-        [one, two, mutual, Self::bytes(driver, to, |builder| builder), Self::MutualBytes(Box::new(mesh))]
+    /// Does something over each kind of way, all of them at once, since most of it is waiting; each has an application of its own.
+    ///
+    /// # Panics
+    /// When it does.
+    pub fn on_each(driver: Driver, test: impl Fn(&Self, &Application) + Sync) {
+        in_parallel(Kind::ALL, |kind| {
+            let application = Application::start();
+            test(&Self::start(kind, driver, &application), &application);
+        });
     }
 
     /// Over one sidecar, as bytes, with further settings.

@@ -16,6 +16,7 @@ use rustls::AlertDescription;
 
 on_both_drivers! {
     an_application_learns_who_calls
+    statistics_say_which_tls_ran
     strict_takes_mutual_tls_only
     permissive_takes_both_and_disable_plain_text_only
     a_port_can_have_a_mode_of_its_own
@@ -61,6 +62,49 @@ fn an_application_learns_who_calls(driver: Driver) {
     let text = Caller::new(&mesh.authority, Some(&issued)).connect(mesh.inbound()).get("reviews", "/").text();
     let element = field(&text, "x-forwarded-client-cert").unwrap();
     assert!(element.ends_with(&format!("URI={}", spiffe("visitor"))), "{element}");
+}
+
+/// Handshakes of a listener or with a cluster: those of the kernel's TLS, and of ours.
+fn ran(mesh: &Mesh, metric: &str, of: &str) -> [i64; 2] {
+    ["kernel", "userspace"].map(|records| {
+        mesh.control.metric(&format!("meshring_{metric}_tls_handshakes_total"), &format!("{of},records=\"{records}\""))
+    })
+}
+
+fn statistics_say_which_tls_ran(driver: Driver) {
+    let applications = [Upstream::saying("first"), Upstream::saying("second")];
+    let addresses = [applications[0].address(), applications[1].address()];
+    let strict = mode("STRICT");
+    let files = [("mode.yaml", strict.as_str())];
+    let mesh = Mesh::configured(driver, &addresses, &files, |server| server.arguments(&["--ktls", "off"]));
+    mesh.get("reviews", "/").expect(200);
+    mesh.get("second", "/").expect(200);
+    let caller = mesh.caller(&Leaf::workload("visitor"));
+    for _ in 0..2 {
+        caller.connect(mesh.inbound()).get("reviews", "/").expect(200);
+    }
+    Caller::new(&mesh.authority, None).refused(mesh.inbound());
+
+    let listener = |index: usize| {
+        let inbound = mesh.server.inbound()[index];
+        format!("listener=\"inbound {inbound}={}\"", addresses[index])
+    };
+    // Counted behind the client's last word, which may be here before.
+    wait::until("the handshakes of the first listener", || {
+        (ran(&mesh, "listener", &listener(0)) == [0, 3]).then_some(())
+    });
+    assert_eq!(ran(&mesh, "listener", &listener(1)), [0, 1]);
+    let count = |name: &str, of: &str| mesh.control.metric(&format!("meshring_listener_tls_{name}_total"), of);
+    wait::until("the refusal", || (count("refused", &listener(0)) == 1).then_some(()));
+    assert_eq!((count("resumed", &listener(0)), count("resumed", &listener(1))), (1, 0));
+    // The other end, which may have kernel TLS.
+    let cluster = "cluster=\"outbound|9080||reviews.default.svc.cluster.local\"";
+    assert_eq!(ran(&mesh, "cluster", cluster).iter().sum::<i64>(), 1);
+    let shown = mesh.control.meshring(&["top", "--once", "--interval", "10ms"]).expect(0).stdout.clone();
+    let line = shown.lines().find(|line| line.contains(&format!("inbound {}", mesh.inbound())));
+    let line = line.unwrap_or_else(|| panic!("{shown}"));
+    let figures: Vec<_> = line.split_whitespace().rev().take(3).collect();
+    assert_eq!(figures, ["1", "3", "0"], "resumed, userspace, kernel in {line}");
 }
 
 fn strict_takes_mutual_tls_only(driver: Driver) {

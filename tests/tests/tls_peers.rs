@@ -170,11 +170,16 @@ fn curl_talks_to_a_sidecar_and_bytes_are_exact(driver: Driver) {
 
 /// Runs one request over `openssl s_client`, and returns what it says about the session.
 fn one_request(foreign: &Foreign, arguments: &[&str]) -> String {
+    one_request_until(foreign, arguments, "HTTP/1.1 200")
+}
+
+/// Likewise, and waits for what is in the answer.
+fn one_request_until(foreign: &Foreign, arguments: &[&str], answer: &str) -> String {
     let mut session = foreign.s_client(arguments);
     session.say("GET / HTTP/1.1\r\nhost: reviews\r\nconnection: close\r\n\r\n");
     session.wait_for("HTTP/1.1 200", 1);
     session.wait_for("SSL-Session:", 1);
-    session.output()
+    session.wait_for(answer, 1)
 }
 
 fn mesh_config(least: &str) -> String {
@@ -188,8 +193,9 @@ fn openssl_resumes_sessions(driver: Driver) {
     if !have(&["openssl"]) {
         return;
     }
-    let application = Upstream::saying("here");
+    let application = Upstream::echoing();
     let foreign = foreign(driver, &application, &[("mesh.yaml", &mesh_config("TLSV1_2"))]);
+    let (other, other_key) = foreign.mesh.authority.issue(&Leaf::workload("other")).write(foreign.dir.path(), "other");
     let session = foreign.dir.path().join("session");
     let file = session.to_str().unwrap();
     for (version, shown) in [("-tls1_3", "TLSv1.3"), ("-tls1_2", "TLSv1.2")] {
@@ -202,7 +208,18 @@ fn openssl_resumes_sessions(driver: Driver) {
         wait::until("the session's file", || fs::metadata(&session).ok().filter(|file| file.len() > 0));
         let second = one_request(&foreign, &[version, "-ign_eof", "-sess_in", file]);
         assert!(second.contains("Reused, "), "{version}: not resumed: {second}");
-        foreign.mesh.wait_for_metric_above("downstream_tls_resumed_total", resumed);
+        let resumed = foreign.mesh.wait_for_metric_above("downstream_tls_resumed_total", resumed);
+        // For another name it is no session.
+        let named = one_request(&foreign, &[version, "-ign_eof", "-sess_in", file, "-servername", "other.example"]);
+        assert!(named.contains("New, "), "{version}: resumed for another name: {named}");
+        assert_eq!(foreign.mesh.server_metric("downstream_tls_resumed_total"), resumed);
+        // Whoever resumes it is who it was made with, and nobody else, whatever certificate it has now.
+        let as_other = ["-ign_eof", "-cert", other.to_str().unwrap(), "-key", other_key.to_str().unwrap()];
+        let borrowed = one_request_until(&foreign, &[&[version, "-sess_in", file], &as_other[..]].concat(), "URI=");
+        assert!(borrowed.contains("Reused, "), "{version}: {borrowed}");
+        assert!(borrowed.contains(&format!("URI={}\n", spiffe("visitor"))), "{version}: {borrowed}");
+        let own = one_request_until(&foreign, &[&[version], &as_other[..]].concat(), "URI=");
+        assert!(own.contains(&format!("URI={}\n", spiffe("other"))), "{version}: {own}");
     }
     // 1.1 and older are not spoken, whatever openssl is made to offer.
     let mut old = foreign.s_client(&["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]);

@@ -14,7 +14,7 @@ use meshring_tests::{
     generate::{assert_same_bytes, body},
     on_both_drivers,
     proxy::Driver,
-    tunnel::{Application, Ends, Way, expect_reset, reset},
+    tunnel::{Application, Ends, Kind, Way, expect_reset, in_parallel, reset},
     wait,
 };
 use rustix::process::Signal;
@@ -34,9 +34,8 @@ on_both_drivers! {
 }
 
 fn an_end_is_passed_on_and_the_other_direction_goes_on(driver: Driver) {
-    let application = Application::start();
-    for way in Way::all(driver, &application) {
-        let mut ends = way.open(&application);
+    Way::on_each(driver, |way, application| {
+        let mut ends = way.open(application);
         ends.client.send("last words");
         ends.client.finish_sending();
         assert_eq!(ends.upstream.rest().unwrap(), b"last words");
@@ -48,7 +47,7 @@ fn an_end_is_passed_on_and_the_other_direction_goes_on(driver: Driver) {
         ends.upstream.finish_sending();
         assert_eq!(ends.client.rest().unwrap(), b"the end");
 
-        let mut ends = way.open(&application);
+        let mut ends = way.open(application);
         ends.upstream.finish_sending();
         ends.client.expect_end();
         for _ in 0..3 {
@@ -58,36 +57,35 @@ fn an_end_is_passed_on_and_the_other_direction_goes_on(driver: Driver) {
         ends.client.finish_sending();
         ends.upstream.expect_end();
 
-        let mut ends = way.open(&application);
+        let mut ends = way.open(application);
         ends.client.send("up").finish_sending();
         ends.upstream.send("down").finish_sending();
         assert_eq!(ends.upstream.rest().unwrap(), b"up");
         assert_eq!(ends.client.rest().unwrap(), b"down");
-    }
+    });
 }
 
 fn a_reset_is_passed_on_as_a_reset(driver: Driver) {
-    let application = Application::start();
-    for way in Way::all(driver, &application) {
-        let mut ends = way.open(&application);
+    Way::on_each(driver, |way, application| {
+        let mut ends = way.open(application);
         ends.expect_open();
         reset(ends.client);
         expect_reset(&mut ends.upstream);
 
-        let mut ends = way.open(&application);
+        let mut ends = way.open(application);
         ends.expect_open();
         reset(ends.upstream);
         expect_reset(&mut ends.client);
 
         // Also behind an end: the half that is still open breaks.
-        let mut ends = way.open(&application);
+        let mut ends = way.open(application);
         ends.client.finish_sending();
         ends.upstream.expect_end();
         ends.upstream.send("half of it");
         assert_eq!(ends.client.bytes(10), b"half of it");
         reset(ends.upstream);
         expect_reset(&mut ends.client);
-    }
+    });
 }
 
 /// Sends until the other side takes no more.
@@ -105,10 +103,9 @@ fn fill(ends: &mut Ends) {
 }
 
 fn a_reset_reaches_a_peer_that_does_not_read(driver: Driver) {
-    let application = Application::start();
-    for way in Way::all(driver, &application) {
+    Way::on_each(driver, |way, application| {
         // The proxy waits for the client to read, and learns all the same that nobody sends any more.
-        let mut ends = way.open(&application);
+        let mut ends = way.open(application);
         fill(&mut ends);
         reset(ends.upstream);
         wait::until("the reset", || {
@@ -117,20 +114,19 @@ fn a_reset_reaches_a_peer_that_does_not_read(driver: Driver) {
         });
 
         // And that nobody takes what is sent.
-        let mut ends = way.open(&application);
+        let mut ends = way.open(application);
         fill(&mut ends);
         reset(ends.client);
         expect_reset(&mut ends.upstream);
-    }
+    });
 }
 
 const MEBIBYTE: usize = 1024 * 1024;
 
 fn a_mebibyte_each_way_at_once_arrives_as_it_was_sent(driver: Driver) {
-    let application = Application::start();
     let (up, down) = (body(1, MEBIBYTE), body(2, MEBIBYTE));
-    for way in Way::all(driver, &application) {
-        let Ends { mut client, mut upstream } = way.open(&application);
+    Way::on_each(driver, |way, application| {
+        let Ends { mut client, mut upstream } = way.open(application);
         let (mut client_writes, mut upstream_writes) =
             (client.stream().try_clone().unwrap(), upstream.stream().try_clone().unwrap());
         let (from_upstream, from_client) = thread::scope(|scope| {
@@ -142,13 +138,12 @@ fn a_mebibyte_each_way_at_once_arrives_as_it_was_sent(driver: Driver) {
         });
         assert_same_bytes(&from_upstream, &down);
         assert_same_bytes(&from_client, &up);
-    }
+    });
 }
 
 fn a_receiver_that_does_not_read_stops_its_sender(driver: Driver) {
-    let application = Application::start();
-    for way in Way::all(driver, &application) {
-        let mut ends = way.open(&application);
+    Way::on_each(driver, |way, application| {
+        let mut ends = way.open(application);
         fill(&mut ends);
         // The other direction does not mind.
         ends.client.send("up");
@@ -158,13 +153,12 @@ fn a_receiver_that_does_not_read_stops_its_sender(driver: Driver) {
         assert!(!rest.is_empty() && rest.iter().all(|&byte| byte == b'x'));
         ends.client.send("up");
         assert_eq!(ends.upstream.bytes(2), b"up");
-    }
+    });
 }
 
 fn what_was_sent_before_the_receiver_went_away_arrives(driver: Driver) {
-    let application = Application::start();
-    for way in Way::all(driver, &application) {
-        let mut ends = way.open(&application);
+    Way::on_each(driver, |way, application| {
+        let mut ends = way.open(application);
         ends.upstream.send([b'x'; 64 * 1024]).finish_sending();
         drop(ends.upstream);
         // Nobody reads them: the first is answered with a reset, the second has nowhere to go.
@@ -172,23 +166,24 @@ fn what_was_sent_before_the_receiver_went_away_arrives(driver: Driver) {
             let _ = ends.client.try_send("is anybody there?");
         }
         assert_eq!(ends.client.rest().unwrap().len(), 64 * 1024);
-    }
+    });
 }
 
 const IDLE: Duration = Duration::from_millis(500);
 
-fn with_short_limit(driver: Driver, application: &Application) -> [Way; 2] {
+fn with_short_limit(kind: Kind, driver: Driver, application: &Application) -> Way {
     let idle = format!("{}ms", IDLE.as_millis());
     let arguments = ["--tunnel-idle-timeout", &idle];
-    [
-        Way::one(driver, application, |builder| builder.arguments(&arguments)),
-        Way::bytes(driver, application, |builder| builder.arguments(&arguments)),
-    ]
+    match kind {
+        Kind::Bytes => Way::bytes(driver, application, |builder| builder.arguments(&arguments)),
+        _ => Way::one(driver, application, |builder| builder.arguments(&arguments)),
+    }
 }
 
 fn a_tunnel_in_which_nothing_moves_is_closed_at_the_limit(driver: Driver) {
-    let application = Application::start();
-    for way in with_short_limit(driver, &application) {
+    in_parallel([Kind::One, Kind::Bytes], |kind| {
+        let application = Application::start();
+        let way = with_short_limit(kind, driver, &application);
         let begun = Instant::now();
         let mut ends = way.open(&application);
         ends.client.expect_end();
@@ -200,13 +195,13 @@ fn a_tunnel_in_which_nothing_moves_is_closed_at_the_limit(driver: Driver) {
         fill(&mut ends);
         wait::until("the end of the tunnel", || ends.upstream.try_send("x").err());
         assert!(!ends.client.rest().unwrap_or_else(|_| vec![b'x']).is_empty());
-    }
+    });
 }
 
 fn a_tunnel_in_which_something_moves_stays_open(driver: Driver) {
-    let application = Application::start();
-    let ways = with_short_limit(driver, &application);
-    for (way, is_up) in ways.iter().zip([true, false]) {
+    in_parallel([(Kind::One, true), (Kind::Bytes, false)], |(kind, is_up)| {
+        let application = Application::start();
+        let way = with_short_limit(kind, driver, &application);
         let Ends { mut client, mut upstream } = way.open(&application);
         let (from, to) = if is_up { (&mut client, &mut upstream) } else { (&mut upstream, &mut client) };
         let begun = Instant::now();
@@ -223,7 +218,7 @@ fn a_tunnel_in_which_something_moves_stays_open(driver: Driver) {
         });
         assert_eq!(to.bytes(1), b".");
         Ends { client, upstream }.expect_open();
-    }
+    });
 }
 
 fn a_draining_proxy_waits_for_its_tunnels(driver: Driver) {
@@ -281,11 +276,10 @@ fn an_idle_tunnel_costs_little(driver: Driver) {
     /// Memory of the proxy, with both connections, a kilobyte each: 2.4 KB were measured, and memory comes in pages.
     const BYTES_EACH_MAX: u64 = 3 * 1024;
     let _alone = alone();
-    let application = Application::start();
-    for way in [Way::one(driver, &application, |builder| builder), Way::bytes(driver, &application, |builder| builder)]
-    {
-        idle_tunnels(&way, &application, TUNNELS, BYTES_EACH_MAX);
-    }
+    in_parallel([Kind::One, Kind::Bytes], |kind| {
+        let application = Application::start();
+        idle_tunnels(&Way::start(kind, driver, &application), &application, TUNNELS, BYTES_EACH_MAX);
+    });
 }
 
 fn idle_tunnels(way: &Way, application: &Application, tunnels: usize, bytes_each_max: u64) {

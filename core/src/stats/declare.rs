@@ -72,6 +72,7 @@ counters! {
     TlsUpstream = "upstream_tls_handshakes_total", "TLS handshakes with upstreams.";
     TlsUpstreamFailures = "upstream_tls_failures_total", "TLS handshakes with upstreams that failed.";
     TlsKernel = "tls_kernel_total", "TLS connections whose records the kernel handles.";
+    SplicedBytes = "spliced_bytes_total", "Bytes of bodies and tunnels that went from socket to socket without a copy to userspace.";
     AccessDenied = "access_denied_total", "Requests denied by an AuthorizationPolicy (403).";
     AccessObserved = "access_observed_total", "Matches of AuthorizationPolicies that are not enforced: AUDIT, or a dry run.";
     JwtRefused = "jwt_refused_total", "Requests with a token that is not valid (401).";

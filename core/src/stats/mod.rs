@@ -5,7 +5,7 @@ pub mod histogram;
 pub mod page;
 
 pub use declare::Counter;
-pub use page::{ClusterCounter, ClusterTcp, GrpcStatus, StatsPage, WorkerSlots};
+pub use page::{ClusterCounter, ClusterTcp, GrpcStatus, StatsPage, TlsCounter, WorkerSlots};
 
 #[cfg(test)]
 mod tests;

@@ -18,7 +18,7 @@ use std::{
 use super::{declare::Counter, histogram};
 use crate::{
     id::Generation,
-    limits::{CLUSTER_NAME_BYTES_MAX, CLUSTER_SLOTS, WORKERS_MAX},
+    limits::{CLUSTER_NAME_BYTES_MAX, CLUSTER_SLOTS, LISTENER_SLOTS, WORKERS_MAX},
     snapshot::{
         publication::Acknowledged,
         region::{BadRegion, Region, SEALS_SINGLE_WRITER},
@@ -51,10 +51,13 @@ const W_GRPC: usize = W_CLUSTERS + CLUSTER_SLOTS * LINE;
 const GRPC_WORDS: usize = GrpcStatus::COUNT.next_multiple_of(LINE);
 /// Of one cluster, one cache line, touched by connections of bytes alone.
 const W_TCP: usize = W_GRPC + CLUSTER_SLOTS * GRPC_WORDS;
-const BLOCK_WORDS: usize = W_TCP + CLUSTER_SLOTS * LINE;
+/// Of one listener, one cache line, and of one cluster likewise: touched by handshakes alone.
+const W_LISTENER_TLS: usize = W_TCP + CLUSTER_SLOTS * LINE;
+const W_CLUSTER_TLS: usize = W_LISTENER_TLS + LISTENER_SLOTS * LINE;
+const BLOCK_WORDS: usize = W_CLUSTER_TLS + CLUSTER_SLOTS * LINE;
 
 /// Changes with the meaning of any word: control refuses a page of another layout.
-const LAYOUT: u64 = 3 << 32 | (Counter::ALL.len() as u64) << 16 | histogram::BUCKETS as u64;
+const LAYOUT: u64 = 4 << 32 | (Counter::ALL.len() as u64) << 16 | histogram::BUCKETS as u64;
 
 /// What is counted per cluster and worker: one cache line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -92,6 +95,21 @@ pub enum ClusterTcp {
     SentBytes,
     /// Connections that it refused, or that timed out, or whose TLS failed.
     ConnectFailures,
+}
+
+/// What is counted of TLS handshakes, per listener (those of clients) and per cluster (ours with its endpoints), and worker: one
+/// cache line. A connection moves to the kernel with both of its directions or not at all, so one word says it of both.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(usize)]
+pub enum TlsCounter {
+    /// Handshakes after which the kernel seals and opens the records.
+    Kernel,
+    /// Handshakes after which we do.
+    Userspace,
+    /// Of both, those that resumed an earlier session.
+    Resumed,
+    /// Handshakes that failed, or were refused.
+    Refused,
 }
 
 /// How a gRPC call ended: `grpc-status`.
@@ -303,6 +321,21 @@ impl StatsPage {
         (0..self.workers).fold(0, |sum, worker| sum.wrapping_add(self.word(at(worker)).load(Relaxed)))
     }
 
+    /// The TLS handshakes of a listener's clients, summed over workers; listeners are numbered as on the command line, see
+    /// [`LISTENER_SLOTS`].
+    #[must_use]
+    pub fn listener_tls_total(&self, listener: usize, counter: TlsCounter) -> u64 {
+        let at = |worker| Self::block(worker) + listener_tls(listener, counter);
+        (0..self.workers).fold(0, |sum, worker| sum.wrapping_add(self.word(at(worker)).load(Relaxed)))
+    }
+
+    /// The TLS handshakes with a cluster's endpoints, summed over workers.
+    #[must_use]
+    pub fn cluster_tls_total(&self, slot: usize, counter: TlsCounter) -> u64 {
+        let at = |worker| Self::block(worker) + W_CLUSTER_TLS + slot * LINE + counter as usize;
+        (0..self.workers).fold(0, |sum, worker| sum.wrapping_add(self.word(at(worker)).load(Relaxed)))
+    }
+
     /// Request durations, summed over workers: counts per bucket of [`histogram`].
     #[must_use]
     pub fn durations(&self) -> Vec<u64> {
@@ -311,6 +344,10 @@ impl StatsPage {
             .map(|bucket| (0..self.workers).map(|worker| self.word(at(worker, bucket)).load(Relaxed)).sum())
             .collect()
     }
+}
+
+fn listener_tls(listener: usize, counter: TlsCounter) -> usize {
+    W_LISTENER_TLS + listener.min(LISTENER_SLOTS - 1) * LINE + counter as usize
 }
 
 impl WorkerSlots {
@@ -355,6 +392,18 @@ impl WorkerSlots {
     #[inline]
     pub fn tcp(&self, slot: usize, counter: ClusterTcp, delta: u64) {
         self.add_word(self.base + W_TCP + slot * LINE + counter as usize, delta);
+    }
+
+    /// Counts a handshake of a listener's client.
+    #[inline]
+    pub fn listener_tls(&self, listener: usize, counter: TlsCounter) {
+        self.add_word(self.base + listener_tls(listener, counter), 1);
+    }
+
+    /// Counts a handshake with an endpoint of a cluster.
+    #[inline]
+    pub fn cluster_tls(&self, slot: usize, counter: TlsCounter) {
+        self.add_word(self.base + W_CLUSTER_TLS + slot * LINE + counter as usize, 1);
     }
 
     /// Says which generation this worker's new requests run on.

@@ -2,10 +2,10 @@
 
 use std::{sync::Arc, thread};
 
-use super::{ClusterCounter, ClusterTcp, Counter, GrpcStatus, StatsPage, histogram};
+use super::{ClusterCounter, ClusterTcp, Counter, GrpcStatus, StatsPage, TlsCounter, histogram};
 use crate::{
     id::Generation,
-    limits::{CLUSTER_NAME_BYTES_MAX, CLUSTER_SLOTS, WORKERS_MAX},
+    limits::{CLUSTER_NAME_BYTES_MAX, CLUSTER_SLOTS, LISTENER_SLOTS, WORKERS_MAX},
     snapshot::region::{self, BadRegion, Region},
 };
 
@@ -110,6 +110,26 @@ fn connections_of_bytes_are_counted_by_cluster() {
     assert_eq!(control.tcp_total(first, ClusterTcp::Opened), 3);
     assert_eq!(control.tcp_total(last, ClusterTcp::ConnectFailures), 5);
     assert_eq!((control.tcp_total(last, ClusterTcp::SentBytes), control.tcp_total(first, ClusterTcp::Closed)), (7, 0));
+}
+
+#[test]
+fn handshakes_are_counted_by_listener_and_by_cluster() {
+    let (proxy, control) = both(2);
+    let cluster = proxy.cluster_slot("a");
+    proxy.worker(0).listener_tls(0, TlsCounter::Kernel);
+    proxy.worker(1).listener_tls(0, TlsCounter::Kernel);
+    proxy.worker(1).listener_tls(1, TlsCounter::Userspace);
+    proxy.worker(0).cluster_tls(cluster, TlsCounter::Refused);
+    proxy.worker(1).cluster_tls(CLUSTER_SLOTS - 1, TlsCounter::Refused);
+    // Beyond the last slot they share it.
+    proxy.worker(1).listener_tls(LISTENER_SLOTS - 1, TlsCounter::Resumed);
+    proxy.worker(1).listener_tls(LISTENER_SLOTS + 7, TlsCounter::Resumed);
+    let all = [TlsCounter::Kernel, TlsCounter::Userspace, TlsCounter::Resumed, TlsCounter::Refused];
+    let listener = |index| all.map(|counter| control.listener_tls_total(index, counter));
+    assert_eq!([listener(0), listener(1)], [[2, 0, 0, 0], [0, 1, 0, 0]]);
+    assert_eq!([listener(LISTENER_SLOTS - 1), listener(LISTENER_SLOTS)], [[0, 0, 2, 0]; 2]);
+    let clusters = [cluster, CLUSTER_SLOTS - 1].map(|slot| all.map(|counter| control.cluster_tls_total(slot, counter)));
+    assert_eq!(clusters, [[0, 0, 0, 1]; 2]);
 }
 
 #[test]

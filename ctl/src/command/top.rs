@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     api::client::Client,
-    export::{ClusterStats, ProxyStats, Stats},
+    export::{ClusterStats, ProxyStats, Stats, TlsStats},
 };
 
 #[derive(Debug, Args)]
@@ -35,6 +35,7 @@ struct Picture {
     proxies: Vec<ProxyRates>,
     clusters: Vec<ClusterRates>,
     connections: Vec<ConnectionRates>,
+    tls: Vec<TlsRates>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -72,6 +73,19 @@ struct ConnectionRates {
     failures_per_second: f64,
     received_bytes_per_second: f64,
     sent_bytes_per_second: f64,
+}
+
+/// Of the handshakes of a listener's clients, or with a cluster's endpoints.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct TlsRates {
+    proxy: String,
+    pid: u32,
+    /// A listener as `meshring proxies` shows it, or a cluster.
+    of: String,
+    handshakes_per_second: f64,
+    refused_per_second: f64,
+    /// All since the proxy has started: which TLS runs.
+    since_start: TlsStats,
 }
 
 pub(super) async fn run(client: &Client, options: &Options) -> Done {
@@ -124,7 +138,8 @@ fn between(before: &Stats, now: &Stats) -> Picture {
         mean_us: latency_us as f64 / requests.max(1) as f64,
     });
     let clusters = rates.collect();
-    Picture { generation: now.generation.0, proxies, clusters, connections: connections(before, now, seconds) }
+    let (connections, tls) = (connections(before, now, seconds), tls(before, now, seconds));
+    Picture { generation: now.generation.0, proxies, clusters, connections, tls }
 }
 
 /// Clusters that have seen connections of bytes.
@@ -155,6 +170,33 @@ fn connections(before: &Stats, now: &Stats, seconds: f64) -> Vec<ConnectionRates
         }
     });
     rates.collect()
+}
+
+/// Listeners and clusters that have seen handshakes.
+fn tls(before: &Stats, now: &Stats, seconds: f64) -> Vec<TlsRates> {
+    let named = |proxy: &ProxyStats| -> Vec<(String, TlsStats)> {
+        let listeners = proxy.listeners.iter().map(|listener| (listener.listener.clone(), listener.tls));
+        let clusters = proxy.clusters.iter().map(|cluster| (cluster.cluster.clone(), cluster.tls));
+        listeners.chain(clusters).filter(|(_, tls)| !tls.is_empty()).collect()
+    };
+    let mut rates = Vec::new();
+    for proxy in &now.proxies {
+        let old = before.proxies.iter().find(|old| (old.pid, &old.proxy) == (proxy.pid, &proxy.proxy));
+        let old = old.map(named).unwrap_or_default();
+        for (of, tls) in named(proxy) {
+            let old = old.iter().find(|(name, _)| *name == of).map(|(_, tls)| *tls).unwrap_or_default();
+            let rate = |now: u64, old: u64| now.saturating_sub(old) as f64 / seconds;
+            rates.push(TlsRates {
+                proxy: proxy.proxy.clone(),
+                pid: proxy.pid,
+                of,
+                handshakes_per_second: rate(tls.kernel + tls.userspace, old.kernel + old.userspace),
+                refused_per_second: rate(tls.refused, old.refused),
+                since_start: tls,
+            });
+        }
+    }
+    rates
 }
 
 /// `outbound|9080|v1|reviews.default.svc.cluster.local` without its subset.
@@ -245,6 +287,23 @@ fn text(picture: &Picture) -> String {
         text.push('\n');
         text.push_str(&output::table(&std::iter::once(head).chain(rows).collect::<Vec<_>>()));
     }
+    if !picture.tls.is_empty() {
+        let head = ["PROXY", "TLS OF", "HANDSHAKES/S", "REFUSED/S", "IN KERNEL", "IN USERSPACE", "RESUMED"];
+        let rows = picture.tls.iter().map(|tls| {
+            vec![
+                tls.proxy.clone(),
+                tls.of.clone(),
+                format!("{:.1}", tls.handshakes_per_second),
+                format!("{:.1}", tls.refused_per_second),
+                tls.since_start.kernel.to_string(),
+                tls.since_start.userspace.to_string(),
+                tls.since_start.resumed.to_string(),
+            ]
+        });
+        let head = head.map(str::to_owned).to_vec();
+        text.push('\n');
+        text.push_str(&output::table(&std::iter::once(head).chain(rows).collect::<Vec<_>>()));
+    }
     text
 }
 
@@ -253,6 +312,7 @@ mod tests {
     use meshring_core::id::Generation;
 
     use super::*;
+    use crate::export::ListenerStats;
 
     fn stats(at_ns: u64, v1: u64, v2: u64) -> Stats {
         let cluster = |subset: &str, requests| ClusterStats {
@@ -266,6 +326,7 @@ mod tests {
             tcp_connect_failures: 0,
             tcp_received_bytes: requests,
             tcp_sent_bytes: requests * 1000,
+            tls: TlsStats { kernel: 0, userspace: requests / 50, resumed: 0, refused: 0 },
         };
         let mut durations = vec![0; histogram::BUCKETS];
         durations[histogram::bucket(100)] = v1 + v2;
@@ -281,6 +342,10 @@ mod tests {
             jwt_refused: v1,
             durations,
             bypass: None,
+            listeners: vec![ListenerStats {
+                listener: "inbound 127.0.0.1:15006=127.0.0.1:9080".into(),
+                tls: TlsStats { kernel: v2 / 100, userspace: 1, resumed: v2 / 200, refused: v2 / 400 },
+            }],
             clusters: vec![cluster("v1", v1), cluster("v2", v2)],
         };
         Stats { at_ns, generation: Generation(2), proxies: vec![proxy] }
@@ -302,5 +367,11 @@ mod tests {
         assert_eq!((v1.opened_per_second, v1.active), (1.0, 6));
         assert_eq!((v2.opened_per_second, v2.sent_bytes_per_second), (4.0, 400_000.0));
         assert!(text(&picture).contains("400.0"));
+        let [listener, v1, v2] = &picture.tls[..] else { panic!("{:?}", picture.tls) };
+        assert!(listener.of.starts_with("inbound "), "{listener:?}");
+        assert_eq!((listener.handshakes_per_second, listener.refused_per_second), (4.0, 1.0));
+        assert_eq!((listener.since_start.kernel, listener.since_start.userspace), (8, 1));
+        assert_eq!((v1.handshakes_per_second, v2.handshakes_per_second), (2.0, 8.0));
+        assert!(text(&picture).contains("IN KERNEL"));
     }
 }

@@ -6,11 +6,12 @@ pub mod prometheus;
 
 use meshring_core::{
     id::Generation,
-    stats::{ClusterCounter, ClusterTcp, Counter, GrpcStatus, StatsPage},
+    limits::LISTENER_SLOTS,
+    stats::{ClusterCounter, ClusterTcp, Counter, GrpcStatus, StatsPage, TlsCounter},
 };
 use serde::{Deserialize, Serialize};
 
-use crate::control::fleet::Fleet;
+use crate::control::fleet::{Fleet, Proxy};
 
 /// All proxies' counters at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,8 +54,51 @@ pub struct ProxyStats {
     /// Connections and bytes by path, while it is registered for the bypass.
     #[serde(default)]
     pub bypass: Option<crate::bypass::Counters>,
+    /// One per listener, in the order of the command line.
+    #[serde(default)]
+    pub listeners: Vec<ListenerStats>,
     /// One per cluster that has had traffic.
     pub clusters: Vec<ClusterStats>,
+}
+
+/// TLS handshakes of one listener's clients, or with one cluster's endpoints, since the proxy has started. A connection has kernel
+/// TLS in both directions or in neither.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TlsStats {
+    /// Those after which the kernel seals and opens the records.
+    pub kernel: u64,
+    /// Those after which the proxy does.
+    pub userspace: u64,
+    /// Of both, those that resumed an earlier session.
+    pub resumed: u64,
+    /// Those that failed or were refused.
+    pub refused: u64,
+}
+
+impl TlsStats {
+    fn of(total: impl Fn(TlsCounter) -> u64) -> Self {
+        Self {
+            kernel: total(TlsCounter::Kernel),
+            userspace: total(TlsCounter::Userspace),
+            resumed: total(TlsCounter::Resumed),
+            refused: total(TlsCounter::Refused),
+        }
+    }
+
+    /// Whether there was none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// One listener's counters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerStats {
+    /// `inbound 127.0.0.1:15006=127.0.0.1:9080`; `others` for those beyond the statistics' last place of their own.
+    pub listener: String,
+    /// Handshakes of its clients.
+    pub tls: TlsStats,
 }
 
 /// One cluster's counters.
@@ -86,6 +130,9 @@ pub struct ClusterStats {
     /// Bytes of them to clients.
     #[serde(default)]
     pub tcp_sent_bytes: u64,
+    /// Handshakes with its endpoints.
+    #[serde(default)]
+    pub tls: TlsStats,
 }
 
 impl Stats {
@@ -105,6 +152,7 @@ impl Stats {
             jwt_refused: proxy.stats.total(Counter::JwtRefused),
             durations: proxy.stats.durations(),
             bypass: None,
+            listeners: listeners(proxy),
             clusters: clusters(&proxy.stats),
         });
         Self { at_ns: meshring_core::clock::monotonic_ns(), generation: fleet.active(), proxies: proxies.collect() }
@@ -113,6 +161,21 @@ impl Stats {
 
 fn sum(page: &StatsPage, counters: &[Counter]) -> u64 {
     counters.iter().map(|counter| page.total(*counter)).sum()
+}
+
+/// As the proxy has described them in its greeting, by their position there.
+pub(crate) fn listeners(proxy: &Proxy) -> Vec<ListenerStats> {
+    let described = &proxy.hello.listeners;
+    let is_shared = described.len() > LISTENER_SLOTS;
+    let names = described.iter().take(LISTENER_SLOTS).enumerate().map(|(index, listener)| match index {
+        last if last == LISTENER_SLOTS - 1 && is_shared => (last, "others".to_owned()),
+        index => (index, listener.clone()),
+    });
+    let stats = names.map(|(index, listener)| ListenerStats {
+        listener,
+        tls: TlsStats::of(|counter| proxy.stats.listener_tls_total(index, counter)),
+    });
+    stats.collect()
 }
 
 fn clusters(page: &StatsPage) -> Vec<ClusterStats> {
@@ -132,6 +195,7 @@ fn clusters(page: &StatsPage) -> Vec<ClusterStats> {
         tcp_connect_failures: page.tcp_total(slot, ClusterTcp::ConnectFailures),
         tcp_received_bytes: page.tcp_total(slot, ClusterTcp::ReceivedBytes),
         tcp_sent_bytes: page.tcp_total(slot, ClusterTcp::SentBytes),
+        tls: TlsStats::of(|counter| page.cluster_tls_total(slot, counter)),
     });
     stats.collect()
 }

@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 
 use meshring_core::stats::{ClusterCounter, ClusterTcp, Counter, GrpcStatus, StatsPage, histogram};
 
+use super::{TlsStats, clusters as cluster_stats, listeners};
+
 use crate::control::{
     fleet::{Fleet, Proxy},
     view::View,
@@ -48,6 +50,7 @@ pub fn render(fleet: &Fleet, view: &View) -> String {
     clusters(&mut text, &proxies);
     grpc(&mut text, &proxies);
     tcp(&mut text, &proxies);
+    tls(&mut text, &proxies);
     text
 }
 
@@ -198,6 +201,46 @@ fn tcp(text: &mut String, proxies: &[Proxy]) {
                     let (labels, cluster) = (labels(proxy), escape(cluster));
                     let _ = writeln!(text, "meshring_{name}{{{labels},cluster=\"{cluster}\"}} {}", total(counter));
                 }
+            }
+        }
+    }
+}
+
+/// Which TLS ran where: for all listeners, and for clusters that have seen any.
+fn tls(text: &mut String, proxies: &[Proxy]) {
+    let listeners = proxies.iter().map(|proxy| {
+        let all = listeners(proxy).into_iter().map(|listener| (listener.listener, listener.tls));
+        (labels(proxy), all.collect())
+    });
+    handshakes(text, "listener", "of a listener's clients", &listeners.collect::<Vec<_>>());
+    let clusters = proxies.iter().map(|proxy| {
+        let all = cluster_stats(&proxy.stats).into_iter().map(|cluster| (cluster.cluster, cluster.tls));
+        (labels(proxy), all.filter(|(_, tls)| !tls.is_empty()).collect())
+    });
+    handshakes(text, "cluster", "with a cluster's endpoints", &clusters.collect::<Vec<_>>());
+}
+
+/// Of a listener or a cluster: metric, help, further label, value.
+type Handshakes = (&'static str, &'static str, &'static str, fn(&TlsStats) -> u64);
+
+const HANDSHAKES: [Handshakes; 4] = [
+    ("handshakes", "by who seals and opens the records afterwards, both ways", ",records=\"kernel\"", |tls| tls.kernel),
+    ("handshakes", "", ",records=\"userspace\"", |tls| tls.userspace),
+    ("resumed", "that resumed an earlier session", "", |tls| tls.resumed),
+    ("refused", "that failed or were refused", "", |tls| tls.refused),
+];
+
+/// By proxy (its labels) and name.
+fn handshakes(text: &mut String, label: &str, whose: &str, proxies: &[(String, Vec<(String, TlsStats)>)]) {
+    for (name, what, more, value) in HANDSHAKES {
+        let name = format!("{label}_tls_{name}_total");
+        if !what.is_empty() {
+            head(text, &name, "counter", &format!("TLS handshakes {whose} {what}."));
+        }
+        for (labels, of) in proxies {
+            for (of, tls) in of {
+                let of = escape(of);
+                let _ = writeln!(text, "meshring_{name}{{{labels},{label}=\"{of}\"{more}}} {}", value(tls));
             }
         }
     }

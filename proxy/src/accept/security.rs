@@ -5,7 +5,7 @@ use std::{rc::Rc, sync::Arc};
 use meshring_core::{
     client_hello::HANDSHAKE_RECORD,
     limits::{DOWNSTREAM_IDLE_MS_MAX, LINGER_BYTES_MAX, PERMISSIVE_MS},
-    stats::Counter,
+    stats::{Counter, TlsCounter},
     table::security::MtlsMode,
 };
 
@@ -88,13 +88,11 @@ pub(super) async fn open(worker: &Rc<Worker>, conn: &mut Conn, listener: &Listen
     worker.stats.add(Counter::TlsHandshakes, 1);
     match secure(worker, conn, listener).await {
         Ok(()) => {
-            if conn.secured_peer().is_some_and(|peer| peer.is_resumed) {
-                worker.stats.add(Counter::TlsResumed, 1);
-            }
+            count(worker, conn, listener);
             Some(Begin::Silence)
         }
         Err(error) => {
-            refused(worker, conn, error).await;
+            refused(worker, conn, listener, error).await;
             None
         }
     }
@@ -138,7 +136,7 @@ pub(super) async fn open_bytes(
     let sniffed = match handshake::sniff(worker, conn, b"").await {
         Ok(sniffed) => sniffed,
         Err(error) => {
-            refused(worker, conn, error.into()).await;
+            refused(worker, conn, listener, error.into()).await;
             return None;
         }
     };
@@ -153,22 +151,30 @@ pub(super) async fn open_bytes(
     };
     match result {
         Ok(()) => {
-            if conn.secured_peer().is_some_and(|peer| peer.is_resumed) {
-                worker.stats.add(Counter::TlsResumed, 1);
-            }
+            count(worker, conn, listener);
             Some(false)
         }
         Err(error) => {
             warn(conn, &error);
-            refused(worker, conn, error).await;
+            refused(worker, conn, listener, error).await;
             None
         }
     }
 }
 
+/// A handshake that is over.
+fn count(worker: &Worker, conn: &Conn, listener: &Listener) {
+    worker.stats.listener_tls(listener.index, conn.tls_runs_in());
+    if conn.secured_peer().is_some_and(|peer| peer.is_resumed) {
+        worker.stats.add(Counter::TlsResumed, 1);
+        worker.stats.listener_tls(listener.index, TlsCounter::Resumed);
+    }
+}
+
 /// The end of a connection whose handshake has failed.
-async fn refused(worker: &Worker, conn: &mut Conn, refused: Refused) {
+async fn refused(worker: &Worker, conn: &mut Conn, listener: &Listener, refused: Refused) {
     worker.stats.add(Counter::TlsRefused, 1);
+    worker.stats.listener_tls(listener.index, TlsCounter::Refused);
     worker.log_refusal(refused.code(), conn.peer(), &refused);
     conn.drain(LINGER_BYTES_MAX, LINGER_MS).await;
 }

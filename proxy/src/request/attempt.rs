@@ -11,7 +11,7 @@ use std::{
 use meshring_core::{
     http::{fields::Fields, request::RequestHead},
     limits::{ATTEMPTS_MAX, CONNECT_MS_MAX, GRPC_SILENCE_MS_MAX, RESPONSE_HEAD_MS_MAX},
-    stats::Counter,
+    stats::{Counter, TlsCounter},
 };
 
 use super::{
@@ -115,7 +115,7 @@ pub(super) async fn forward(
         }
         record.sent_to(plan.target.slot());
         let http2 = plan.target.http2(pinned, conn.stream().is_some());
-        let mut lease = match lease::lease(worker, &endpoint, http2, reuse, left_ms).await {
+        let mut lease = match lease::lease(worker, &endpoint, plan.target.slot(), http2, reuse, left_ms).await {
             Ok(lease) => lease,
             Err(Unleased::Connect(error)) if let Some(code) = exhausted(&error) => {
                 // What others keep for later is worth less than a request now.
@@ -217,10 +217,12 @@ impl NotSecured {
     }
 }
 
-/// TLS to an upstream, over a new connection. Not an `async fn`: its frame is for new connections alone.
+/// TLS to an upstream, over a new connection; `slot`: its cluster's statistics. Not an `async fn`: its frame is for new
+/// connections alone.
 pub(super) fn secure<'a>(
     worker: &'a Worker,
     conn: &'a mut Conn,
+    slot: usize,
     origination: &'a Origination,
     offer: Offer,
     ms_max: u64,
@@ -232,9 +234,18 @@ pub(super) fn secure<'a>(
             Ok(handshake::connect(worker, conn, &client, &origination.name, ms_max).await?)
         };
         let result: Result<(), NotSecured> = shake.await;
-        if let Err(error) = &result {
-            worker.stats.add(Counter::TlsUpstreamFailures, 1);
-            worker.log_refusal(error.code(), conn.peer(), &format_args!("upstream: {error}"));
+        match &result {
+            Ok(()) => {
+                worker.stats.cluster_tls(slot, conn.tls_runs_in());
+                if conn.secured_peer().is_some_and(|peer| peer.is_resumed) {
+                    worker.stats.cluster_tls(slot, TlsCounter::Resumed);
+                }
+            }
+            Err(error) => {
+                worker.stats.add(Counter::TlsUpstreamFailures, 1);
+                worker.stats.cluster_tls(slot, TlsCounter::Refused);
+                worker.log_refusal(error.code(), conn.peer(), &format_args!("upstream: {error}"));
+            }
         }
         result
     })
@@ -295,7 +306,8 @@ pub(super) async fn streamed(
         total_at_ms: exchange.total_at_ms,
         silence_ms_max: exchange.silence_ms_max,
         upload: Some(Upload { rate, ends_at_ms: &ends_at_ms, begun: exchange.continued }),
-        is_alone: false,
+        // A response that comes before the end of it goes through buffers.
+        is_alone: true,
     };
     // The connections' own timers are for reading; writing goes on at the same time.
     let (client, upstream) = (&conn.timer, &lease.conn.timer);
@@ -304,6 +316,7 @@ pub(super) async fn streamed(
         let from = Side { half: &mut conn.read, timer: client };
         let to = Side { half: &mut lease.conn.write, timer: &to_upstream };
         let sent = relay::relay_body(body, input, from, to, out, patience).await;
+        exchange.worker.stats.add(Counter::SplicedBytes, body.spliced_bytes());
         if matches!(sent, Ok(()) | Err(BodyError::Write(_))) && exchange.awaits_head.get() {
             // Now it is the upstream's turn.
             let at_ms = exchange.total_at_ms.unwrap_or_else(|| now_ms() + exchange.silence_ms_max);

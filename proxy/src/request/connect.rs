@@ -135,7 +135,7 @@ async fn leased(
             return Err(Denial::NoEndpoint(target.why_no_endpoint(pinned)));
         };
         record.sent_to(target.slot());
-        match connected(worker, &endpoint, Offer::Http1).await {
+        match connected(worker, &endpoint, target.slot(), Offer::Http1).await {
             Ok(lease) => return Ok(lease),
             Err((denial, false)) => return Err(denial),
             Err((denial, true)) if attempt == ATTEMPTS_MAX => return Err(denial),
@@ -147,8 +147,14 @@ async fn leased(
     }
 }
 
-/// A connection to an endpoint, secured where its cluster says so; or why not, and whether another endpoint may do better.
-pub(super) async fn connected(worker: &Worker, endpoint: &Rc<Endpoint>, offer: Offer) -> Result<Lease, (Denial, bool)> {
+/// A connection to an endpoint, secured where its cluster says so; or why not, and whether another endpoint may do better. `slot`:
+/// the cluster's statistics.
+pub(super) async fn connected(
+    worker: &Worker,
+    endpoint: &Rc<Endpoint>,
+    slot: usize,
+    offer: Offer,
+) -> Result<Lease, (Denial, bool)> {
     let address = endpoint.address();
     let mut lease = endpoint.lease(&worker.deadlines, Reuse::Never, CONNECT_MS_MAX).await.map_err(|error| {
         if let Some(code) = exhausted(&error) {
@@ -162,7 +168,7 @@ pub(super) async fn connected(worker: &Worker, endpoint: &Rc<Endpoint>, offer: O
     })?;
     worker.stats.add(Counter::UpstreamConnects, 1);
     if let Some(origination) = endpoint.security()
-        && let Err(error) = secure(worker, &mut lease.conn, origination, offer, CONNECT_MS_MAX).await
+        && let Err(error) = secure(worker, &mut lease.conn, slot, origination, offer, CONNECT_MS_MAX).await
     {
         endpoint.avoid();
         let is_worth_another = error.is_worth_another();

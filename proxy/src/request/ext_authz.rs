@@ -125,7 +125,8 @@ async fn answer(
         };
         if !lease.reused
             && let Some(origination) = endpoint.security()
-            && let Err(error) = secure(worker, &mut lease.conn, origination, Offer::Http1, left_ms).await
+            && let Err(error) =
+                secure(worker, &mut lease.conn, cluster.shared.slot, origination, Offer::Http1, left_ms).await
         {
             endpoint.avoid();
             last = Failure::Tls(error);

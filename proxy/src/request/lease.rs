@@ -34,22 +34,23 @@ pub(super) enum Unleased {
     Secure(NotSecured),
 }
 
-/// A connection to an endpoint within so many milliseconds, ready for a request.
+/// A connection to an endpoint within so many milliseconds, ready for a request; `slot`: the statistics of its cluster.
 pub(super) async fn lease(
     worker: &Rc<Worker>,
     endpoint: &Rc<Endpoint>,
+    slot: usize,
     http2: Http2,
     reuse: Reuse,
     ms_max: u64,
 ) -> Result<Lease, Unleased> {
     let (Http2::Yes { streams_max } | Http2::LikeClient { streams_max }) = http2 else {
-        return whole(worker, endpoint, reuse, ms_max).await;
+        return whole(worker, endpoint, slot, reuse, ms_max).await;
     };
     let until_ms = now_ms() + ms_max;
     let mut made: u32 = 0;
     loop {
         if endpoint.has_http1_only(now_ms()) {
-            return whole(worker, endpoint, reuse, until_ms.saturating_sub(now_ms())).await;
+            return whole(worker, endpoint, slot, reuse, until_ms.saturating_sub(now_ms())).await;
         }
         if let Some(lease) = endpoint.lease_stream(&worker.deadlines, streams_max) {
             return Ok(lease);
@@ -69,7 +70,7 @@ pub(super) async fn lease(
                 Some(Outcome::TryAgain) => {}
             },
             Joining::Alone(attempt) => {
-                let result = shared(worker, endpoint, http2, left_ms).await;
+                let result = shared(worker, endpoint, slot, http2, left_ms).await;
                 attempt.end(match &result {
                     Ok(_) => Outcome::TryAgain,
                     // Others may have more time.
@@ -94,12 +95,18 @@ pub(super) async fn lease(
 }
 
 /// A connection that no other request uses meanwhile.
-async fn whole(worker: &Rc<Worker>, endpoint: &Rc<Endpoint>, reuse: Reuse, ms_max: u64) -> Result<Lease, Unleased> {
+async fn whole(
+    worker: &Rc<Worker>,
+    endpoint: &Rc<Endpoint>,
+    slot: usize,
+    reuse: Reuse,
+    ms_max: u64,
+) -> Result<Lease, Unleased> {
     let mut lease = endpoint.lease(&worker.deadlines, reuse, ms_max).await.map_err(Unleased::Connect)?;
     if !lease.reused
         && let Some(origination) = endpoint.security()
     {
-        secure(worker, &mut lease.conn, origination, Offer::Http1, ms_max).await.map_err(Unleased::Secure)?;
+        secure(worker, &mut lease.conn, slot, origination, Offer::Http1, ms_max).await.map_err(Unleased::Secure)?;
     }
     Ok(lease)
 }
@@ -108,6 +115,7 @@ async fn whole(worker: &Rc<Worker>, endpoint: &Rc<Endpoint>, reuse: Reuse, ms_ma
 async fn shared(
     worker: &Rc<Worker>,
     endpoint: &Rc<Endpoint>,
+    slot: usize,
     http2: Http2,
     ms_max: u64,
 ) -> Result<Option<Lease>, Unleased> {
@@ -115,7 +123,7 @@ async fn shared(
     let mut lease = endpoint.lease(&worker.deadlines, Reuse::Never, ms_max).await.map_err(Unleased::Connect)?;
     let mut is_agreed = false;
     if let Some(origination) = endpoint.security() {
-        secure(worker, &mut lease.conn, origination, Offer::Http2, ms_max).await.map_err(Unleased::Secure)?;
+        secure(worker, &mut lease.conn, slot, origination, Offer::Http2, ms_max).await.map_err(Unleased::Secure)?;
         let agreed = lease.conn.secured_peer().and_then(|peer| peer.protocol.as_deref());
         let is_http2 = match agreed {
             // Prior knowledge, as between Envoys.

@@ -434,7 +434,7 @@ async fn leased(worker: &Worker, pinned: &Pinned, to: &To<'_>) -> Result<Lease, 
     let mut attempt = 1;
     loop {
         let Some(endpoint) = to.choose(worker, pinned, tried.as_ref()) else { return Err(to.no_endpoint(pinned)) };
-        match connected(worker, &endpoint, Offer::Bytes).await {
+        match connected(worker, &endpoint, to.slot(), Offer::Bytes).await {
             Ok(lease) => return Ok(lease),
             Err((_, true)) if attempt < ATTEMPTS_MAX => {}
             Err((denial, _)) => {

@@ -1,6 +1,7 @@
 //! A tunnel: two connections that are one from here on, for whatever protocol (RFC 9110 sections 7.8 and 9.3.6).
 //!
-//! Each direction has one buffer, which it gives back while nothing comes, and the slower side sets its pace. A half that is
+//! Each direction has one buffer, which it gives back while nothing comes, and the slower side sets its pace. What is large goes from
+//! socket to socket instead, where both carry plain bytes. A half that is
 //! closed is closed on the other side, too, behind all that came before, while the other direction goes on; a reset becomes a
 //! reset.
 
@@ -11,7 +12,10 @@ use std::{
 };
 
 use meshring_core::{
-    limits::{BUFFER_BYTES, BUFFERS_IN_A_ROW_MAX, HOLD_BUFFER_MS_MAX, LINGER_BYTES_MAX, TUNNEL_BROKEN_MS_MAX},
+    limits::{
+        BUFFER_BYTES, BUFFERS_IN_A_ROW_MAX, HOLD_BUFFER_MS_MAX, LINGER_BYTES_MAX, SPLICE_PIPE_BYTES,
+        SPLICE_TUNNEL_BYTES_MIN, SPLICE_TUNNEL_PART_BYTES_MIN, SPLICED_IN_A_ROW_BYTES_MAX, TUNNEL_BROKEN_MS_MAX,
+    },
     stats::{ClusterTcp, Counter, WorkerSlots},
 };
 
@@ -24,6 +28,7 @@ use crate::{
         conn::{Conn, ReadHalf, WriteHalf, end, is_canceled, readable, write_all},
         deadlines::{Expiry, Timer, now_ms},
         join::{both, yield_now},
+        splice::{Moved, Splice},
     },
 };
 
@@ -183,7 +188,8 @@ impl Tunnel {
                 input: &mut self.from_client,
                 patience: &patience,
                 ends: (&patience.client, &patience.upstream),
-                stats,
+                is_large: false,
+                worker,
                 meter: meter(Counter::TunnelUpstreamBytes, ClusterTcp::ReceivedBytes),
             };
             let mut down = Way {
@@ -192,7 +198,8 @@ impl Tunnel {
                 input: &mut self.from_upstream,
                 patience: &patience,
                 ends: (&patience.upstream, &patience.client),
-                stats,
+                is_large: false,
+                worker,
                 meter: meter(Counter::TunnelDownstreamBytes, ClusterTcp::SentBytes),
             };
             both(pin!(up.pass()), pin!(down.pass())).await
@@ -214,6 +221,19 @@ impl Tunnel {
     }
 }
 
+/// How a direction stops being spliced.
+enum Unspliced {
+    Ended(Ended),
+    /// Nothing more is there.
+    Paused,
+    /// What comes is not worth it, or only a read can take it.
+    Small,
+}
+
+fn write_failed(error: &io::Error) -> Ended {
+    Ended::WriteFailed { is_reset: error.kind() == io::ErrorKind::ConnectionReset }
+}
+
 /// One direction.
 struct Way<'a> {
     from: Side<'a, ReadHalf>,
@@ -222,7 +242,9 @@ struct Way<'a> {
     patience: &'a Patience,
     /// The sender and the receiver.
     ends: (&'a End, &'a End),
-    stats: &'a WorkerSlots,
+    /// It was spliced until nothing more came, and will be again.
+    is_large: bool,
+    worker: &'a Worker,
     meter: Meter,
 }
 
@@ -252,20 +274,36 @@ impl Way<'_> {
     fn burst(&mut self) -> Pin<Box<dyn Future<Output = Option<Ended>> + '_>> {
         Box::pin(async {
             let mut written: u32 = 0;
+            let mut in_a_row = if self.is_large { SPLICE_TUNNEL_BYTES_MIN } else { 0 };
             loop {
                 if !self.input.is_empty() {
                     let count = self.input.unread().len() as u64;
                     self.ends.1.is_written.set(true);
                     if let Err(error) = write_all(self.to, self.input.whole()).await {
-                        return Some(Ended::WriteFailed { is_reset: error.kind() == io::ErrorKind::ConnectionReset });
+                        return Some(write_failed(&error));
                     }
                     self.ends.1.is_written.set(false);
                     self.input.clear();
-                    self.meter.add(self.stats, count);
+                    self.meter.add(&self.worker.stats, count);
                     self.patience.renew();
                     written = written.wrapping_add(1);
+                    in_a_row += count;
                     if written.is_multiple_of(BUFFERS_IN_A_ROW_MAX) {
                         yield_now().await;
+                    }
+                }
+                if in_a_row >= SPLICE_TUNNEL_BYTES_MIN {
+                    in_a_row = 0;
+                    self.is_large = false;
+                    if let Some(splice) = self.splice() {
+                        match self.spliced(splice).await {
+                            Unspliced::Ended(ended) => return Some(ended),
+                            Unspliced::Paused => {
+                                self.is_large = true;
+                                return None;
+                            }
+                            Unspliced::Small => {}
+                        }
                     }
                 }
                 match self.read_soon().await {
@@ -278,6 +316,61 @@ impl Way<'_> {
         })
     }
 
+    /// A way around the buffer, where there is one. Half of the worker's memory is for others: what a receiver that stalls pins here is
+    /// more than a buffer.
+    fn splice(&mut self) -> Option<Splice> {
+        let pool = self.input.pool();
+        if pool.used_bytes() + SPLICE_PIPE_BYTES > self.worker.limits.buffer_bytes_max / 2 {
+            return None;
+        }
+        let splice = Splice::for_tunnel(self.from.half, self.to, pool)?;
+        self.input.release();
+        Some(splice)
+    }
+
+    /// Passes on what comes without a buffer, for as long as it keeps coming.
+    async fn spliced(&mut self, mut splice: Splice) -> Unspliced {
+        let mut in_a_row = 0;
+        let mut is_first = true;
+        loop {
+            let count = match splice.take(self.from.half, u64::MAX) {
+                Ok(Moved::Bytes(count)) => count,
+                Ok(Moved::End) => return Unspliced::Ended(self.end().await),
+                // There was something to read, and there is not: a read will find out what it is.
+                Ok(Moved::Nothing) if is_first => return Unspliced::Small,
+                Ok(Moved::Nothing) => return Unspliced::Paused,
+                Err(_) => return Unspliced::Ended(Ended::ReadFailed),
+            };
+            is_first = false;
+            self.ends.1.is_written.set(true);
+            while splice.held() > 0 {
+                let given = match splice.give(self.to) {
+                    Ok(given) => given,
+                    Err(error) => return Unspliced::Ended(write_failed(&error)),
+                };
+                if given > 0 {
+                    self.meter.add(&self.worker.stats, given as u64);
+                    self.worker.stats.add(Counter::SplicedBytes, given as u64);
+                    self.patience.renew();
+                }
+                if splice.held() > 0
+                    && let Err(error) = Splice::writable(self.to).await
+                {
+                    return Unspliced::Ended(write_failed(&error));
+                }
+            }
+            self.ends.1.is_written.set(false);
+            if count < SPLICE_TUNNEL_PART_BYTES_MIN {
+                return Unspliced::Small;
+            }
+            in_a_row += count;
+            if in_a_row >= SPLICED_IN_A_ROW_BYTES_MAX {
+                in_a_row = 0;
+                yield_now().await;
+            }
+        }
+    }
+
     /// Reads with a buffer in hand, for a moment only: it is given back when nothing comes.
     async fn read_soon(&mut self) -> io::Result<Option<usize>> {
         let Side { half, timer } = &mut self.from;
@@ -286,7 +379,8 @@ impl Way<'_> {
         timer.clear();
         timer.forget_cancel();
         match result {
-            Err(error) if is_canceled(&error) => {
+            // Where the socket is spliced the other way, it does not wait.
+            Err(error) if is_canceled(&error) || error.kind() == io::ErrorKind::WouldBlock => {
                 self.input.release();
                 timer.drop_canceller();
                 Ok(None)
@@ -313,27 +407,4 @@ impl Way<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::TcpListener;
-
-    use super::*;
-    use crate::{
-        testing::{on_each_driver, pair},
-        upstream::Reuse,
-    };
-
-    #[test]
-    fn the_future_of_a_tunnel_is_small() {
-        on_each_driver(async |worker| {
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            let endpoint = worker.endpoints.of(listener.local_addr().unwrap(), None);
-            let lease = endpoint.lease(&worker.deadlines, Reuse::Never, 1_000).await.unwrap();
-            let (mut client, _peer) = pair(&worker);
-            let input = || Input::new(worker.buffers.lazy());
-            let mut tunnel = Tunnel::new(lease, input(), input());
-            let bytes = size_of_val(&tunnel.run(&worker, &mut client)) + size_of::<Tunnel>();
-            // Thousands of WebSockets wait for most of their life.
-            assert!(bytes <= 1_024, "{bytes} bytes");
-        });
-    }
-}
+mod tests;

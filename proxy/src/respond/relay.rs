@@ -14,8 +14,11 @@ use meshring_core::{
         serialize::{self, ConnectionOption, ResponseOut},
         status::framing_for,
     },
-    limits::{BODY_IDLE_MS_MAX, BUFFER_BYTES, BUFFERS_IN_A_ROW_MAX, SPLICE_BYTES_MIN, SPLICE_PARTS_MAX},
-    stats::GrpcStatus,
+    limits::{
+        BODY_IDLE_MS_MAX, BUFFER_BYTES, BUFFERS_IN_A_ROW_MAX, SPLICE_BYTES_MIN, SPLICE_IN_VAIN_MAX,
+        SPLICED_IN_A_ROW_BYTES_MAX,
+    },
+    stats::{Counter, GrpcStatus},
 };
 
 use crate::{
@@ -109,6 +112,8 @@ pub(crate) struct Body {
     /// Data bytes that may still come.
     left_bytes: u64,
     ended: bool,
+    /// What has gone from socket to socket.
+    spliced_bytes: u64,
     ends_with_stream: bool,
     /// How a gRPC call ended, from the trailer section.
     grpc_status: Option<GrpcStatus>,
@@ -121,6 +126,8 @@ const CHUNK_OVERHEAD_BYTES: usize = 32;
 const BODY_READ_BYTES_MAX: usize = 16 * 1024 - 2 * CHUNK_OVERHEAD_BYTES;
 /// Likewise for a head with what follows it: the next hop's head is a little longer than this one's.
 pub(crate) const HEAD_READ_BYTES_MAX: usize = BUFFER_BYTES - 1024;
+/// How often it is asked whether a body can be spliced.
+const SPLICE_ATTEMPTS_MAX: u32 = 4;
 /// How a gRPC call ended.
 const GRPC_STATUS: &[u8] = b"grpc-status";
 /// Less free space than this in the outgoing buffer is not worth another chunk.
@@ -133,7 +140,15 @@ impl Body {
         // No body at all, or a length of 0: nothing will be written, not even a last chunk.
         let ended = decoder.is_done();
         let ends_with_stream = received == BodyFraming::UntilClose;
-        Self { decoder, coding: Coding::of(sent), left_bytes: u64::MAX, ended, ends_with_stream, grpc_status: None }
+        Self {
+            decoder,
+            coding: Coding::of(sent),
+            left_bytes: u64::MAX,
+            ended,
+            spliced_bytes: 0,
+            ends_with_stream,
+            grpc_status: None,
+        }
     }
 
     /// With a limit to its data, in bytes.
@@ -223,7 +238,13 @@ impl Body {
     fn skip(&mut self, count: usize) {
         self.decoder.skip(count as u64);
         self.left_bytes = self.left_bytes.saturating_sub(count as u64);
+        self.spliced_bytes += count as u64;
         self.ended = self.decoder.is_done();
+    }
+
+    /// How many bytes of it have gone from socket to socket.
+    pub(crate) fn spliced_bytes(&self) -> u64 {
+        self.spliced_bytes
     }
 
     /// The sender has closed: the end of a body until close, an error for every other.
@@ -284,8 +305,7 @@ pub(crate) struct Patience<'a> {
     pub(crate) silence_ms_max: u64,
     /// What is relayed is a request body.
     pub(crate) upload: Option<Upload<'a>>,
-    /// Nothing goes the other way on either socket meanwhile, so that they may be made non-blocking: operations of the ring fail
-    /// on such a socket instead of waiting.
+    /// No other body is, or will be, on its way on either socket before the end of this one, so that it may be spliced.
     pub(crate) is_alone: bool,
 }
 
@@ -355,6 +375,7 @@ pub(crate) async fn relay_body(
     mut patience: Patience<'_>,
 ) -> Result<(), BodyError> {
     let mut written: u32 = 0;
+    let mut splice_attempts = if patience.is_alone { SPLICE_ATTEMPTS_MAX } else { 0 };
     loop {
         out.ensure();
         let needs_input = body.encode(input, out)?;
@@ -375,17 +396,21 @@ pub(crate) async fn relay_body(
             return Ok(());
         }
         if needs_input
-            && patience.is_alone
+            && splice_attempts > 0
             && input.is_empty()
             && body.left_to_splice().is_some()
-            && let Some(splice) = Splice::between(from.half, to.half)
+            && patience.upload.is_none_or(|upload| upload.begun.get())
         {
-            out.release();
-            input.release();
-            if splice_body(body, splice, &from, &to, &patience).await? {
-                return Ok(());
+            // What has come before the kernel had the keys goes through the buffer first.
+            splice_attempts -= 1;
+            if let Some(splice) = Splice::for_body(from.half, to.half, input.pool()) {
+                out.release();
+                input.release();
+                splice_body(body, splice, &from, &to, &mut patience).await?;
+                // What it has stopped at will be met again by a read.
+                splice_attempts = 0;
+                continue;
             }
-            continue;
         }
         if needs_input {
             out.release();
@@ -420,51 +445,57 @@ pub(crate) async fn relay_body(
     }
 }
 
-/// Moves the rest of a body of known length without copying it. True: to its end; false: the sender has ended before, and the
-/// next read will say so again.
+/// The rest of a large body from socket to socket, as far as it comes: whatever else is in the way, an end among it, is for a buffer.
 async fn splice_body(
     body: &mut Body,
     mut splice: Splice,
     from: &Side<'_, ReadHalf>,
     to: &Side<'_, WriteHalf>,
-    patience: &Patience<'_>,
-) -> Result<bool, BodyError> {
-    let mut moves: u32 = 0;
+    patience: &mut Patience<'_>,
+) -> Result<(), BodyError> {
+    let mut in_a_row = 0;
     while let Some(left) = body.decoder.remaining().filter(|&left| left > 0) {
         let begun_ms = now_ms();
-        let taken = loop {
+        let mut in_vain = 0;
+        let count = loop {
             match splice.take(from.half, left).map_err(BodyError::Read)? {
-                Moved::Nothing => {}
-                moved => break moved,
+                Moved::Bytes(count) => break count,
+                // Ended by us, not by the sender.
+                Moved::End if from.timer.take_expired() => {
+                    return Err(match patience.upload {
+                        Some(_) => BadBody::TooSlow.into(),
+                        None => BodyError::Read(io::ErrorKind::TimedOut.into()),
+                    });
+                }
+                Moved::Nothing if in_vain < SPLICE_IN_VAIN_MAX => in_vain += 1,
+                Moved::Nothing | Moved::End => return Ok(()),
             }
             from.timer.set(patience.next_read(begun_ms), Expiry::ShutdownRead);
             let ready = readable(from.half).await;
             from.timer.clear();
             ready.map_err(BodyError::Read)?;
         };
-        let Moved::Bytes(count) = taken else { return Ok(false) };
         body.skip(count);
-        // Of kernel TLS each part is one record: a few of them are given on together.
-        for _ in 1..SPLICE_PARTS_MAX {
-            let left = body.decoder.remaining().unwrap_or(0);
-            match splice.take(from.half, left) {
-                Ok(Moved::Bytes(more)) => body.skip(more),
-                // Whatever it is, the next round meets it again.
-                _ => break,
-            }
+        if let Some(upload) = &mut patience.upload {
+            upload.rate.received(count, now_ms().saturating_sub(begun_ms));
         }
-        while !splice.give(to.half).map_err(BodyError::Write)? {
+        loop {
+            splice.give(to.half).map_err(BodyError::Write)?;
+            if splice.held() == 0 {
+                break;
+            }
             to.timer.set(patience.next(), Expiry::ShutdownBoth);
             let ready = Splice::writable(to.half).await;
             to.timer.clear();
             ready.map_err(BodyError::Write)?;
         }
-        moves = moves.wrapping_add(1);
-        if moves.is_multiple_of(BUFFERS_IN_A_ROW_MAX) {
+        in_a_row += count;
+        if in_a_row >= SPLICED_IN_A_ROW_BYTES_MAX {
+            in_a_row = 0;
             yield_now().await;
         }
     }
-    Ok(true)
+    Ok(())
 }
 
 /// Why there is no (whole) response.
@@ -684,7 +715,9 @@ async fn relay_final(
     let mut body = Body::new(head.framing, framing);
     let is_alone = !exchange.uploading.get();
     let patience = Patience { is_alone, ..Patience::response(exchange) };
-    match relay_body(&mut body, input, from, to, out, patience).await {
+    let result = relay_body(&mut body, input, from, to, out, patience).await;
+    exchange.worker.stats.add(Counter::SplicedBytes, body.spliced_bytes());
+    match result {
         Ok(()) => {
             if let Some(status) = body.grpc_status {
                 exchange.record.grpc_status(status);

@@ -1,30 +1,38 @@
-//! Deadlines of writing, and of reading a response, on a worker whose clock the tests turn.
+//! Deadlines of writing, and of reading a response, on a worker whose clock the tests turn; large bodies, which go from socket to socket
+//! where the kernel has TLS (tests/vm).
 
 use std::{
     cell::Cell,
     io::{ErrorKind, Read as _, Write as _},
     net::{TcpListener, TcpStream},
     pin::pin,
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
 use meshring_core::{
     http::{
         fields::Fields,
-        head::{Bounds, Method, Version},
+        head::{BodyFraming, Bounds, Method, Version},
     },
     limits::{BODY_IDLE_MS_MAX, RESPONSE_HEAD_MS_MAX},
 };
 
-use super::{local, relay};
+use super::{
+    local,
+    relay::{self, BadBody, Body, BodyError, BodyRate, Patience, Side, Upload},
+};
 use crate::{
     observe::Record,
     policy::Edits,
-    testing::{on_each_driver, pair},
+    testing::{
+        kernel_tls, on_each_driver, pair,
+        peer::{Peer, Received, Town, pattern},
+    },
     worker::{
         Worker,
         buffers::Input,
-        conn::Conn,
+        conn::{Conn, write_all},
         deadlines::{Expiry, now_ms},
         join::both,
     },
@@ -156,5 +164,144 @@ fn the_deadline_of_a_response_head_is_gone_once_the_head_has_come() {
         assert!(came, "the response did not end");
         result.unwrap();
         assert!(received.ends_with(&[[b'a'; HALF], [b'b'; HALF]].concat()), "{}", String::from_utf8_lossy(&received));
+    });
+}
+
+/// Of a body: several pipes full.
+const LARGE: usize = 600_000;
+
+fn whole() -> Body {
+    let length = BodyFraming::Length(LARGE as u64);
+    Body::new(length, length)
+}
+
+fn to_the_end<'a>(upload: Option<Upload<'a>>) -> Patience<'a> {
+    Patience { total_at_ms: None, silence_ms_max: RESPONSE_HEAD_MS_MAX, upload, is_alone: true }
+}
+
+/// With kernel TLS what has come before it is taken through a buffer; the rest of a body is spliced.
+fn assert_spliced(body: &Body) {
+    let spliced = body.spliced_bytes();
+    assert_eq!(spliced > LARGE as u64 / 2, kernel_tls().is_some(), "{spliced} bytes spliced");
+}
+
+#[test]
+fn ktls_an_upload_is_exact_while_an_answer_comes_down() {
+    on_each_driver(async |worker| {
+        for (is_client_secured, is_upstream_secured) in [(true, false), (false, true)] {
+            let town = Town::new();
+            let both_ways = |peer: &mut Peer| {
+                let mut received = Vec::new();
+                assert_eq!(peer.exchange(&pattern(1, LARGE), LARGE, &mut received), Received::All);
+                received
+            };
+            let (mut client, from_client) = town.client(&worker, is_client_secured, both_ways).await;
+            let (mut lease, at_upstream) =
+                town.upstream(&worker, is_upstream_secured, |peer| peer.receive(LARGE)).await;
+            let mut body = whole();
+            let (ends_at_ms, begun) = (Cell::new(u64::MAX), Cell::new(true));
+            let upload = Upload { rate: BodyRate::new(1, 60_000), ends_at_ms: &ends_at_ms, begun: &begun };
+            {
+                let up = async {
+                    let mut input = Input::new(worker.buffers.lazy());
+                    let from = Side { half: &mut client.read, timer: &client.timer };
+                    let to = Side { half: &mut lease.conn.write, timer: &lease.conn.timer };
+                    let mut out = worker.buffers.lazy();
+                    relay::relay_body(&mut body, &mut input, from, to, &mut out, to_the_end(Some(upload))).await
+                };
+                let down = async {
+                    for part in pattern(2, LARGE).chunks(10_000) {
+                        let mut out = worker.buffers.take();
+                        out.extend_from_slice(part);
+                        write_all(&mut client.write, &mut out).await.unwrap();
+                    }
+                };
+                both(pin!(up), pin!(down)).await.0.unwrap();
+            }
+            assert_spliced(&body);
+            assert!(at_upstream.join().unwrap() == pattern(1, LARGE), "the upload has changed");
+            assert!(from_client.join().unwrap() == pattern(2, LARGE), "the answer has changed");
+            drop((client, lease));
+            assert_eq!(worker.buffers.used_bytes(), 0);
+        }
+    });
+}
+
+#[test]
+fn ktls_a_client_that_stops_in_mid_upload_is_too_slow() {
+    on_each_driver(async |worker| {
+        let town = Town::new();
+        let (stop, stopped) = mpsc::channel::<()>();
+        let (tell, told) = mpsc::channel::<()>();
+        let (mut client, from_client) = town
+            .client(&worker, true, move |peer| {
+                peer.send(&pattern(3, LARGE / 2));
+                tell.send(()).unwrap();
+                // Until the other side has given up.
+                let _ = stopped.recv();
+            })
+            .await;
+        let (mut lease, at_upstream) = town.upstream(&worker, false, |peer| peer.rest().0).await;
+        let mut body = whole();
+        let (ends_at_ms, begun) = (Cell::new(u64::MAX), Cell::new(true));
+        let upload = Upload { rate: BodyRate::new(1_000_000_000, 60_000), ends_at_ms: &ends_at_ms, begun: &begun };
+        let done = Cell::new(false);
+        let up = async {
+            let mut input = Input::new(worker.buffers.lazy());
+            let from = Side { half: &mut client.read, timer: &client.timer };
+            let to = Side { half: &mut lease.conn.write, timer: &lease.conn.timer };
+            let mut out = worker.buffers.lazy();
+            let result = relay::relay_body(&mut body, &mut input, from, to, &mut out, to_the_end(Some(upload))).await;
+            done.set(true);
+            result
+        };
+        let mut has_stopped = false;
+        let clock = held(|| {
+            has_stopped |= told.try_recv().is_ok();
+            if has_stopped {
+                worker.deadlines.tick(now_ms() + 61_000);
+            }
+            done.get()
+        });
+        let (result, is_over) = both(pin!(up), pin!(clock)).await;
+        assert!(is_over, "the upload has no deadline");
+        assert!(matches!(result, Err(BodyError::Bad(BadBody::TooSlow))), "{result:?}");
+        drop((client, lease, stop));
+        from_client.join().unwrap();
+        assert!(at_upstream.join().unwrap().len() <= LARGE / 2);
+    });
+}
+
+#[test]
+fn ktls_a_response_that_ends_too_early_is_an_error_at_once() {
+    on_each_driver(async |worker| {
+        type End = fn(&mut Peer);
+        let ends: [(&str, End); 3] = [
+            ("close_notify and FIN", Peer::finish_sending),
+            ("FIN alone", |peer| peer.socket.shutdown(std::net::Shutdown::Write).unwrap()),
+            ("close_notify alone", Peer::say_the_end),
+        ];
+        for (what, end) in ends {
+            let town = Town::new();
+            let (stop, stopped) = mpsc::channel::<()>();
+            let (mut lease, from_upstream) = town
+                .upstream(&worker, true, move |peer| {
+                    peer.send(&pattern(4, LARGE / 2));
+                    end(peer);
+                    let _ = stopped.recv();
+                })
+                .await;
+            let (mut client, at_client) = town.client(&worker, false, |peer| peer.rest().0).await;
+            let mut body = whole();
+            let mut input = Input::new(worker.buffers.lazy());
+            let from = Side { half: &mut lease.conn.read, timer: &lease.conn.timer };
+            let to = Side { half: &mut client.write, timer: &client.timer };
+            let mut out = worker.buffers.lazy();
+            let result = relay::relay_body(&mut body, &mut input, from, to, &mut out, to_the_end(None)).await;
+            assert!(matches!(result, Err(BodyError::Bad(_) | BodyError::Read(_))), "{what}: {result:?}");
+            drop((client, lease, stop));
+            from_upstream.join().unwrap();
+            assert_eq!(at_client.join().unwrap().len(), LARGE / 2, "{what}");
+        }
     });
 }

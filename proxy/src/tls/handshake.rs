@@ -28,10 +28,11 @@ use crate::worker::{
     buffers::Counted,
     conn::Conn,
     deadlines::{Expiry, now_ms},
+    join::within,
     secure::{
         KeySchedule, Tls,
         peer::Peer,
-        record::{BadRecord, UnknownSecrets, record_len},
+        record::{BadRecord, UnknownSecrets, missing_len, record_len},
     },
 };
 
@@ -126,6 +127,8 @@ fn alert_code(alert: AlertDescription) -> &'static str {
     }
 }
 
+/// How long the rest of a record is waited for that has come cut behind the handshake, in milliseconds: it is on its way.
+const FIRST_RECORD_MS_MAX: u64 = 250;
 /// Room for a flight with a chain of two certificates, which most need.
 const FLIGHT_BYTES: usize = 4 * 1024;
 /// `certificate_unknown` (RFC 8446 section 6.2).
@@ -377,6 +380,9 @@ async fn run(
     conn.timer.set(until_ms, Expiry::ShutdownBoth);
     let mut fed = 0;
     let result = shake(worker, conn, &mut machine, &mut received, &mut fed).await;
+    if result.is_ok() && worker.ktls.is_some() && matches!(machine, Machine::Server(_)) {
+        complete_record(conn, &mut received).await;
+    }
     conn.timer.clear();
     if let Err(error) = result {
         if matches!(error, HandshakeError::Tls(_)) {
@@ -425,6 +431,22 @@ async fn shake(
                     }
                 }
             }
+        }
+    }
+}
+
+/// Kernel TLS begins between two records: a client that has sent much behind its last message is waited for, for a moment, where
+/// one is cut. Whatever is in the way of that is for others to meet.
+async fn complete_record(conn: &Conn, received: &mut Counted) {
+    let until_ms = now_ms() + FIRST_RECORD_MS_MAX;
+    while let Ok(missing @ 1..) = missing_len(received) {
+        let mut bytes = vec![0; missing];
+        match conn.receive_into_now(&mut bytes) {
+            Ok(count @ 1..) => received.extend(&bytes[..count]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && now_ms() < until_ms => {
+                within(until_ms - now_ms(), conn.readable()).await;
+            }
+            _ => return,
         }
     }
 }

@@ -6,4 +6,4 @@ pub(crate) mod materials;
 mod verify;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -16,6 +16,7 @@ use monoio::{
 use super::{
     conn::{ReadHalf, SocketReader},
     secure::{Taken, Tls},
+    splice::Pipes,
 };
 
 /// Free buffers of [`BUFFER_BYTES`], and the number of bytes in those that are not free.
@@ -24,6 +25,7 @@ pub(crate) struct Buffers {
     free: RefCell<Vec<Vec<u8>>>,
     used_bytes: Cell<usize>,
     held_bytes: Cell<usize>,
+    pipes: Pipes,
     /// The fewest that were free since the last [`sweep`](Self::sweep).
     unused: Cell<usize>,
     freed: Freed,
@@ -73,6 +75,11 @@ impl Buffers {
     /// Bytes that grow, in an allocation of their own; for what peers say before they are known.
     pub(crate) fn counted(self: &Rc<Self>) -> Counted {
         Counted { bytes: Vec::new(), counted: 0, pool: Rc::clone(self) }
+    }
+
+    /// What moves bytes without a buffer.
+    pub(super) fn pipes(&self) -> &Pipes {
+        &self.pipes
     }
 
     /// Bytes of those that wait for more of their kind: a part of [`used_bytes`](Self::used_bytes).
@@ -241,6 +248,11 @@ impl fmt::Debug for Reserved {
 }
 
 impl Reserved {
+    /// What it counts in.
+    pub(super) fn pool(&self) -> &Rc<Buffers> {
+        &self.pool
+    }
+
     /// It has become more, or less.
     pub(crate) fn resize(&mut self, bytes: usize) {
         let used = &self.pool.used_bytes;
@@ -325,6 +337,11 @@ impl Input {
     /// Whether nothing is there.
     pub(crate) fn is_empty(&self) -> bool {
         self.start == self.bytes.len()
+    }
+
+    /// Where its storage comes from.
+    pub(crate) fn pool(&self) -> &Rc<Buffers> {
+        &self.bytes.pool
     }
 
     /// Drops bytes at the front.

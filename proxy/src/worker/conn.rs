@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use meshring_core::{http::Via, limits::HOLD_BUFFER_MS_MAX};
+use meshring_core::{http::Via, limits::HOLD_BUFFER_MS_MAX, stats::TlsCounter};
 use monoio::{
     buf::{IoBuf as _, SliceMut},
     io::{
@@ -222,9 +222,22 @@ impl Conn {
         }
     }
 
+    /// Who seals and opens its records, after a handshake.
+    pub(crate) fn tls_runs_in(&self) -> TlsCounter {
+        match self.tls() {
+            Some(tls) if tls.is_kernel() => TlsCounter::Kernel,
+            _ => TlsCounter::Userspace,
+        }
+    }
+
     /// Reads what is there from the socket itself, before it is secured. `WouldBlock` when there is nothing.
     pub(crate) fn receive_now(&self, buffer: &mut Buffer) -> io::Result<usize> {
         super::readiness::receive_now(self.socket_fd()?, buffer)
+    }
+
+    /// Likewise, at most as many bytes as these.
+    pub(crate) fn receive_into_now(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        super::readiness::receive_into_now(self.socket_fd()?, bytes)
     }
 
     /// Waits until there is something to read, or the end of it; the deadline is the caller's.
@@ -307,7 +320,7 @@ impl Conn {
             let mut records = tls.buffer();
             sent += tls.seal(&out[sent..], &mut records)?;
             if sent < out.len() {
-                let result = write_plain(&mut write.socket, &mut records).await;
+                let result = write_plain(write, &mut records).await;
                 tls.written(result.is_ok());
                 result?;
                 continue;
@@ -535,7 +548,7 @@ async fn ask_plain(
         && written < len
     {
         // A request larger than the socket's buffer; the read is pending meanwhile. How it ends, the read will say.
-        let _ = write_rest(&mut write.socket, out, written).await;
+        let _ = write_rest(write, out, written).await;
     }
     if !is_kept {
         // An upstream may take its time: as many requests as wait for it, so many buffers less.
@@ -573,16 +586,16 @@ pub(crate) async fn write_all(to: &mut WriteHalf, buffer: &mut Buffer) -> io::Re
         WriteHalf::Socket(socket) => socket,
         WriteHalf::Stream(stream) => return stream.write_all(buffer).await,
     };
-    let Some(tls) = to.tls.clone() else { return write_plain(&mut to.socket, buffer).await };
+    let Some(tls) = to.tls.clone() else { return write_plain(to, buffer).await };
     if tls.is_kernel() {
         ready_to_write(&tls, to, buffer.len()).await?;
-        return write_plain(&mut to.socket, buffer).await;
+        return write_plain(to, buffer).await;
     }
     let mut sent = 0;
     while sent < buffer.len() {
         let mut records = tls.buffer();
         sent += tls.seal(&buffer[sent..], &mut records)?;
-        let result = write_plain(&mut to.socket, &mut records).await;
+        let result = write_plain(to, &mut records).await;
         tls.written(result.is_ok());
         result?;
     }
@@ -618,7 +631,7 @@ pub(crate) async fn end(to: &mut WriteHalf) -> io::Result<()> {
             let mut record = tls.buffer();
             tls.seal_end(&mut record)?;
             if !record.is_empty() {
-                write_plain(&mut to.socket, &mut record).await?;
+                write_plain(to, &mut record).await?;
             }
         }
     }
@@ -635,22 +648,32 @@ async fn ready_to_write(tls: &Tls, to: &SocketWriter, bytes: usize) -> io::Resul
     }
 }
 
-async fn write_plain(to: &mut OwnedWriteHalf<TcpStream>, buffer: &mut Buffer) -> io::Result<()> {
+async fn write_plain(to: &mut SocketWriter, buffer: &mut Buffer) -> io::Result<()> {
     let len = buffer.len();
-    let (result, bytes) = to.write(buffer.lend()).await;
+    let (result, bytes) = to.socket.write(buffer.lend()).await;
     buffer.restore(bytes);
     match result {
         Ok(written) if written == len => Ok(()),
         Ok(written) => write_rest(to, buffer, written).await,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => write_rest(to, buffer, 0).await,
         Err(error) => Err(error),
     }
 }
 
-/// Writes what is left of a buffer after a short write.
-async fn write_rest(to: &mut OwnedWriteHalf<TcpStream>, buffer: &mut Buffer, written: usize) -> io::Result<()> {
-    let (result, rest) = to.write_all(buffer.lend().slice(written..)).await;
-    buffer.restore(rest.into_inner());
-    result.map(drop)
+/// Writes what is left of a buffer after a short write, or after none: a socket that is spliced the other way does not wait, see
+/// [`Splice`](super::splice::Splice).
+async fn write_rest(to: &mut SocketWriter, buffer: &mut Buffer, mut written: usize) -> io::Result<()> {
+    while written < buffer.len() {
+        let (result, rest) = to.socket.write(buffer.lend().slice(written..)).await;
+        buffer.restore(rest.into_inner());
+        match result {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => written += count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => super::readiness::writable(to).await?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Waits without a buffer until a read would not block.
@@ -687,7 +710,8 @@ pub(crate) async fn fill(
         }
         let handle = timer.cancel_handle();
         match input.fill_cancelable(half, at_most, bytes_max, handle).await {
-            Err(error) if is_canceled(&error) => {}
+            // A socket that is spliced the other way does not wait.
+            Err(error) if is_canceled(&error) || error.kind() == io::ErrorKind::WouldBlock => {}
             result => {
                 timer.clear();
                 timer.forget_cancel();

@@ -54,6 +54,14 @@ pub(crate) fn receive_now(fd: RawFd, bytes: &mut Vec<u8>) -> io::Result<usize> {
     Ok(count)
 }
 
+/// Likewise, as far as `bytes` goes.
+pub(crate) fn receive_into_now(fd: RawFd, bytes: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the caller is the Conn that owns the open descriptor.
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    let (count, _) = recv(socket, bytes, RecvFlags::DONTWAIT)?;
+    Ok(count)
+}
+
 /// Looks at what is there without taking it, as far as `bytes` goes. `WouldBlock` when there is nothing.
 pub(crate) fn peek_now(fd: RawFd, bytes: &mut [u8]) -> io::Result<usize> {
     // SAFETY: the caller is the Conn that owns the open descriptor.

@@ -28,7 +28,7 @@ use self::{
     record::{BadRecord, Content, OVERHEAD_BYTES_MAX, PLAINTEXT_BYTES_MAX, RecordKey, UnknownSecrets},
 };
 use super::{
-    buffers::{Buffer, Buffers, Input, Reserved},
+    buffers::{Buffer, Buffers, Input},
     ktls::{self, Secrets},
     readiness,
 };
@@ -170,11 +170,6 @@ impl Tls {
         writer.key.is_worn() && !(writer.key.is_tls13() && self.can_rekey.get())
     }
 
-    /// Counts memory of a stream that lies elsewhere as used.
-    pub(crate) fn reserve(&self, bytes: usize) -> Reserved {
-        self.pool.reserve(bytes)
-    }
-
     /// An empty buffer for records.
     pub(crate) fn buffer(&self) -> Buffer {
         self.pool.take()
@@ -188,6 +183,11 @@ impl Tls {
     /// Whether the stream ended without the peer's word for it: what it has sent may be cut.
     pub(crate) fn is_truncated(&self) -> bool {
         self.is_truncated.get()
+    }
+
+    /// Whether the peer has said that nothing more comes.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.reader.borrow().closed
     }
 
     /// The socket has ended.

@@ -258,6 +258,18 @@ pub(crate) fn record_len(bytes: &[u8]) -> Result<Option<usize>, BadRecord> {
     if len > RECORD_BYTES_MAX { Err(BadRecord::TooLarge) } else { Ok(Some(len)) }
 }
 
+/// How many bytes are missing until the last record that has begun is whole, or its header where that is cut; 0 where none has.
+pub(crate) fn missing_len(mut bytes: &[u8]) -> Result<usize, BadRecord> {
+    while !bytes.is_empty() {
+        let Some(len) = record_len(bytes)? else { return Ok(HEADER_BYTES - bytes.len()) };
+        match bytes.get(len..) {
+            Some(rest) => bytes = rest,
+            None => return Ok(len - bytes.len()),
+        }
+    }
+    Ok(0)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -332,6 +344,10 @@ mod tests {
         assert_eq!(opener.open(&mut wire).unwrap().len, PLAINTEXT_BYTES_MAX);
         assert_eq!(record_len(&[23, 3, 3, 0xff, 0xff]), Err(BadRecord::TooLarge));
         assert_eq!(record_len(&[23, 3, 3, 0]), Ok(None));
+        let records = [23, 3, 3, 0, 1, 9, 23, 3, 3, 0, 3, 7, 7, 7];
+        let missing: Vec<_> = (0..=records.len()).map(|len| missing_len(&records[..len]).unwrap()).collect();
+        assert_eq!(missing, [0, 4, 3, 2, 1, 1, 0, 4, 3, 2, 1, 3, 2, 1, 0]);
+        assert_eq!(missing_len(&[23, 3, 3, 0xff, 0xff]), Err(BadRecord::TooLarge));
     }
 
     #[test]
