@@ -77,7 +77,7 @@ fn ws_of_node_talks_in_any_mix_of_versions_and_with_another_library(driver: Driv
                 }
             }
             let mut codes =
-                if (server_script, client_script) == (WS, WS) { vec![4001, 4002].repeat(2) } else { vec![4001; 2] };
+                if (server_script, client_script) == (WS, WS) { [4001, 4002].repeat(2) } else { [4001].repeat(2) };
             codes.sort_unstable();
             let closed = server.wait_for("event", "closed", codes.len());
             let mut told: Vec<_> = closed.iter().filter_map(|line| line["code"].as_u64()).collect();

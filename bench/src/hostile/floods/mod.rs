@@ -102,11 +102,11 @@ fn drill(
     let sent = outcomes.iter().map(|outcome| outcome.sent).sum::<u64>() as f64;
     report.tell("memory of the proxy grown by", grown, "bytes");
     report.tell("growth over bytes sent", grown / sent, "");
+    let beyond = (grown - MEMORY_FREE_BYTES).max(0.0);
     if flood.meant() == Meant::Stalled {
         let streams = f64::from(flood.rounds()) * args.connections() as f64;
-        report.at_most("growth for each stalled stream", grown / streams, "bytes", STALLED_BYTES_EACH_MAX);
+        report.at_most("growth beyond 4 MiB per stalled stream", beyond / streams, "bytes", STALLED_BYTES_EACH_MAX);
     } else {
-        let beyond = (grown - MEMORY_FREE_BYTES).max(0.0);
         report.at_most("growth beyond 4 MiB over bytes sent", beyond / sent, "", MEMORY_RATIO_MAX);
     }
     Ok(())
