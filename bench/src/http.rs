@@ -156,9 +156,8 @@ impl ResponseDecoder {
         loop {
             let (used, found) = self.messages.take(bytes, |window, fields| {
                 let head = response::parse(window, fields, method, BOUNDS)?;
-                Ok(head.map(|head| {
-                    (head.len, Answer { status: head.status, keep_alive: head.keep_alive }, head.framing)
-                }))
+                Ok(head
+                    .map(|head| (head.len, Answer { status: head.status, keep_alive: head.keep_alive }, head.framing)))
             })?;
             bytes = &bytes[used..];
             match found {

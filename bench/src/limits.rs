@@ -97,6 +97,18 @@ pub(crate) const HOSTILE_CONNECT_MAX: Duration = Duration::from_secs(10);
 /// Connections to one peer from one loopback address: below the 28,232 ports of Linux' default range.
 pub(crate) const HOSTILE_PORTS_PER_ADDRESS: usize = 20_000;
 
+/// Most connections per second of an attacker that floods: what one thread opens beside its floods.
+pub(crate) const FLOOD_RATE_MAX: f64 = 1000.0;
+
+/// What an attacker writes at once, as the proxy reads it: a buffer of the proxy's.
+pub(crate) const FLOOD_WRITE_BYTES: usize = 16 * 1024;
+
+/// Time in which the proxy has to be done with what stalled attackers have asked for.
+pub(crate) const FLOOD_SETTLED_MAX: Duration = Duration::from_secs(20);
+
+/// A proxy that uses no CPU time for so long has done with them: some clock ticks.
+pub(crate) const FLOOD_QUIET: Duration = Duration::from_millis(100);
+
 /// Size of HPACK's table that the bench keeps for its peer, and uses of the peer's: the default (RFC 9113, section 6.5.2).
 pub(crate) const HEADER_TABLE_BYTES: usize = 4096;
 

@@ -198,9 +198,9 @@ pub const HTTP2_RESETS_REMEMBERED_MAX: usize = 4 * HTTP2_STREAMS_MAX as usize;
 /// Requests that a client has taken back before they were answered; one that takes back more of them, and more than half of all, is
 /// up to CVE-2023-44487 (Envoy's premature resets).
 pub const HTTP2_PREMATURE_RESETS_MAX: u64 = 500;
-/// Resets that a client has provoked by errors of its own (CVE-2025-8671): an honest one makes hardly any. Half of them is forgiven every
-/// half a minute.
-pub const HTTP2_LOCAL_RESETS_MAX: usize = 1024;
+/// Resets that a client has provoked by errors of its own (CVE-2025-8671): an honest one makes hardly any, and each may cost the upstream a
+/// request. One faulty request on each of its streams, twice, is put up with. Half of them is forgiven every half a minute.
+pub const HTTP2_LOCAL_RESETS_MAX: usize = 2 * HTTP2_STREAMS_MAX as usize;
 /// How often a client with requests in flight is asked whether it is still there, in milliseconds. Half-open peers are to be gone
 /// within a minute, together with [`HTTP2_PONG_MS_MAX`].
 pub const HTTP2_PING_INTERVAL_MS: u64 = 30_000;

@@ -26,7 +26,7 @@ use meshring_core::{
         TableBuilder,
         build::{ClusterEndpoints, VirtualHostInput},
         lookup::Viewpoint,
-        model::{BalancePolicy, ClusterKind, HeaderOp, Route, RouteOptions},
+        model::{BalancePolicy, ClusterKind, HeaderOp, Reach, Route, RouteOptions},
         security::{ClusterTls, ClusterTlsMode, InboundPolicy, MtlsMode},
     },
 };
@@ -122,7 +122,7 @@ fn prepared(upstream: SocketAddr, is_secured: bool) -> Arc<Prepared> {
         builder.namespace_policy(namespace, strict);
     }
     let origin = builder.origin("VirtualService default/echo (test.yaml:1)");
-    let (first, count) = builder.mesh_endpoints([(upstream, 1, is_secured)]);
+    let (first, count) = builder.mesh_endpoints([(upstream, 1, if is_secured { Reach::Mtls } else { Reach::Plain })]);
     let cluster = builder.cluster(
         CLUSTER,
         BalancePolicy::LeastRequest,

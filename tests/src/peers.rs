@@ -1,4 +1,4 @@
-//! The programs of `tests/judges/*_peer.py`: HTTP/2, gRPC and WebSocket with libraries that others wrote.
+//! The programs `tests/judges/*_peer.*`: HTTP/2, gRPC and WebSocket with libraries that others wrote, in Python and for Node.js.
 
 use std::{
     env,
@@ -16,24 +16,46 @@ use crate::{process::Process, wait};
 #[must_use]
 pub fn python() -> Option<PathBuf> {
     static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let found = FOUND.get_or_init(|| {
-        let test = env::current_exe().expect("the path of the running test");
-        let found = test.ancestors().map(|dir| dir.join("judges/bin/python")).find(|python| python.is_file());
-        found.filter(|python| {
-            let mut command = Command::new(python);
-            command.args(["-c", "import grpc, grpc_health, h2, websockets"]).stderr(Stdio::null());
-            command.status().is_ok_and(|status| status.success())
-        })
-    });
+    let found = FOUND.get_or_init(|| interpreter("python", &["-c", "import grpc, grpc_health, h2, websockets"]));
     if found.is_none() {
         println!("skipped: no grpcio, h2 and websockets for Python; `.ci/setup gate` installs them");
     }
     found.clone()
 }
 
-fn command(python: &Path, script: &str, arguments: &[&str]) -> Command {
+/// Likewise the Node.js that `.ci/setup gate` has installed, with the package `ws`.
+#[must_use]
+pub fn node() -> Option<PathBuf> {
+    static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let found = FOUND.get_or_init(|| interpreter("node", &["-e", "require('ws')"]));
+    if found.is_none() {
+        println!("skipped: no Node.js with ws; `.ci/setup gate` installs them");
+    }
+    found.clone()
+}
+
+/// One that can do what a test needs.
+fn interpreter(name: &str, probe: &[&str]) -> Option<PathBuf> {
+    let test = env::current_exe().expect("the path of the running test");
+    let found = test.ancestors().map(|dir| dir.join("judges/bin").join(name)).find(|program| program.is_file())?;
+    let mut command = bare(&found);
+    command.args(probe).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success()).then_some(found)
+}
+
+/// An interpreter that finds its packages.
+fn bare(interpreter: &Path) -> Command {
+    let mut command = Command::new(interpreter);
+    // JUDGES/bin/node, which looks for packages beside its script; Python knows by itself.
+    if let Some(judges) = interpreter.ancestors().nth(2) {
+        command.env("NODE_PATH", judges.join("node_modules"));
+    }
+    command
+}
+
+fn command(interpreter: &Path, script: &str, arguments: &[&str]) -> Command {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("judges").join(script);
-    let mut command = Command::new(python);
+    let mut command = bare(interpreter);
     command.arg(script).args(arguments);
     command
 }
@@ -53,8 +75,8 @@ impl Server {
     /// # Panics
     /// When it does not say where it listens.
     #[must_use]
-    pub fn start(python: &Path, script: &str, arguments: &[&str]) -> Self {
-        let mut command = command(python, script, &[&["server"], arguments].concat());
+    pub fn start(interpreter: &Path, script: &str, arguments: &[&str]) -> Self {
+        let mut command = command(interpreter, script, &[&["server"], arguments].concat());
         let mut process = Process::start(script, &mut command);
         let line: Value = serde_json::from_str(&process.wait_for_line("\"port\"")).expect("JSON");
         let port = line["port"].as_u64().and_then(|port| u16::try_from(port).ok()).expect("a port");
@@ -80,8 +102,8 @@ impl Server {
 
 /// Starts a client: `SCRIPT client ARGUMENTS`.
 #[must_use]
-pub fn client(python: &Path, script: &str, arguments: &[&str]) -> Command {
-    command(python, script, &[&["client"], arguments].concat())
+pub fn client(interpreter: &Path, script: &str, arguments: &[&str]) -> Command {
+    command(interpreter, script, &[&["client"], arguments].concat())
 }
 
 /// Runs a client to its end and returns what it has told.
@@ -90,8 +112,19 @@ pub fn client(python: &Path, script: &str, arguments: &[&str]) -> Command {
 /// When it fails.
 #[must_use]
 #[track_caller]
-pub fn run(python: &Path, script: &str, arguments: &[&str]) -> Vec<Value> {
-    let output = client(python, script, arguments).stdin(Stdio::null()).output().expect("a running interpreter");
+pub fn run(interpreter: &Path, script: &str, arguments: &[&str]) -> Vec<Value> {
+    run_role(interpreter, script, "client", arguments)
+}
+
+/// Likewise what plays another role: `SCRIPT ROLE ARGUMENTS`.
+///
+/// # Panics
+/// When it fails.
+#[must_use]
+#[track_caller]
+pub fn run_role(interpreter: &Path, script: &str, role: &str, arguments: &[&str]) -> Vec<Value> {
+    let mut command = command(interpreter, script, &[&[role], arguments].concat());
+    let output = command.stdin(Stdio::null()).output().expect("a running interpreter");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{arguments:?}: {said}\n{}", String::from_utf8_lossy(&output.stderr));
     said.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()

@@ -67,6 +67,7 @@ pub struct ProxyBuilder {
     services: Vec<(Reserved, String)>,
     inbound: Vec<(Reserved, SocketAddr)>,
     hbone: Option<Reserved>,
+    hbone_at: Option<SocketAddr>,
     wrapper: Vec<OsString>,
     arguments: Vec<String>,
 }
@@ -85,6 +86,7 @@ impl ProxyBuilder {
             services: Vec::new(),
             inbound: Vec::new(),
             hbone: None,
+            hbone_at: None,
             wrapper: Vec::new(),
             arguments: Vec::new(),
         }
@@ -134,6 +136,12 @@ impl ProxyBuilder {
         Self { hbone: Some(Reserved::new()), ..self }
     }
 
+    /// Likewise on an address that is nobody else's.
+    #[must_use]
+    pub fn hbone_at(self, address: SocketAddr) -> Self {
+        Self { hbone_at: Some(address), ..self }
+    }
+
     /// Further arguments.
     #[must_use]
     pub fn arguments(self, arguments: &[&str]) -> Self {
@@ -160,8 +168,8 @@ impl ProxyBuilder {
         for (reserved, application) in &self.inbound {
             command.arg("--inbound").arg(format!("{}={application}", reserved.address()));
         }
-        if let Some(reserved) = &self.hbone {
-            command.args(["--hbone", &reserved.address().to_string()]);
+        if let Some(address) = self.hbone.as_ref().map(Reserved::address).or(self.hbone_at) {
+            command.args(["--hbone", &address.to_string()]);
         }
         if let Some(dir) = &self.state_dir {
             command.arg("--state-dir").arg(dir);

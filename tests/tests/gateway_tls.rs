@@ -10,6 +10,7 @@ use std::{
 };
 
 use meshring_tests::{
+    alone,
     binaries::is_installed,
     client::Client,
     control::Control,
@@ -25,6 +26,7 @@ use rustls::AlertDescription;
 on_both_drivers! {
     a_gateway_shows_the_certificate_of_the_name_that_is_asked_for
     a_mutual_gateway_wants_a_certificate_of_its_own_roots
+    h2load_sees_no_failures_over_tls
 }
 
 /// A mesh whose only proxy is a gateway before one application.
@@ -195,6 +197,33 @@ fn a_mutual_gateway_wants_a_certificate_of_its_own_roots(driver: Driver) {
     expect_alert(&call(Some(&stranger)).refused(address), AlertDescription::UnknownCA);
     let customer = customers.issue(&Leaf::server(&["customer-7"]));
     call(Some(&customer)).connect(address).get("shop.example.com", "/").expect(200);
+}
+
+fn h2load_sees_no_failures_over_tls(driver: Driver) {
+    if !is_installed("h2load") {
+        return;
+    }
+    let _alone = alone();
+    let edge = Edge::start(driver);
+    let issued = edge.authority.issue(&Leaf::server(&["shop.example.com"]));
+    let servers = [server(edge.port(), "shop", "shop.example.com", "mode: SIMPLE, credentialName: shop")];
+    edge.publish(&(gateway(&servers) + &secret("shop", &issued, None)), 1);
+    let handshakes = || edge.control.metric("meshring_downstream_tls_handshakes_total", "");
+    for (offer, chosen) in [("h2", "h2"), ("http/1.1", "http/1.1"), ("h2,http/1.1", "h2")] {
+        let before = handshakes();
+        let output = Command::new("h2load")
+            .args(["-n", "4000", "-c", "8", "-m", "20", "--npn-list", offer])
+            .arg(format!("--connect-to={}", edge.gateway.outbound()))
+            .arg("https://shop.example.com/")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        let all = "4000 total, 4000 started, 4000 done, 4000 succeeded, 0 failed, 0 errored, 0 timeout";
+        assert!(said.contains(all) && said.contains("4000 2xx"), "{offer}: {said}");
+        assert!(said.contains("TLS Protocol: TLSv1.3"), "{said}");
+        assert!(said.contains(&format!("Application protocol: {chosen}\n")), "{offer}: {said}");
+        wait::until("a handshake per connection", || (handshakes() == before + 8).then_some(()));
+    }
 }
 
 /// curl, for a name that resolves to the gateway.

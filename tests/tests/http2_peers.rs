@@ -87,3 +87,19 @@ fn websockets_of_both_versions_are_closed_with_the_code_that_was_sent() {
         server.wait_for("event", "closed", 1);
     }
 }
+
+#[test]
+fn ws_of_node_talks_to_itself_over_both_versions() {
+    let Some(node) = peers::node() else { return };
+    for version in ["h1", "h2"] {
+        let server = Server::start(&node, "ws_peer.cjs", &[version]);
+        let arguments = [version, &server.address.to_string(), "a", "/chat"];
+        let expected = serde_json::json!({"subprotocol": "judge.echo", "same": 16, "of": 16, "code": 4001});
+        assert_eq!(peers::run(&node, "ws_peer.cjs", &arguments), [expected]);
+        let told = peers::run_role(&node, "ws_peer.cjs", "leave", &arguments);
+        assert_eq!(told, [serde_json::json!({"code": 4002, "reason": "as you wish"})]);
+        server.wait_for("event", "closed", 2);
+        server.wait_for("event", "ping", 1);
+        assert!(server.told("violation").is_empty(), "{:?}", server.told("violation"));
+    }
+}

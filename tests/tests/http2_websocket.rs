@@ -15,20 +15,16 @@ use serde_json::json;
 
 on_both_drivers! {
     messages_pass_in_any_mix_of_versions
+    ws_of_node_talks_in_any_mix_of_versions_and_with_another_library
     an_extended_connect_is_translated_and_nothing_else_of_it_leaks
     an_extended_connect_that_is_malformed_ends_its_stream
 }
 
 fn messages_pass_in_any_mix_of_versions(driver: Driver) {
     let Some(python) = peers::python() else { return };
-    for (served, protocol) in [("h1", UpstreamProtocol::Http1), ("h2", UpstreamProtocol::Http2)] {
+    for served in ["h1", "h2"] {
         let server = Server::start(&python, "ws_peer.py", &[served]);
-        let mut world = World::new();
-        let cluster = world.cluster("echo", &[server.address]);
-        world.protocol(cluster, protocol);
-        let action = world.forward(&[(cluster, 1)]);
-        world.host("echo", vec![rule(action)]);
-        let proxy = Proxy::alone(&world.snapshot(), driver);
+        let proxy = sidecar_of(&server, served, driver);
         for spoken in ["h1", "h2"] {
             let arguments = [spoken, &proxy.outbound().to_string(), "echo", "/chat?room=1"];
             let told = peers::run(&python, "ws_peer.py", &arguments);
@@ -44,6 +40,54 @@ fn messages_pass_in_any_mix_of_versions(driver: Driver) {
             }
         }
         assert!(server.told("violation").is_empty(), "{:?}", server.told("violation"));
+    }
+}
+
+/// What serves in place of an application, over one version of HTTP.
+fn sidecar_of(server: &Server, served: &str, driver: Driver) -> Proxy {
+    let protocol = if served == "h2" { UpstreamProtocol::Http2 } else { UpstreamProtocol::Http1 };
+    let mut world = World::new();
+    let cluster = world.cluster("echo", &[server.address]);
+    world.protocol(cluster, protocol);
+    let action = world.forward(&[(cluster, 1)]);
+    world.host("echo", vec![rule(action)]);
+    Proxy::alone(&world.snapshot(), driver)
+}
+
+fn ws_of_node_talks_in_any_mix_of_versions_and_with_another_library(driver: Driver) {
+    const WS: &str = "ws_peer.cjs";
+    const WEBSOCKETS: &str = "ws_peer.py";
+    let (Some(node), Some(python)) = (peers::node(), peers::python()) else { return };
+    for (server_script, client_script) in [(WS, WS), (WS, WEBSOCKETS), (WEBSOCKETS, WS)] {
+        let interpreter = |script| if script == WS { &node } else { &python };
+        for served in ["h1", "h2"] {
+            let server = Server::start(interpreter(server_script), server_script, &[served]);
+            let proxy = sidecar_of(&server, served, driver);
+            for spoken in ["h1", "h2"] {
+                let what = format!("{client_script} in {spoken} to {server_script} in {served}");
+                let arguments = [spoken, &proxy.outbound().to_string(), "echo", "/chat?room=1"];
+                let of = if client_script == WS { 16 } else { 14 };
+                let told = peers::run(interpreter(client_script), client_script, &arguments);
+                let expected = json!({"subprotocol": "judge.echo", "same": of, "of": of, "code": 4001});
+                assert_eq!(told, [expected], "{what}: {}", server.process.output());
+                if (server_script, client_script) == (WS, WS) {
+                    // The server's code and reason come as it has sent them, too.
+                    let told = peers::run_role(&node, WS, "leave", &arguments);
+                    assert_eq!(told, [json!({"code": 4002, "reason": "as you wish"})], "{what}");
+                }
+            }
+            let mut codes =
+                if (server_script, client_script) == (WS, WS) { [4001, 4002].repeat(2) } else { [4001].repeat(2) };
+            codes.sort_unstable();
+            let closed = server.wait_for("event", "closed", codes.len());
+            let mut told: Vec<_> = closed.iter().filter_map(|line| line["code"].as_u64()).collect();
+            told.sort_unstable();
+            assert_eq!(told, codes, "{client_script} to {server_script} in {served}");
+            if (server_script, client_script) == (WS, WS) {
+                server.wait_for("event", "ping", 2);
+            }
+            assert!(server.told("violation").is_empty(), "{:?}", server.told("violation"));
+        }
     }
 }
 

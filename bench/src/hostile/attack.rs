@@ -151,7 +151,7 @@ impl Attacker {
 
     fn open(&mut self) -> anyhow::Result<()> {
         let slot = self.connections.len();
-        let stream = connected(&self.attack, slot)
+        let stream = connected(self.attack.address, slot, self.attack.reads)
             .with_context(|| format!("hostile connection {} of {}", slot + 1, self.attack.connections))?;
         let interest = if self.attack.reads { Interest::Read } else { Interest::Nothing };
         self.poller.add(&stream, Token { slot: slot as u32, turn: 0 }, interest)?;
@@ -233,19 +233,19 @@ fn status(bytes: &[u8]) -> Option<u16> {
 }
 
 /// A connection from an address that still has ports: each has some ten thousand of them towards one peer.
-fn connected(attack: &Attack, number: usize) -> io::Result<TcpStream> {
+pub(super) fn connected(address: SocketAddr, number: usize, reads: bool) -> io::Result<TcpStream> {
     let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    if attack.address.ip().is_loopback() {
+    if address.ip().is_loopback() {
         let from = Ipv4Addr::new(127, 0, 1, 1 + (number / HOSTILE_PORTS_PER_ADDRESS) as u8);
         bind(socket.as_fd(), &SocketAddr::from((from, 0)))?;
     }
-    if !attack.reads {
+    if !reads {
         // Before connecting, so that the window is never larger.
         sockopt::set_socket_recv_buffer_size(socket.as_fd(), 4096)?;
     }
     // Bounds connecting, too, should the other side's queue be full.
     sockopt::set_socket_timeout(socket.as_fd(), sockopt::Timeout::Send, Some(HOSTILE_CONNECT_MAX))?;
-    connect(socket.as_fd(), &attack.address)?;
+    connect(socket.as_fd(), &address)?;
     let stream = TcpStream::from(socket);
     stream.set_nonblocking(true)?;
     stream.set_nodelay(true)?;

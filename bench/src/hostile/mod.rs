@@ -4,6 +4,7 @@
 mod attack;
 mod cgroup;
 mod descriptors;
+mod floods;
 mod hosts;
 mod memory;
 mod random_close;
@@ -20,7 +21,7 @@ use std::time::Duration;
 use anyhow::bail;
 use clap::ValueEnum;
 
-use crate::limits::{HOSTILE_REQUESTS_MAX, HOSTILE_ROUNDS_MAX};
+use crate::limits::{FLOOD_RATE_MAX, HOSTILE_REQUESTS_MAX, HOSTILE_ROUNDS_MAX};
 use crate::mesh::RunParent;
 use crate::reconfigure::in_range;
 use crate::{OutputFormat, load, parse_duration};
@@ -42,6 +43,8 @@ pub(crate) enum Drill {
     Descriptors,
     /// More buffered bytes than a memory cgroup allows
     Memory,
+    /// Floods of HTTP/2: rapid reset, CONTINUATION, SETTINGS, HPACK bombs, ...
+    Http2Floods,
 }
 
 /// Runs one drill against a mesh of the real binaries with a normal load beside it.
@@ -51,7 +54,7 @@ pub(crate) enum Drill {
 pub(crate) struct HostileArgs {
     #[arg(value_enum)]
     drill: Drill,
-    /// Hostile connections [default: 10000; descriptors 400; hosts and random-close 16]
+    /// Hostile connections [default: 10000; descriptors 400; hosts and random-close 16; http2-floods 4]
     #[arg(long, short, value_parser = load::parse_connections)]
     connections: Option<usize>,
     /// Hostile requests of hosts and random-close
@@ -69,6 +72,12 @@ pub(crate) struct HostileArgs {
     /// Most that others' p99 under attack may be of that without
     #[arg(long, default_value_t = 1.2)]
     p99_ratio_max: f64,
+    /// Floods of http2-floods; several times for more than one [default: all]
+    #[arg(long, value_enum)]
+    flood: Vec<floods::Flood>,
+    /// Connections per second of http2-floods: so often attackers come back
+    #[arg(long, default_value = "10", value_parser = parse_attack_rate)]
+    attack_rate: f64,
     /// Limit of the memory cgroup, in MiB
     #[arg(long, default_value_t = 256)]
     memory_mib: u64,
@@ -89,11 +98,19 @@ fn parse_requests(text: &str) -> Result<NonZeroU64, String> {
     }
 }
 
+fn parse_attack_rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate > 0.0 && rate <= FLOOD_RATE_MAX => Ok(rate),
+        _ => Err(format!("a number above 0, at most {FLOOD_RATE_MAX}")),
+    }
+}
+
 impl HostileArgs {
     fn connections(&self) -> usize {
         self.connections.unwrap_or(match self.drill {
             Drill::Descriptors => 400,
             Drill::Hosts | Drill::RandomClose => 16,
+            Drill::Http2Floods => 4,
             _ => 10_000,
         })
     }
@@ -105,6 +122,7 @@ pub(crate) fn run(args: &HostileArgs, interrupted: &AtomicBool) -> anyhow::Resul
         Drill::Slowloris | Drill::SlowBody | Drill::ZeroWindow => stalling::run(args, interrupted)?,
         Drill::Hosts => hosts::run(args, interrupted)?,
         Drill::RandomClose => random_close::run(args, interrupted)?,
+        Drill::Http2Floods => floods::run(args, interrupted)?,
         Drill::Descriptors => descriptors::run(args, interrupted)?,
         Drill::Memory => match memory::run(args, interrupted)? {
             Some(report) => report,

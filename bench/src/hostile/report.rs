@@ -9,6 +9,9 @@ use super::Drill;
 /// One figure of a drill.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Figure {
+    /// What it is about, where a drill has several attacks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group: Option<String>,
     name: &'static str,
     value: f64,
     unit: &'static str,
@@ -26,11 +29,18 @@ pub(super) struct Report {
     connections: usize,
     pub(super) passed: bool,
     figures: Vec<Figure>,
+    #[serde(skip)]
+    group: Option<String>,
 }
 
 impl Report {
     pub(super) fn new(drill: Drill, connections: usize) -> Self {
-        Self { drill: format!("{drill:?}"), connections, passed: true, figures: Vec::new() }
+        Self { drill: format!("{drill:?}"), connections, passed: true, figures: Vec::new(), group: None }
+    }
+
+    /// The figures from now on are about this one of several attacks.
+    pub(super) fn begin_group(&mut self, name: &str) {
+        self.group = Some(name.to_owned());
     }
 
     fn push(&mut self, name: &'static str, value: f64, unit: &'static str, least: Option<f64>, most: Option<f64>) {
@@ -38,7 +48,15 @@ impl Report {
         let within = |bound: Option<f64>, holds: fn(f64, f64) -> bool| bound.is_none_or(|bound| holds(value, bound));
         let passed = within(least, |value, bound| value >= bound) && within(most, |value, bound| value <= bound);
         self.passed &= passed;
-        self.figures.push(Figure { name, value, unit, at_least: least, at_most: most, passed });
+        self.figures.push(Figure {
+            group: self.group.clone(),
+            name,
+            value,
+            unit,
+            at_least: least,
+            at_most: most,
+            passed,
+        });
     }
 
     /// A figure without a bound.
@@ -62,7 +80,12 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}, {} connections: {}", self.drill, self.connections, verdict(self.passed))?;
-        for Figure { name, value, unit, at_least, at_most, passed } in &self.figures {
+        let mut before = None;
+        for Figure { group, name, value, unit, at_least, at_most, passed } in &self.figures {
+            if *group != before {
+                writeln!(f, " {}", group.as_deref().unwrap_or_default())?;
+                before.clone_from(group);
+            }
             write!(f, "  {name}: {value:.2} {unit}")?;
             match (at_least, at_most) {
                 (None, None) => writeln!(f)?,

@@ -3,7 +3,7 @@
 use super::{ConnectionError, WINDOW_BYTES_DEFAULT};
 
 /// Types of frames.
-pub(super) mod kind {
+pub(crate) mod kind {
     pub(crate) const DATA: u8 = 0;
     pub(crate) const HEADERS: u8 = 1;
     pub(crate) const RST_STREAM: u8 = 3;
@@ -16,7 +16,7 @@ pub(super) mod kind {
 }
 
 /// Flags of frames.
-pub(super) mod flag {
+pub(crate) mod flag {
     pub(crate) const ACK: u8 = 0x1;
     pub(crate) const END_STREAM: u8 = 0x1;
     pub(crate) const END_HEADERS: u8 = 0x4;
@@ -25,27 +25,27 @@ pub(super) mod flag {
 }
 
 /// Length of the head of each frame.
-pub(super) const FRAME_HEAD_BYTES: usize = 9;
+pub(crate) const FRAME_HEAD_BYTES: usize = 9;
 
 /// Longest payload unless a side allows more, as the bench does not (SETTINGS_MAX_FRAME_SIZE).
-pub(super) const FRAME_BYTES_MAX: usize = 16_384;
+pub(crate) const FRAME_BYTES_MAX: usize = 16_384;
 
 /// A whole frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Frame<'a> {
-    pub(super) kind: u8,
-    pub(super) flags: u8,
-    pub(super) stream: u32,
-    pub(super) payload: &'a [u8],
+pub(crate) struct Frame<'a> {
+    pub(crate) kind: u8,
+    pub(crate) flags: u8,
+    pub(crate) stream: u32,
+    pub(crate) payload: &'a [u8],
 }
 
 impl<'a> Frame<'a> {
-    pub(super) fn has(&self, flag: u8) -> bool {
+    pub(crate) fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
     }
 
     /// The payload of DATA or HEADERS without padding and priority.
-    pub(super) fn content(&self) -> Result<&'a [u8], ConnectionError> {
+    pub(crate) fn content(&self) -> Result<&'a [u8], ConnectionError> {
         let wrong = ConnectionError::FrameSize(self.payload.len());
         let mut content = self.payload;
         if self.has(flag::PADDED) {
@@ -59,7 +59,7 @@ impl<'a> Frame<'a> {
     }
 
     /// The payload's number at `offset`.
-    pub(super) fn number(&self, offset: usize) -> Result<u32, ConnectionError> {
+    pub(crate) fn number(&self, offset: usize) -> Result<u32, ConnectionError> {
         let bytes = self.payload.get(offset..offset + 4).and_then(|bytes| bytes.try_into().ok());
         bytes.map(u32::from_be_bytes).ok_or(ConnectionError::FrameSize(self.payload.len()))
     }
@@ -67,14 +67,20 @@ impl<'a> Frame<'a> {
 
 /// Finds frames in bytes that come in pieces of any size. Whole frames are not copied.
 #[derive(Debug, Default)]
-pub(super) struct FrameReader {
+pub(crate) struct FrameReader {
     /// The beginning of a frame.
     kept: Vec<u8>,
 }
 
 impl FrameReader {
+    /// Whether no beginning of a frame is kept.
+    #[cfg(test)]
+    pub(crate) fn is_between(&self) -> bool {
+        self.kept.is_empty()
+    }
+
     /// Calls `on_frame` with each frame that is whole now.
-    pub(super) fn feed(
+    pub(crate) fn feed(
         &mut self,
         bytes: &[u8],
         mut on_frame: impl FnMut(Frame<'_>) -> Result<(), ConnectionError>,
@@ -112,51 +118,51 @@ fn each_frame(
 }
 
 /// Appends a frame; its payload is not longer than the peer allows.
-pub(super) fn write_frame(kind: u8, flags: u8, stream: u32, payload: &[u8], out: &mut Vec<u8>) {
+pub(crate) fn write_frame(kind: u8, flags: u8, stream: u32, payload: &[u8], out: &mut Vec<u8>) {
     let start = begin_frame(kind, flags, stream, out);
     out.extend_from_slice(payload);
     end_frame(start, out);
 }
 
 /// Appends the head of a frame whose payload comes next; give the result to [`end_frame`] then.
-pub(super) fn begin_frame(kind: u8, flags: u8, stream: u32, out: &mut Vec<u8>) -> usize {
+pub(crate) fn begin_frame(kind: u8, flags: u8, stream: u32, out: &mut Vec<u8>) -> usize {
     let [s0, s1, s2, s3] = stream.to_be_bytes();
     out.extend_from_slice(&[0, 0, 0, kind, flags, s0, s1, s2, s3]);
     out.len()
 }
 
 /// Fills in the length.
-pub(super) fn end_frame(start: usize, out: &mut [u8]) {
+pub(crate) fn end_frame(start: usize, out: &mut [u8]) {
     let length = (out.len() - start) as u32;
     out[start - FRAME_HEAD_BYTES..][..3].copy_from_slice(&length.to_be_bytes()[1..]);
 }
 
-pub(super) fn write_window_update(stream: u32, bytes: u32, out: &mut Vec<u8>) {
+pub(crate) fn write_window_update(stream: u32, bytes: u32, out: &mut Vec<u8>) {
     write_frame(kind::WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes(), out);
 }
 
-pub(super) fn write_reset(stream: u32, code: u32, out: &mut Vec<u8>) {
+pub(crate) fn write_reset(stream: u32, code: u32, out: &mut Vec<u8>) {
     write_frame(kind::RST_STREAM, 0, stream, &code.to_be_bytes(), out);
 }
 
 /// What the peer has set (section 6.5.2).
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Settings {
-    pub(super) header_table_size: u32,
-    pub(super) max_concurrent_streams: u32,
-    pub(super) initial_window_size: u32,
-    pub(super) max_frame_size: u32,
+pub(crate) struct Settings {
+    pub(crate) header_table_size: u32,
+    pub(crate) max_concurrent_streams: u32,
+    pub(crate) initial_window_size: u32,
+    pub(crate) max_frame_size: u32,
 }
 
 impl Settings {
     const HEADER_TABLE_SIZE: u16 = 1;
-    pub(super) const ENABLE_PUSH: u16 = 2;
-    pub(super) const MAX_CONCURRENT_STREAMS: u16 = 3;
-    pub(super) const INITIAL_WINDOW_SIZE: u16 = 4;
+    pub(crate) const ENABLE_PUSH: u16 = 2;
+    pub(crate) const MAX_CONCURRENT_STREAMS: u16 = 3;
+    pub(crate) const INITIAL_WINDOW_SIZE: u16 = 4;
     const MAX_FRAME_SIZE: u16 = 5;
-    pub(super) const MAX_HEADER_LIST_SIZE: u16 = 6;
+    pub(crate) const MAX_HEADER_LIST_SIZE: u16 = 6;
 
-    pub(super) const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self {
             header_table_size: 4096,
             max_concurrent_streams: u32::MAX,
@@ -166,7 +172,7 @@ impl Settings {
     }
 
     /// Takes a SETTINGS frame that is no acknowledgement; gives by how much the windows of open streams change.
-    pub(super) fn apply(&mut self, payload: &[u8]) -> Result<i64, ConnectionError> {
+    pub(crate) fn apply(&mut self, payload: &[u8]) -> Result<i64, ConnectionError> {
         let (settings, rest) = payload.as_chunks::<6>();
         if !rest.is_empty() {
             return Err(ConnectionError::FrameSize(payload.len()));

@@ -2,7 +2,7 @@
 
 pub(crate) mod client;
 mod encoder;
-mod frame;
+pub(crate) mod frame;
 mod headers;
 pub(crate) mod server;
 

@@ -126,6 +126,8 @@ pub(crate) struct ProxyStart {
     pub(crate) wrapper: Vec<OsString>,
     /// Further arguments.
     pub(crate) arguments: Vec<OsString>,
+    /// Where it runs; none: wherever the kernel puts it.
+    pub(crate) core: Option<usize>,
 }
 
 /// What `GET /v1/proxies` says of each; only what is needed here.
@@ -233,7 +235,7 @@ impl<'a> Mesh<'a> {
             name: &format!("meshring-proxy-{index}"),
             program: &program,
             arguments,
-            core: None,
+            core: start.core,
             log_dir: self.dir(),
             take_stdout: true,
         })?;

@@ -129,6 +129,20 @@ fn memory_of(pid: u32) -> anyhow::Result<Memory> {
     }
 }
 
+/// Makes [`peak_rss`] count from now on.
+pub(crate) fn reset_peak(pid: u32) -> anyhow::Result<()> {
+    let path = format!("/proc/{pid}/clear_refs");
+    // proc(5): 5 resets the peak of the resident set.
+    fs::write(&path, "5").with_context(|| format!("cannot write {path}"))
+}
+
+/// The most resident pages of a process at any time, in bytes.
+pub(crate) fn peak_rss(pid: u32) -> anyhow::Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    field_bytes(&status, "VmHWM:").with_context(|| format!("{path} has no VmHWM"))
+}
+
 /// The value of a line such as "Rss:     123 kB".
 fn field_bytes(text: &str, name: &str) -> Option<u64> {
     let value = text.lines().find_map(|line| line.strip_prefix(name))?;

@@ -1,5 +1,7 @@
 //! Reason phrases, and whole responses that the proxy makes itself.
 
+use std::net::SocketAddr;
+
 use super::head::BodyFraming;
 use super::serialize::{field, status_line};
 
@@ -118,6 +120,11 @@ pub fn write_tunnel_head(out: &mut Vec<u8>, date: &[u8]) {
     status_line(out, 200, b"");
     field(out, b"date", date);
     out.extend_from_slice(b"\r\n");
+}
+
+/// Appends the head that asks for a tunnel to an address, as [`request_from_text`](super::http2::request_from_text) takes it.
+pub fn write_connect(out: &mut Vec<u8>, address: SocketAddr) {
+    out.extend_from_slice(format!("CONNECT {address} HTTP/1.1\r\nhost: {address}\r\n\r\n").as_bytes());
 }
 
 /// Appends a whole response in plain text. Not for answers to HEAD: see [`write_response`].

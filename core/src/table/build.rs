@@ -10,9 +10,9 @@ pub use self::tcp::TcpServiceInput;
 use super::{
     access::{AccessIndex, AuthorizationPolicy, ExtAuthz, index::INDEX_NONE},
     model::{
-        Action, BalancePolicy, Cluster, ClusterKind, Destination, DestinationHeaders, Domain, ENDPOINT_MTLS,
-        ENDPOINT_V6, Endpoint, FILE_NONE, HeavyWeight, Origin, Route, SCOPE_ALL, Settings, Table, UpstreamProtocol,
-        VirtualHost, WEIGHT_INLINE_MAX, Workload, precedence,
+        Action, BalancePolicy, Cluster, ClusterKind, Destination, DestinationHeaders, Domain, ENDPOINT_V6, Endpoint,
+        FILE_NONE, HeavyWeight, Origin, Reach, Route, SCOPE_ALL, Settings, Table, UpstreamProtocol, VirtualHost,
+        WEIGHT_INLINE_MAX, Workload, precedence,
     },
     protocol::{ApplicationPorts, PROTOCOLS_NONE},
     security::{ClusterTls, InboundPolicy, JwtRule, POLICY_NONE, TLS_NONE},
@@ -151,17 +151,16 @@ impl TableBuilder {
 
     /// Adds a run of endpoints without sidecars; `weight` 0 is taken as 1. Returns its first id.
     pub fn endpoints(&mut self, endpoints: impl IntoIterator<Item = (SocketAddr, u32)>) -> (EndpointId, u32) {
-        self.mesh_endpoints(endpoints.into_iter().map(|(address, weight)| (address, weight, false)))
+        self.mesh_endpoints(endpoints.into_iter().map(|(address, weight)| (address, weight, Reach::Plain)))
     }
 
-    /// Adds a run of endpoints, each with its weight (0 is taken as 1) and whether it has a sidecar that speaks mutual TLS.
-    /// Returns its first id.
+    /// Adds a run of endpoints, each with its weight (0 is taken as 1) and how the mesh reaches it. Returns its first id.
     pub fn mesh_endpoints(
         &mut self,
-        endpoints: impl IntoIterator<Item = (SocketAddr, u32, bool)>,
+        endpoints: impl IntoIterator<Item = (SocketAddr, u32, Reach)>,
     ) -> (EndpointId, u32) {
         let first = self.table.endpoints.len() as u32;
-        for (address, weight, speaks_mtls) in endpoints {
+        for (address, weight, reach) in endpoints {
             let (value, family) = match address {
                 SocketAddr::V4(v4) => (u32::from(*v4.ip()), 0),
                 SocketAddr::V6(v6) => {
@@ -179,8 +178,7 @@ impl TableBuilder {
                 let endpoint = EndpointId(self.table.endpoints.len() as u32);
                 self.table.heavy_weights.push(HeavyWeight { endpoint, weight });
             }
-            let mtls = if speaks_mtls { ENDPOINT_MTLS } else { 0 };
-            let family_and_weight = family | mtls | inline.unwrap_or(0);
+            let family_and_weight = family | reach.bits() | inline.unwrap_or(0);
             self.table.endpoints.push(Endpoint { address: value, port: address.port(), family_and_weight });
         }
         (EndpointId(first), self.table.endpoints.len() as u32 - first)

@@ -6,7 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use super::{
     model::{
         ArchivedCluster, ArchivedCondition, ArchivedMatch, ArchivedPathNormalization, ArchivedRoute, ArchivedSettings,
-        ArchivedStringMatch, ArchivedTable, ArchivedVirtualHost, PORT_ANY, PathNormalization, SCOPE_ALL, Settings,
+        ArchivedStringMatch, ArchivedTable, ArchivedVirtualHost, PORT_ANY, PathNormalization, Reach, SCOPE_ALL,
+        Settings,
     },
     protocol::PROTOCOLS_NONE,
     regexes::Regexes,
@@ -339,10 +340,10 @@ impl ArchivedTable {
         viewpoint.policy.map(|position| &self.inbound_policies[position])
     }
 
-    /// Whether an endpoint has a sidecar that speaks mutual TLS.
+    /// How the mesh reaches an endpoint.
     #[must_use]
-    pub fn speaks_mtls(&self, id: EndpointId) -> bool {
-        self.endpoints[id.index()].speaks_mtls()
+    pub fn reach(&self, id: EndpointId) -> Reach {
+        self.endpoints[id.index()].reach()
     }
 
     /// The `position`-th endpoint of a cluster, `position` below its `count`.

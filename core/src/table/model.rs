@@ -548,7 +548,8 @@ pub struct Endpoint {
     pub address: u32,
     /// Port.
     pub port: u16,
-    /// [`ENDPOINT_V6`] where `address` is an index; [`ENDPOINT_MTLS`]; in the other bits the load balancing weight, or 0 for a weight beyond
+    /// [`ENDPOINT_V6`] where `address` is an index; [`ENDPOINT_MTLS`]; [`ENDPOINT_HBONE`]; in the other bits the load balancing weight, or 0
+    /// for a weight beyond
     /// [`WEIGHT_INLINE_MAX`], which stands in `heavy_weights`.
     pub family_and_weight: u16,
 }
@@ -557,8 +558,32 @@ pub struct Endpoint {
 pub const ENDPOINT_V6: u16 = 0x8000;
 /// The bit of an endpoint that has a sidecar, which speaks mutual TLS (Istio's label `security.istio.io/tlsMode: istio`).
 pub const ENDPOINT_MTLS: u16 = 0x4000;
+/// The bit of an endpoint that takes tunnels (Istio's label `networking.istio.io/tunnel: http`); it has [`ENDPOINT_MTLS`], too.
+pub const ENDPOINT_HBONE: u16 = 0x2000;
 /// Largest weight that an endpoint holds itself. Weights are shares, mostly below 1,000; Istio allows 32 bits.
-pub const WEIGHT_INLINE_MAX: u16 = 0x3fff;
+pub const WEIGHT_INLINE_MAX: u16 = 0x1fff;
+
+/// How the mesh reaches an endpoint, where no DestinationRule says otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Reach {
+    /// In plain text: it has no sidecar.
+    #[default]
+    Plain,
+    /// By mutual TLS, which its sidecar ends on the endpoint's own port.
+    Mtls,
+    /// By HBONE: a tunnel through [`HBONE_PORT`](super::protocol::HBONE_PORT) of its address.
+    Hbone,
+}
+
+impl Reach {
+    pub(super) fn bits(self) -> u16 {
+        match self {
+            Self::Plain => 0,
+            Self::Mtls => ENDPOINT_MTLS,
+            Self::Hbone => ENDPOINT_MTLS | ENDPOINT_HBONE,
+        }
+    }
+}
 
 impl ArchivedEndpoint {
     /// Whether `address` is an index into `addresses_v6`.
@@ -568,11 +593,16 @@ impl ArchivedEndpoint {
         self.family_and_weight.to_native() & ENDPOINT_V6 != 0
     }
 
-    /// Whether it has a sidecar that speaks mutual TLS.
+    /// How the mesh reaches it.
     #[inline]
     #[must_use]
-    pub fn speaks_mtls(&self) -> bool {
-        self.family_and_weight.to_native() & ENDPOINT_MTLS != 0
+    pub fn reach(&self) -> Reach {
+        let bits = self.family_and_weight.to_native();
+        match (bits & ENDPOINT_MTLS != 0, bits & ENDPOINT_HBONE != 0) {
+            (_, true) => Reach::Hbone,
+            (true, false) => Reach::Mtls,
+            (false, false) => Reach::Plain,
+        }
     }
 
     /// Its weight; `None` where it stands in `heavy_weights`.

@@ -7,6 +7,9 @@ use super::{lookup::Viewpoint, model::ArchivedTable};
 /// A workload about whose ports no service says what they speak.
 pub const PROTOCOLS_NONE: u32 = u32::MAX;
 
+/// Where a workload takes tunnels over mutual TLS (HBONE), in Istio's sidecars as in its ztunnel.
+pub const HBONE_PORT: u16 = 15_008;
+
 /// What is spoken with an upstream.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord, Hash)]
 #[rkyv(derive(Clone, Copy, PartialEq, Eq, Debug))]

@@ -144,7 +144,7 @@ pub struct ClusterTls {
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[rkyv(derive(Clone, Copy, PartialEq, Eq, Debug))]
 pub enum ClusterTlsMode {
-    /// No rule: mutual TLS to endpoints that have a sidecar ([`ENDPOINT_MTLS`](super::model::ENDPOINT_MTLS)), plain text
+    /// No rule: mutual TLS to endpoints that have a sidecar ([`Reach`](super::model::Reach)), plain text
     /// to others.
     AutoMutual,
     /// `ISTIO_MUTUAL`.

@@ -10,7 +10,7 @@ use meshring_core::{
     limits::WEIGHT_SUM_MAX,
     table::{
         build::{ClusterEndpoints, TableBuilder},
-        model::{BalancePolicy, ClusterKind},
+        model::{BalancePolicy, ClusterKind, Reach},
     },
 };
 
@@ -198,14 +198,14 @@ fn run(
         let (first, count) =
             builder.mesh_endpoints(service.endpoints.iter().enumerate().filter_map(|(position, endpoint)| {
                 let Address::Ip(address) = endpoint.address else { return None };
-                let speaks = security.speaks_mtls(service, endpoint, target(position));
-                speaks_mtls |= speaks;
-                Some((SocketAddr::new(address, target(position)), scale.weight(endpoint.weight), speaks))
+                let reach = security.reach(service, endpoint, target(position));
+                speaks_mtls |= reach != Reach::Plain;
+                Some((SocketAddr::new(address, target(position)), scale.weight(endpoint.weight), reach))
             }));
         return Run { first, count, of: Vec::new(), speaks_mtls };
     }
     let mut of = Vec::new();
-    let mut list: Vec<(SocketAddr, u32, bool)> = Vec::new();
+    let mut list: Vec<(SocketAddr, u32, Reach)> = Vec::new();
     for (position, endpoint) in service.endpoints.iter().enumerate() {
         let addresses: Vec<IpAddr> = match &endpoint.address {
             _ if target(position) == 0 => Vec::new(),
@@ -213,15 +213,18 @@ fn run(
             Address::Name(name) => dns.addresses(name),
             Address::Unix(_) => Vec::new(),
         };
-        let speaks = !addresses.is_empty() && security.speaks_mtls(service, endpoint, target(position));
-        speaks_mtls |= speaks;
+        let reach = match addresses.is_empty() {
+            true => Reach::Plain,
+            false => security.reach(service, endpoint, target(position)),
+        };
+        speaks_mtls |= reach != Reach::Plain;
         for address in addresses {
             of.push(position as u32);
-            list.push((SocketAddr::new(address, target(position)), endpoint.weight, speaks));
+            list.push((SocketAddr::new(address, target(position)), endpoint.weight, reach));
         }
     }
     let scale = Scale::of(list.iter().map(|(_, weight, _)| *weight));
-    let list = list.into_iter().map(|(address, weight, speaks)| (address, scale.weight(weight), speaks));
+    let list = list.into_iter().map(|(address, weight, reach)| (address, scale.weight(weight), reach));
     let (first, count) = builder.mesh_endpoints(list);
     Run { first, count, of, speaks_mtls }
 }

@@ -5,13 +5,16 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use meshring_core::{
     limits::SERVICE_IDENTITIES_MAX,
-    table::security::{ClusterTls, ClusterTlsMode, MtlsMode},
+    table::{
+        model::Reach,
+        security::{ClusterTls, ClusterTlsMode, MtlsMode},
+    },
 };
 
 use crate::spec::{
     FastMap, World,
     destination_rule::{ClientTls, ClientTlsMode, Subset},
-    registry::{Endpoint, MeshService, speaks_mtls},
+    registry::{Endpoint, MeshService, reach},
     rules::MergedRule,
 };
 
@@ -28,14 +31,18 @@ impl<'w> UpstreamTls<'w> {
         Self { world, auto: world.auto_mtls(), trust_domains: world.trust_domains(), identities: FastMap::default() }
     }
 
-    /// Whether automatic mutual TLS is used to an endpoint: its labels say that it has a sidecar, and no
-    /// PeerAuthentication has turned mutual TLS off for its port.
-    pub(super) fn speaks_mtls(&self, service: &MeshService, endpoint: &Endpoint, port: u16) -> bool {
-        if !(self.auto && service.internal && speaks_mtls(&endpoint.labels)) {
-            return false;
+    /// How an endpoint is reached, where no DestinationRule says more: by automatic mutual TLS or a tunnel if its labels say that it
+    /// takes that, and no PeerAuthentication has turned mutual TLS off for its port.
+    pub(super) fn reach(&self, service: &MeshService, endpoint: &Endpoint, port: u16) -> Reach {
+        let wanted = reach(&endpoint.labels);
+        if !(self.auto && service.internal && wanted != Reach::Plain) {
+            return Reach::Plain;
         }
         let policies = self.world.peer_authentications();
-        !policies.disables() || policies.mode(&service.namespace, &endpoint.labels, port) != MtlsMode::Disable
+        match policies.disables() && policies.mode(&service.namespace, &endpoint.labels, port) == MtlsMode::Disable {
+            true => Reach::Plain,
+            false => wanted,
+        }
     }
 
     /// The settings of a cluster; `None` for plain text. `speaks`: whether any of its service's endpoints speaks mutual
@@ -104,7 +111,7 @@ impl<'w> UpstreamTls<'w> {
     fn collect(&self, service: &MeshService, all: bool) -> Option<BTreeSet<String>> {
         let given = &service.subject_alt_names;
         let mut accounts: BTreeSet<&str> = BTreeSet::new();
-        for endpoint in service.endpoints.iter().filter(|endpoint| all || speaks_mtls(&endpoint.labels)) {
+        for endpoint in service.endpoints.iter().filter(|endpoint| all || reach(&endpoint.labels) != Reach::Plain) {
             match &endpoint.service_account {
                 Some(account) => {
                     accounts.insert(account);

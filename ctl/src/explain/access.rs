@@ -216,7 +216,7 @@ pub(super) fn of_cluster(sent: &Sent<'_>, cluster: &ArchivedCluster, found: &mut
             }
             None => (format!("{service_namespace}/*"), Viewpoint::resolve(table, &service_namespace, "")),
         };
-        let connection = settings.to(table.speaks_mtls(endpoint));
+        let connection = settings.to(table.reach(endpoint));
         let arriving = Arriving {
             question,
             headers: &question.headers,
@@ -282,7 +282,7 @@ fn judge(table: &ArchivedTable, viewpoint: &Viewpoint, connection: Connection, a
         access.summary = reason.to_owned();
         return access;
     }
-    if arriving.question.stream.is_some() {
+    if arriving.question.stream.is_some() || access.connection.is_tunnel() {
         access
             .notes
             .push("judged as a connection: rules about HTTP allow none, and deny whatever else they match".into());

@@ -4,6 +4,8 @@
 
 use std::{net::IpAddr, sync::Arc};
 
+use meshring_core::table::model::Reach;
+
 use super::{
     Body, FastMap, FastSet, Key, Kind, Place, Resource,
     host_index::HostIndex,
@@ -68,10 +70,22 @@ pub struct Endpoint {
     pub service_account: Option<Arc<str>>,
 }
 
-/// Whether labels say that a workload has a sidecar that speaks mutual TLS.
-pub(crate) fn speaks_mtls(labels: &Labels) -> bool {
-    labels.value(TLS_MODE) == Some(TLS_MODE_ISTIO)
+/// How labels say that a workload is reached within the mesh.
+pub(crate) fn reach(labels: &Labels) -> Reach {
+    // Istio reads a list, which no label can hold.
+    if labels.value(TUNNEL) == Some(TUNNEL_HTTP) {
+        Reach::Hbone
+    } else if labels.value(TLS_MODE) == Some(TLS_MODE_ISTIO) {
+        Reach::Mtls
+    } else {
+        Reach::Plain
+    }
 }
+
+/// The label of workloads that take tunnels (Istio's `model.TunnelLabel`).
+const TUNNEL: &str = "networking.istio.io/tunnel";
+/// HTTP/2 CONNECT over mutual TLS, which is all that there is so far.
+const TUNNEL_HTTP: &str = "http";
 
 /// The label by which Istio's injection marks Pods; on WorkloadEntries and ServiceEntry endpoints it is written by hand.
 const TLS_MODE: &str = "security.istio.io/tlsMode";

@@ -4,7 +4,7 @@ use std::{cell::Cell, cell::RefCell, net::SocketAddr, rc::Rc};
 
 use meshring_core::{
     id::EndpointId,
-    table::model::{ArchivedBalancePolicy, ArchivedCluster, ArchivedTable},
+    table::model::{ArchivedBalancePolicy, ArchivedCluster, ArchivedTable, Reach},
 };
 
 use crate::{
@@ -115,7 +115,11 @@ impl ClusterState {
         let entry = &mut endpoints[position as usize];
         let make = || {
             let id = self.id(position);
-            known.of(table.address(id), self.security.of(table.speaks_mtls(id)))
+            let (address, reach) = (table.address(id), table.reach(id));
+            match self.security.tunnel(reach) {
+                Some(origination) => known.through_tunnel(address, origination),
+                None => known.of(address, self.security.of(reach != Reach::Plain)),
+            }
         };
         Rc::clone(entry.get_or_insert_with(make))
     }

@@ -266,7 +266,7 @@ pub(super) async fn whole(
     let bytes_max = exchange.bounds.head_bytes + 1;
     let read = upstream.ask(out, is_kept, response_input, HEAD_READ_BYTES_MAX, bytes_max).await;
     if let Err(error) = &read
-        && upstream.stream().is_none()
+        && upstream.fd().is_some()
         && upstream.secured_peer().is_some()
         && error.kind() != io::ErrorKind::BrokenPipe
     {

@@ -67,7 +67,7 @@ impl<'a> Source<'a> {
 
 /// Judges a request. A gateway's requests are judged like those to an application.
 pub(super) async fn authorize<'t>(
-    worker: &Worker,
+    worker: &Rc<Worker>,
     pinned: &'t Pinned,
     listener: &Listener,
     request: &Request<'_>,
@@ -141,7 +141,7 @@ pub(super) fn authorize_connection(
 
 /// Not an `async fn`: its frame is for requests that ask alone.
 fn ask<'a>(
-    worker: &'a Worker,
+    worker: &'a Rc<Worker>,
     pinned: &'a Pinned,
     request: &'a Request<'_>,
     authorizer: &'a meshring_core::table::access::ArchivedExtAuthz,

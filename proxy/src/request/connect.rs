@@ -10,10 +10,11 @@ use meshring_core::{
 
 use super::{
     After,
-    attempt::secure,
+    attempt::{NotSecured, secure},
     authorize::{Source, authorize_connection},
     denial::{Denial, deny},
     is_guarded,
+    lease::{Unleased, tunnel},
     plan::{Target, request_address},
     tunnel::Tunnel,
 };
@@ -89,7 +90,7 @@ fn service<'g>(worker: &Worker, pinned: &'g Pinned, request: &Request<'_>) -> Re
 
 /// Connects and says so. Whatever the client has sent behind its head is not looked at before; without a tunnel it goes nowhere.
 pub(super) async fn open(
-    worker: &Worker,
+    worker: &Rc<Worker>,
     conn: &mut Conn,
     input: &mut Input,
     head: &RequestHead,
@@ -121,7 +122,7 @@ pub(super) async fn open(
 
 /// A new connection to one of the endpoints. Nothing was sent to those that fail, so that another one may be tried.
 async fn leased(
-    worker: &Worker,
+    worker: &Rc<Worker>,
     conn: &Conn,
     record: &Record<'_>,
     pinned: &Pinned,
@@ -150,13 +151,18 @@ async fn leased(
 /// A connection to an endpoint, secured where its cluster says so; or why not, and whether another endpoint may do better. `slot`:
 /// the cluster's statistics.
 pub(super) async fn connected(
-    worker: &Worker,
+    worker: &Rc<Worker>,
     endpoint: &Rc<Endpoint>,
     slot: usize,
     offer: Offer,
 ) -> Result<Lease, (Denial, bool)> {
     let address = endpoint.address();
-    let mut lease = endpoint.lease(&worker.deadlines, Reuse::Never, CONNECT_MS_MAX).await.map_err(|error| {
+    let unsecured = |error: NotSecured| {
+        endpoint.avoid();
+        let is_worth_another = error.is_worth_another();
+        (Denial::TlsFailed { address, error }, is_worth_another)
+    };
+    let unconnected = |error: io::Error| {
         if let Some(code) = exhausted(&error) {
             // What others keep for later is worth less than a connection now.
             worker.endpoints.close_idle();
@@ -165,14 +171,19 @@ pub(super) async fn connected(
         worker.stats.add(Counter::UpstreamConnectFailures, 1);
         let is_worth_another = error.kind() != io::ErrorKind::TimedOut;
         (Denial::ConnectFailed { address, error }, is_worth_another)
-    })?;
+    };
+    let mut lease = match endpoint.carrier() {
+        Some(carrier) => {
+            tunnel(worker, endpoint, carrier, slot, CONNECT_MS_MAX).await.map_err(|unleased| match unleased {
+                Unleased::Connect(error) => unconnected(error),
+                Unleased::Secure(error) => unsecured(error),
+            })?
+        }
+        None => endpoint.lease(&worker.deadlines, Reuse::Never, CONNECT_MS_MAX).await.map_err(unconnected)?,
+    };
     worker.stats.add(Counter::UpstreamConnects, 1);
-    if let Some(origination) = endpoint.security()
-        && let Err(error) = secure(worker, &mut lease.conn, slot, origination, offer, CONNECT_MS_MAX).await
-    {
-        endpoint.avoid();
-        let is_worth_another = error.is_worth_another();
-        return Err((Denial::TlsFailed { address, error }, is_worth_another));
+    if let Some(origination) = endpoint.security() {
+        secure(worker, &mut lease.conn, slot, origination, offer, CONNECT_MS_MAX).await.map_err(unsecured)?;
     }
     Ok(lease)
 }

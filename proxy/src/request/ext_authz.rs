@@ -4,7 +4,7 @@
 //! The check has the request's method, path and chosen fields, and no body. 200 lets the request pass; another status below 500 is
 //! the client's answer; a failure is what the provider's `failOpen` says.
 
-use std::io;
+use std::{io, rc::Rc};
 
 use meshring_core::{
     http::{
@@ -21,11 +21,13 @@ use meshring_core::{
     table::{access::ArchivedExtAuthz, lookup::RequestView as _},
 };
 
-use super::attempt::{NotSecured, secure};
+use super::{
+    attempt::NotSecured,
+    lease::{self, Http2, Unleased},
+};
 use crate::{
     respond::relay::HEAD_READ_BYTES_MAX,
     route::Request,
-    tls::materials::Offer,
     upstream::{Lease, Reuse},
     worker::{
         Worker,
@@ -77,7 +79,7 @@ enum Failure {
 
 /// Asks.
 pub(super) async fn ask(
-    worker: &Worker,
+    worker: &Rc<Worker>,
     pinned: &Pinned,
     request: &Request<'_>,
     authorizer: &ArchivedExtAuthz,
@@ -96,7 +98,7 @@ pub(super) async fn ask(
 }
 
 async fn answer(
-    worker: &Worker,
+    worker: &Rc<Worker>,
     pinned: &Pinned,
     request: &Request<'_>,
     authorizer: &ArchivedExtAuthz,
@@ -115,24 +117,20 @@ async fn answer(
         if left_ms == 0 {
             return Err(Failure::TimedOut);
         }
-        let mut lease = match endpoint.lease(&worker.deadlines, reuse, left_ms).await {
+        let lease = match lease::lease(worker, &endpoint, cluster.shared.slot, Http2::No, reuse, left_ms).await {
             Ok(lease) => lease,
-            Err(error) => {
-                last = Failure::Connect(error);
+            Err(unleased) => {
+                last = match unleased {
+                    Unleased::Connect(error) => Failure::Connect(error),
+                    Unleased::Secure(error) => {
+                        endpoint.avoid();
+                        Failure::Tls(error)
+                    }
+                };
                 tried = Some(endpoint);
                 continue;
             }
         };
-        if !lease.reused
-            && let Some(origination) = endpoint.security()
-            && let Err(error) =
-                secure(worker, &mut lease.conn, cluster.shared.slot, origination, Offer::Http1, left_ms).await
-        {
-            endpoint.avoid();
-            last = Failure::Tls(error);
-            tried = Some(endpoint);
-            continue;
-        }
         let was_reused = lease.reused;
         match exchange(worker, lease, request, authorizer, ends_at_ms).await {
             // A check changes nothing: it may be asked again where a pooled connection has turned out closed.

@@ -1,14 +1,20 @@
-//! A connection for one attempt: of its own, or a stream of one that others share.
+//! A connection for one attempt: of its own, or a stream of one that others share; either may be a tunnel.
 
-use std::{io, rc::Rc};
+use std::{io, net::SocketAddr, pin::Pin, rc::Rc};
 
-use meshring_core::limits::ATTEMPTS_MAX;
+use meshring_core::{http::status::write_connect, limits::ATTEMPTS_MAX};
 
 use super::attempt::{NotSecured, secure};
 use crate::{
     tls::materials::{HTTP2, Offer},
     upstream::{Endpoint, Joining, Lease, Outcome, Reuse},
-    worker::{Worker, conn::Conn, deadlines::now_ms, http2::client, join::within},
+    worker::{
+        Worker,
+        conn::{Conn, exhausted},
+        deadlines::{Expiry, now_ms},
+        http2::client,
+        join::within,
+    },
 };
 
 /// Whether HTTP/2 is spoken with an upstream.
@@ -34,6 +40,15 @@ pub(super) enum Unleased {
     Secure(NotSecured),
 }
 
+/// Why there is no tunnel to an endpoint.
+#[derive(Debug, thiserror::Error)]
+enum NoTunnel {
+    #[error("the tunnel through {carrier} was refused with {status}")]
+    Status { carrier: SocketAddr, status: u16 },
+    #[error("the tunnel through {carrier}: {why}")]
+    Failed { carrier: SocketAddr, why: String },
+}
+
 /// A connection to an endpoint within so many milliseconds, ready for a request; `slot`: the statistics of its cluster.
 pub(super) async fn lease(
     worker: &Rc<Worker>,
@@ -43,17 +58,30 @@ pub(super) async fn lease(
     reuse: Reuse,
     ms_max: u64,
 ) -> Result<Lease, Unleased> {
-    let (Http2::Yes { streams_max } | Http2::LikeClient { streams_max }) = http2 else {
-        return whole(worker, endpoint, slot, reuse, ms_max).await;
-    };
+    let until_ms = now_ms() + ms_max;
+    if let Some(lease) = stream(worker, endpoint, slot, http2, ms_max).await? {
+        return Ok(lease);
+    }
+    whole(worker, endpoint, slot, reuse, until_ms.saturating_sub(now_ms())).await
+}
+
+/// A stream of a connection that requests share. `None`: HTTP/1.1 is spoken there.
+async fn stream(
+    worker: &Rc<Worker>,
+    endpoint: &Rc<Endpoint>,
+    slot: usize,
+    http2: Http2,
+    ms_max: u64,
+) -> Result<Option<Lease>, Unleased> {
+    let (Http2::Yes { streams_max } | Http2::LikeClient { streams_max }) = http2 else { return Ok(None) };
     let until_ms = now_ms() + ms_max;
     let mut made: u32 = 0;
     loop {
         if endpoint.has_http1_only(now_ms()) {
-            return whole(worker, endpoint, slot, reuse, until_ms.saturating_sub(now_ms())).await;
+            return Ok(None);
         }
         if let Some(lease) = endpoint.lease_stream(&worker.deadlines, streams_max) {
-            return Ok(lease);
+            return Ok(Some(lease));
         }
         let left_ms = until_ms.saturating_sub(now_ms());
         if left_ms == 0 {
@@ -82,7 +110,7 @@ pub(super) async fn lease(
                 });
                 // One that speaks HTTP/1.1 only is for this request alone.
                 if let Some(lease) = result? {
-                    return Ok(lease);
+                    return Ok(Some(lease));
                 }
                 // A server that ends each connection at once, or allows no stream on it, is not to be asked for ever.
                 made += 1;
@@ -102,6 +130,12 @@ async fn whole(
     reuse: Reuse,
     ms_max: u64,
 ) -> Result<Lease, Unleased> {
+    if let Some(carrier) = endpoint.carrier() {
+        return match endpoint.lease_idle(reuse) {
+            Some(lease) => Ok(lease),
+            None => tunnel(worker, endpoint, carrier, slot, ms_max).await,
+        };
+    }
     let mut lease = endpoint.lease(&worker.deadlines, reuse, ms_max).await.map_err(Unleased::Connect)?;
     if !lease.reused
         && let Some(origination) = endpoint.security()
@@ -120,7 +154,10 @@ async fn shared(
     ms_max: u64,
 ) -> Result<Option<Lease>, Unleased> {
     let until_ms = now_ms() + ms_max;
-    let mut lease = endpoint.lease(&worker.deadlines, Reuse::Never, ms_max).await.map_err(Unleased::Connect)?;
+    let mut lease = match endpoint.carrier() {
+        Some(carrier) => tunnel(worker, endpoint, carrier, slot, ms_max).await?,
+        None => endpoint.lease(&worker.deadlines, Reuse::Never, ms_max).await.map_err(Unleased::Connect)?,
+    };
     let mut is_agreed = false;
     if let Some(origination) = endpoint.security() {
         secure(worker, &mut lease.conn, slot, origination, Offer::Http2, ms_max).await.map_err(Unleased::Secure)?;
@@ -155,4 +192,52 @@ async fn shared(
     }
     endpoint.share(connection);
     Ok(None)
+}
+
+/// A new tunnel to an endpoint (HBONE): a stream of a connection to its carrier, which takes it for a connection. Not an `async fn`: its
+/// frame is for new tunnels alone, and to get to the carrier is a lease, too. `slot`: as of [`lease`].
+pub(super) fn tunnel<'a>(
+    worker: &'a Rc<Worker>,
+    endpoint: &'a Rc<Endpoint>,
+    carrier: &'a Rc<Endpoint>,
+    slot: usize,
+    ms_max: u64,
+) -> Pin<Box<dyn Future<Output = Result<Lease, Unleased>> + 'a>> {
+    Box::pin(async move {
+        let until_ms = now_ms() + ms_max;
+        let through = carrier.address();
+        let failed = |kind: io::ErrorKind, why: String| {
+            endpoint.avoid();
+            Unleased::Connect(io::Error::new(kind, NoTunnel::Failed { carrier: through, why }))
+        };
+        let conn: Conn = match stream(worker, carrier, slot, Http2::Yes { streams_max: 0 }, ms_max).await {
+            Ok(Some(lease)) if lease.conn.stream().is_some() => lease.into_conn(),
+            // Istio's servers take nothing else.
+            Ok(_) => return Err(failed(io::ErrorKind::ConnectionRefused, "its server does not speak HTTP/2".into())),
+            // What this machine has run out of is told as it is.
+            Err(Unleased::Connect(error)) if exhausted(&error).is_some() => return Err(Unleased::Connect(error)),
+            Err(Unleased::Connect(error)) => return Err(failed(error.kind(), error.to_string())),
+            Err(unsecured) => {
+                endpoint.avoid();
+                return Err(unsecured);
+            }
+        };
+        let mut head = worker.buffers.take();
+        write_connect(&mut head, endpoint.address());
+        conn.timer.set(until_ms, Expiry::ShutdownBoth);
+        let answer = conn.open_tunnel(&head).await;
+        conn.timer.clear();
+        if conn.timer.take_expired() {
+            return Err(failed(io::ErrorKind::TimedOut, "no answer in time".into()));
+        }
+        match answer {
+            Ok(200..300) => Ok(endpoint.lease_of(conn)),
+            // Somebody has decided this: it is not the connection that fails.
+            Ok(status) => Err(Unleased::Connect(io::Error::new(
+                io::ErrorKind::ConnectionRefused,
+                NoTunnel::Status { carrier: through, status },
+            ))),
+            Err(error) => Err(failed(error.kind(), error.to_string())),
+        }
+    })
 }

@@ -242,7 +242,7 @@ impl To<'_> {
 /// Connects a connection of bytes to where it goes. `input`: what the client has sent so far. `None`: it was reset, and the log
 /// says why.
 pub(crate) async fn open(
-    worker: &Worker,
+    worker: &Rc<Worker>,
     conn: &mut Conn,
     listener: &Listener,
     mut input: Input,
@@ -280,7 +280,7 @@ pub(crate) enum First {
 
 /// A client is silent, and nobody says what it will speak: the server may be the one to begin. For a while both are watched; a client
 /// that speaks HTTP after all is served as always, and its connection to the server is given up.
-pub(crate) async fn who_speaks(worker: &Worker, conn: &mut Conn, listener: &Listener) -> First {
+pub(crate) async fn who_speaks(worker: &Rc<Worker>, conn: &mut Conn, listener: &Listener) -> First {
     let mut input = Input::new(worker.buffers.lazy());
     // A failure is no answer to a client that has not asked for anything.
     let Ok((mut lease, slot)) = connect(worker, conn, listener, &mut input).await else {
@@ -336,7 +336,7 @@ async fn watch(
 }
 
 async fn connect(
-    worker: &Worker,
+    worker: &Rc<Worker>,
     conn: &mut Conn,
     listener: &Listener,
     input: &mut Input,
@@ -429,7 +429,7 @@ async fn server_name(worker: &Worker, conn: &mut Conn, input: &mut Input) -> Res
 }
 
 /// A connection to one of the endpoints. Nothing was sent to those that fail, so that another one may be tried.
-async fn leased(worker: &Worker, pinned: &Pinned, to: &To<'_>) -> Result<Lease, Refused> {
+async fn leased(worker: &Rc<Worker>, pinned: &Pinned, to: &To<'_>) -> Result<Lease, Refused> {
     let mut tried: Option<Rc<Endpoint>> = None;
     let mut attempt = 1;
     loop {

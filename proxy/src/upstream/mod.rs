@@ -13,7 +13,8 @@ use std::{
 use meshring_core::{
     limits::{KEEP_ALIVE_MARGIN_MS, UPSTREAM_IDLE_MS_MAX, UPSTREAM_IDLE_ONCE_MS_MAX, UPSTREAM_IDLE_PER_ENDPOINT_MAX},
     table::{
-        model::{ArchivedCluster, ArchivedTable},
+        model::{ArchivedCluster, ArchivedTable, Reach},
+        protocol::HBONE_PORT,
         security::{ClusterTls, ClusterTlsMode},
     },
 };
@@ -63,6 +64,8 @@ pub(crate) struct Endpoint {
     address: SocketAddr,
     /// How its connections are secured; one address may be reached in several ways, each with a pool of its own.
     security: Option<Rc<Origination>>,
+    /// Where the tunnels lead through that are its connections, instead of connections to its address.
+    carrier: Option<Rc<Endpoint>>,
     active: Cell<u32>,
     avoid_until_ms: Cell<u64>,
     idle: RefCell<Vec<Idle>>,
@@ -166,6 +169,20 @@ impl Drop for ActiveRequest {
 }
 
 impl Endpoint {
+    fn new(address: SocketAddr, security: Option<Rc<Origination>>, carrier: Option<Rc<Self>>) -> Rc<Self> {
+        Rc::new(Self {
+            address,
+            security,
+            carrier,
+            active: Cell::new(0),
+            avoid_until_ms: Cell::new(0),
+            idle: RefCell::default(),
+            shared: RefCell::default(),
+            joining: RefCell::default(),
+            http1_only_until_ms: Cell::new(0),
+        })
+    }
+
     /// Its address.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
@@ -174,6 +191,11 @@ impl Endpoint {
     /// How a new connection is to be secured before anything is sent on it.
     pub(crate) fn security(&self) -> Option<&Rc<Origination>> {
         self.security.as_ref()
+    }
+
+    /// What its connections are tunnels through: a server of HBONE.
+    pub(crate) fn carrier(&self) -> Option<&Rc<Endpoint>> {
+        self.carrier.as_ref()
     }
 
     /// Passes it over for a moment: its connections fail.
@@ -211,20 +233,37 @@ impl Endpoint {
         }
     }
 
-    /// A connection for one request: pooled, or new within `connect_ms_max`.
+    fn activate(self: &Rc<Self>) -> ActiveRequest {
+        self.active.set(self.active.get() + 1);
+        ActiveRequest(Rc::clone(self))
+    }
+
+    /// A pooled connection for one request.
+    pub(crate) fn lease_idle(self: &Rc<Self>, reuse: Reuse) -> Option<Lease> {
+        let conn = if reuse == Reuse::Never { None } else { self.take_idle(reuse, now_ms()) };
+        conn.map(|conn| Lease { conn, reused: true, active: self.activate() })
+    }
+
+    /// A new connection that was made elsewhere, for one request.
+    pub(crate) fn lease_of(self: &Rc<Self>, conn: Conn) -> Lease {
+        Lease { conn, reused: false, active: self.activate() }
+    }
+
+    /// A connection for one request: pooled, or new within `connect_ms_max`. Not to one behind a [carrier](Self::carrier): nothing may
+    /// go around that.
     pub(crate) async fn lease(
         self: &Rc<Self>,
         deadlines: &Rc<Deadlines>,
         reuse: Reuse,
         connect_ms_max: u64,
     ) -> io::Result<Lease> {
-        self.active.set(self.active.get() + 1);
-        let active = ActiveRequest(Rc::clone(self));
-        if reuse != Reuse::Never
-            && let Some(conn) = self.take_idle(reuse, now_ms())
-        {
-            return Ok(Lease { conn, reused: true, active });
+        if let Some(lease) = self.lease_idle(reuse) {
+            return Ok(lease);
         }
+        if self.carrier.is_some() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let active = self.activate();
         match Conn::connect(self.address, deadlines, connect_ms_max).await {
             Ok(conn) => Ok(Lease { conn, reused: false, active }),
             Err(error) => {
@@ -244,9 +283,7 @@ impl Endpoint {
         shared.sort_by_key(Multiplexed::streams);
         // The least busy one may be one that allows few.
         let stream = shared.iter().find_map(|connection| connection.stream(streams_max))?;
-        self.active.set(self.active.get() + 1);
-        let active = ActiveRequest(Rc::clone(self));
-        Some(Lease { conn: Conn::of_stream(stream, deadlines), reused: true, active })
+        Some(Lease { conn: Conn::of_stream(stream, deadlines), reused: true, active: self.activate() })
     }
 
     /// A further connection that requests share.
@@ -341,10 +378,23 @@ impl Security {
             Self::Always(origination) => Some(origination),
         }
     }
+
+    /// For the tunnels to an endpoint that is reached by such. A DestinationRule with TLS of another kind means its server.
+    pub(crate) fn tunnel(&self, reach: Reach) -> Option<&Rc<Origination>> {
+        match self {
+            Self::Auto(origination) if reach == Reach::Hbone => Some(origination),
+            Self::Always(origination)
+                if reach == Reach::Hbone && origination.settings.mode == ClusterTlsMode::IstioMutual =>
+            {
+                Some(origination)
+            }
+            _ => None,
+        }
+    }
 }
 
-/// An address, and the way in which it is reached.
-type EndpointKey = (SocketAddr, Option<*const Origination>);
+/// An address, and the way in which it is reached: with which TLS, and whether through a tunnel of that.
+type EndpointKey = (SocketAddr, Option<*const Origination>, bool);
 
 /// All endpoints that a worker has used.
 #[derive(Debug, Default)]
@@ -357,19 +407,21 @@ pub(crate) struct Endpoints {
 impl Endpoints {
     /// Found or made.
     pub(crate) fn of(&self, address: SocketAddr, security: Option<&Rc<Origination>>) -> Rc<Endpoint> {
-        let make = || {
-            Rc::new(Endpoint {
-                address,
-                security: security.cloned(),
-                active: Cell::new(0),
-                avoid_until_ms: Cell::new(0),
-                idle: RefCell::default(),
-                shared: RefCell::default(),
-                joining: RefCell::default(),
-                http1_only_until_ms: Cell::new(0),
-            })
-        };
-        let key = (address, security.map(Rc::as_ptr));
+        let key = (address, security.map(Rc::as_ptr), false);
+        let make = || Endpoint::new(address, security.cloned(), None);
+        Rc::clone(self.by_address.borrow_mut().entry(key).or_insert_with(make))
+    }
+
+    /// Likewise, reached through the tunnels that a server of HBONE on the same address takes. Tunnels to all ports of an address share
+    /// connections: unlike elsewhere the server name does not tell clusters apart, it is left out.
+    pub(crate) fn through_tunnel(&self, address: SocketAddr, origination: &Origination) -> Rc<Endpoint> {
+        let settings = ClusterTls { sni: String::new(), ..origination.settings.clone() };
+        let name = ServerName::IpAddress(address.ip().into());
+        let origination = self.origination(Origination { settings, name, tls12: origination.tls12 });
+        let carrier = self.of(SocketAddr::new(address.ip(), HBONE_PORT), Some(&origination));
+        // The carrier keeps the origination alive.
+        let key = (address, Some(Rc::as_ptr(&origination)), true);
+        let make = || Endpoint::new(address, None, Some(carrier));
         Rc::clone(self.by_address.borrow_mut().entry(key).or_insert_with(make))
     }
 

@@ -87,8 +87,8 @@ impl ReadHalf {
     /// What Via says of messages from it.
     pub(crate) fn via(&self) -> Via {
         match self {
-            Self::Socket(_) => Via::Http1,
-            Self::Stream(_) => Via::Http2,
+            Self::Stream(stream) if !stream.is_tunnel() => Via::Http2,
+            Self::Socket(_) | Self::Stream(_) => Via::Http1,
         }
     }
 }
@@ -170,11 +170,21 @@ impl Conn {
         Self { timer, read: ReadHalf::Stream(Rc::clone(&stream)), write: WriteHalf::Stream(stream) }
     }
 
-    /// The stream that this is, if it is no socket.
+    /// The stream that this is, if it is no socket. One that is a tunnel carries bytes like a socket, and is none to those who send
+    /// messages.
     pub(crate) fn stream(&self) -> Option<&Rc<Stream>> {
         match &self.read {
-            ReadHalf::Socket(_) => None,
-            ReadHalf::Stream(stream) => Some(stream),
+            ReadHalf::Stream(stream) if !stream.is_tunnel() => Some(stream),
+            ReadHalf::Socket(_) | ReadHalf::Stream(_) => None,
+        }
+    }
+
+    /// Makes a stream of an upstream connection a tunnel: sends `head`, a CONNECT, and waits for the answer. Gives its status; if that
+    /// is a 2xx, what comes behind it is there to be read. The deadline is the caller's.
+    pub(crate) async fn open_tunnel(&self, head: &Buffer) -> io::Result<u16> {
+        match &self.read {
+            ReadHalf::Socket(_) => Err(io::ErrorKind::Unsupported.into()),
+            ReadHalf::Stream(stream) => stream.open_tunnel(head).await,
         }
     }
 
@@ -359,8 +369,10 @@ impl Conn {
         at_most: usize,
         bytes_max: usize,
     ) -> io::Result<usize> {
-        let Some(stream) = self.stream().cloned() else { return Err(io::ErrorKind::Unsupported.into()) };
-        stream.ask(out, is_kept, input, at_most, bytes_max).await
+        match &self.read {
+            ReadHalf::Socket(_) => Err(io::ErrorKind::Unsupported.into()),
+            ReadHalf::Stream(stream) => stream.ask(out, is_kept, input, at_most, bytes_max).await,
+        }
     }
 
     /// Lets the kernel find out about a peer that is gone without a word, also where nothing or too little is written.
@@ -476,7 +488,10 @@ impl Conn {
     /// Whether an idle connection is still open and silent. Bytes that nobody asked for make it unusable, too
     /// (RFC 9112 section 9.5).
     pub(crate) fn is_quiet(&self) -> bool {
-        let Some(fd) = self.fd() else { return false };
+        let fd = match &self.read {
+            ReadHalf::Socket(socket) => socket.fd,
+            ReadHalf::Stream(stream) => return stream.is_quiet(),
+        };
         // Nearly always nothing has come: one peek tells.
         super::readiness::is_quiet(fd) && self.tls().is_none_or(|tls| tls.is_empty())
             || self.tls().is_some_and(|tls| tls.is_quiet())

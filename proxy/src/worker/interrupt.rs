@@ -68,6 +68,11 @@ impl Interrupt {
         self.write_ended.get()
     }
 
+    /// Whether nothing has been ended.
+    pub(crate) fn is_untouched(&self) -> bool {
+        !self.read_ended.get() && !self.write_ended.get()
+    }
+
     /// Whether it has acted since the last call; for one that only wants to look around.
     pub(crate) fn take_rung(&self) -> bool {
         self.read_ended.take()

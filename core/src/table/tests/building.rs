@@ -9,7 +9,7 @@ use super::{
 use crate::{
     id::EndpointId,
     limits::CONNECT_MS_MAX,
-    table::model::{PathNormalization, Settings},
+    table::model::{PathNormalization, Reach, Settings},
 };
 
 #[test]
@@ -128,11 +128,11 @@ fn an_endpoint_takes_8_bytes_and_its_weight_is_exact_up_to_32_bits() {
     assert_eq!(size_of::<crate::table::model::ArchivedEndpoint>(), 8);
     let v4 = |last: u8| SocketAddr::from(([10, 0, 0, last], 80));
     let v6: SocketAddr = "[fd00::1]:8080".parse().expect("an address");
-    let expected = [(v4(1), 1), (v6, 16_383), (v4(2), 16_384), (v4(3), 16_383), (v6, 65_536), (v4(4), u32::MAX / 2)];
+    let expected = [(v4(1), 1), (v6, 8_191), (v4(2), 8_192), (v4(3), 8_191), (v6, 65_536), (v4(4), u32::MAX / 2)];
     let mut builder = TableBuilder::new("cluster.local");
-    // The other half of the same 16 bits: who speaks mutual TLS, every second one.
-    let speaks_mtls = [true, false, true, false, true, false];
-    let mesh = expected.iter().zip(speaks_mtls).map(|(&(address, weight), mtls)| (address, weight, mtls));
+    // In the same 16 bits: how each is reached.
+    let reaches = [Reach::Mtls, Reach::Hbone, Reach::Plain, Reach::Hbone, Reach::Mtls, Reach::Hbone];
+    let mesh = expected.iter().zip(reaches).map(|(&(address, weight), reach)| (address, weight, reach));
     let (first, count) = builder.mesh_endpoints(mesh);
     let last_two = ClusterEndpoints::Selection(&[EndpointId(4), EndpointId(5)]);
     let heavy = builder.cluster("c", BalancePolicy::Random, ClusterKind::Static, last_two);
@@ -142,7 +142,7 @@ fn an_endpoint_takes_8_bytes_and_its_weight_is_exact_up_to_32_bits() {
     let table = snapshot.table();
     let stored = [0, 1, 2, 3, 4, 5].map(|index| (table.address(EndpointId(index)), table.weight(EndpointId(index))));
     assert_eq!(stored, expected);
-    assert_eq!([0, 1, 2, 3, 4, 5].map(|index: usize| table.endpoints[index].speaks_mtls()), speaks_mtls);
+    assert_eq!([0, 1, 2, 3, 4, 5].map(|index| table.reach(EndpointId(index))), reaches);
     assert!(table.cluster(heavy).weighted);
     assert_eq!(table.heavy_weights.len(), 3);
 }

@@ -174,9 +174,9 @@ const BROKEN: &[(&str, Break)] = &[
     ("endpoints[2]: weight is 0", |t| t.endpoints[2].family_and_weight = 0),
     ("heavy_weights[0]: endpoint 4 of 4", |t| t.heavy_weights.push(heavy(4, 40_000))),
     ("heavy_weights[0]: endpoint 0 has a weight of its own", |t| t.heavy_weights.push(heavy(0, 40_000))),
-    ("heavy_weights[0]: weight 16383 is not heavy", |t| {
+    ("heavy_weights[0]: weight 8191 is not heavy", |t| {
         t.endpoints[0].family_and_weight = 0;
-        t.heavy_weights.push(heavy(0, 16_383));
+        t.heavy_weights.push(heavy(0, 8_191));
     }),
     ("heavy_weights[1]: endpoint 0 is out of order", |t| {
         t.endpoints[0].family_and_weight = 0;

@@ -1,7 +1,7 @@
 //! PeerAuthentication, TLS of DestinationRules, automatic mutual TLS, gateways, MeshConfig: which one counts.
 
 use meshring_core::table::{
-    model::{ArchivedTable, DEFAULT_TRUST_DOMAIN},
+    model::{ArchivedTable, DEFAULT_TRUST_DOMAIN, Reach},
     security::{ArchivedClusterTls, ArchivedClusterTlsMode, ArchivedInboundPolicy, MtlsMode, POLICY_NONE, TLS_NONE},
 };
 
@@ -59,9 +59,14 @@ fn names(tls: &ArchivedClusterTls) -> Vec<&str> {
     tls.subject_alt_names.iter().map(|name| name.as_str()).collect()
 }
 
-/// Which endpoints of the table speak mutual TLS.
+/// How the endpoints of the table are reached.
+fn reached(mesh: &Mesh) -> Vec<Reach> {
+    mesh.0.table().endpoints.iter().map(|endpoint| endpoint.reach()).collect()
+}
+
+/// Which of them speak mutual TLS on their own ports.
 fn speaking(mesh: &Mesh) -> Vec<bool> {
-    mesh.0.table().endpoints.iter().map(|endpoint| endpoint.speaks_mtls()).collect()
+    reached(mesh).into_iter().map(|reach| reach == Reach::Mtls).collect()
 }
 
 const SIDECAR: &str = "app: web, security.istio.io/tlsMode: istio";
@@ -172,6 +177,24 @@ fn endpoints_with_sidecars_get_mutual_tls_by_themselves() {
     let rule = istio("DestinationRule", "web", "default", "{host: web, trafficPolicy: {tls: {mode: DISABLE}}}");
     let off = Mesh::new(&(text + &rule));
     assert!(tls(off.0.table(), WEB).is_none());
+}
+
+#[test]
+fn endpoints_that_take_tunnels_are_reached_through_them() {
+    const BOTH: &str = "app: web, security.istio.io/tlsMode: istio, networking.istio.io/tunnel: http";
+    const TUNNEL: &str = "app: web, networking.istio.io/tunnel: http";
+    let text = web(&[("a", TUNNEL), ("b", BOTH), ("c", SIDECAR), ("d", "app: web, networking.istio.io/tunnel: http3")]);
+    let mesh = Mesh::new(&text);
+    assert_eq!(reached(&mesh), [Reach::Hbone, Reach::Hbone, Reach::Mtls, Reach::Plain]);
+    let found = tls(mesh.0.table(), WEB).unwrap();
+    assert!(matches!(found.mode, ArchivedClusterTlsMode::AutoMutual));
+    let ids = ["a", "b", "c"].map(|pod| format!("spiffe://cluster.local/ns/default/sa/sa-{pod}"));
+    assert_eq!(names(found), ids);
+    let off = Mesh::new(&(text.clone() + &config_map("istio", "enableAutoMtls: false")));
+    assert_eq!(reached(&off), [Reach::Plain; 4]);
+    let port = "{selector: {matchLabels: {app: web}}, mtls: {mode: STRICT}, portLevelMtls: {8080: {mode: DISABLE}}}";
+    let off = Mesh::new(&(text + &peer("web", "default", port)));
+    assert_eq!(reached(&off), [Reach::Plain; 4]);
 }
 
 #[test]

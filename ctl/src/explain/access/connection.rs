@@ -2,7 +2,8 @@
 
 use meshring_core::table::{
     ArchivedTable,
-    model::ArchivedCluster,
+    model::{ArchivedCluster, Reach},
+    protocol::HBONE_PORT,
     security::{ClusterTls, ClusterTlsMode, MtlsMode},
 };
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,7 @@ use crate::{
 /// A connection between two sidecars, or to what has none.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Connection {
-    /// `auto_mtls`, `istio_mutual`, `simple`, `mutual`, `plain`.
+    /// `auto_mtls`, `hbone`, `istio_mutual`, `simple`, `mutual`, `plain`.
     pub secured: String,
     /// Why, for people.
     pub because: String,
@@ -26,7 +27,12 @@ pub struct Connection {
 impl Connection {
     /// Whether it shows the identity that the mesh has given to the caller.
     pub(super) fn is_mesh(&self) -> bool {
-        matches!(self.secured.as_str(), "auto_mtls" | "istio_mutual")
+        matches!(self.secured.as_str(), "auto_mtls" | "hbone" | "istio_mutual")
+    }
+
+    /// Whether it is a tunnel to the application, which is judged as a connection.
+    pub(super) fn is_tunnel(&self) -> bool {
+        self.secured == "hbone"
     }
 
     /// Why a workload with that mode does not take it.
@@ -57,7 +63,7 @@ impl Settings {
         Self { tls: table.tls_of(cluster), rule: destination_rule(world, &cluster.name, &question.namespace), sni }
     }
 
-    pub(super) fn to(&self, speaks_mtls: bool) -> Connection {
+    pub(super) fn to(&self, reach: Reach) -> Connection {
         let rule = self.rule.as_deref().unwrap_or("a DestinationRule");
         let Some(tls) = &self.tls else {
             let because = match &self.rule {
@@ -69,7 +75,13 @@ impl Settings {
         let istio_sni = || if tls.sni.is_empty() { self.sni.clone() } else { tls.sni.clone() };
         let own_sni = || (!tls.sni.is_empty()).then(|| tls.sni.clone());
         let (secured, because, sni) = match tls.mode {
-            ClusterTlsMode::AutoMutual if speaks_mtls => {
+            ClusterTlsMode::AutoMutual | ClusterTlsMode::IstioMutual if reach == Reach::Hbone => {
+                let because = format!(
+                    "the endpoint is labelled networking.istio.io/tunnel=http: CONNECT over mutual TLS to its port {HBONE_PORT}"
+                );
+                ("hbone", because, None)
+            }
+            ClusterTlsMode::AutoMutual if reach == Reach::Mtls => {
                 let because = "automatic: the endpoint is labelled security.istio.io/tlsMode=istio".to_owned();
                 ("auto_mtls", because, Some(istio_sni()))
             }

@@ -10,7 +10,7 @@ use std::{
 
 use meshring_core::http::{
     head::Method,
-    http2::{Code, Fault, Opening, Piece, StreamKey},
+    http2::{Code, Fault, Opening, Piece, StreamKey, response_from_text},
 };
 
 use super::{
@@ -37,6 +37,8 @@ pub(crate) struct Stream {
     /// The other side has said that it has not processed the request.
     is_unprocessed: Cell<bool>,
     is_lost: Cell<bool>,
+    /// An upstream's, which has taken our CONNECT: it carries bytes.
+    is_tunnel: Cell<bool>,
     /// Of an upstream connection's streams.
     place: Option<Place>,
 }
@@ -97,6 +99,7 @@ impl Stream {
             has_failed: Cell::new(false),
             is_unprocessed: Cell::new(false),
             is_lost: Cell::new(false),
+            is_tunnel: Cell::new(false),
             place,
         }
     }
@@ -113,6 +116,46 @@ impl Stream {
     /// Whether its connection was lost, and with it what came of the request.
     pub(crate) fn is_lost(&self) -> bool {
         self.is_lost.get()
+    }
+
+    /// Whether it is a tunnel of ours to somewhere behind the upstream.
+    pub(crate) fn is_tunnel(&self) -> bool {
+        self.is_tunnel.get()
+    }
+
+    /// Whether a tunnel that nobody uses is still open and silent.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let Some(key) = self.key.get().filter(|_| self.is_tunnel() && self.interrupt.is_untouched()) else {
+            return false;
+        };
+        self.link.ask(|protocol| matches!(protocol.piece(key), Ok(Piece::Wait)))
+    }
+
+    /// Sends a CONNECT and waits for the answer to it; see [`Conn::open_tunnel`](crate::worker::conn::Conn::open_tunnel).
+    pub(crate) async fn open_tunnel(&self, head: &Buffer) -> io::Result<u16> {
+        self.write_all(head).await?;
+        let status = loop {
+            self.readable().await?;
+            if self.interrupt.read_end().is_some() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            let Some(key) = self.key.get() else { return Err(io::ErrorKind::NotConnected.into()) };
+            let head = self.link.with(|protocol, out| {
+                // A head is there whole, and what follows is a piece of its own.
+                let Ok(Piece::Bytes(text)) = protocol.piece(key) else { return None };
+                let head = response_from_text(text, Method::Connect)?;
+                let (len, told) = (head.len, (head.status, head.is_interim()));
+                protocol.consume(key, len, out);
+                Some(told)
+            });
+            match head {
+                Some((_, true)) => {}
+                Some((status, false)) => break status,
+                None => return Err(io::ErrorKind::ConnectionReset.into()),
+            }
+        };
+        self.is_tunnel.set((200..300).contains(&status));
+        Ok(status)
     }
 
     /// Its request got no answer in time.

@@ -84,7 +84,6 @@ impl<T: Wake + Default> Engine<T> {
             self.passed_over.push((self.last_id + 1, id - 1));
         }
         self.last_id = id;
-        self.opened += 1;
         // Not only those that it has open: what serves one that it has reset takes a moment to end.
         let is_full = self.active >= HTTP2_STREAMS_MAX as usize || self.streams.len() >= 2 * HTTP2_STREAMS_MAX as usize;
         if is_full {
@@ -92,6 +91,8 @@ impl<T: Wake + Default> Engine<T> {
             frame::write_number(out, kind::RST_STREAM, id, Code::REFUSED_STREAM.0);
             return self.useless();
         }
+        // Those that were refused do not make up for others that are taken back.
+        self.opened += 1;
         let waiter = T::default();
         let key = self.streams.insert(id, waiter, i64::from(self.wishes.initial_window), HTTP2_STREAM_WINDOW_BYTES);
         let Some(stream) = self.streams.get_mut(key) else { return Ok(()) };

@@ -590,6 +590,29 @@ fn a_head_that_goes_on_counts_as_memory() {
 }
 
 #[test]
+fn requests_that_are_refused_do_not_make_up_for_those_that_are_taken_back() {
+    let (mut server, mut out, _) = after(b"");
+    let mut scratch = Scratch::default();
+    let mut taken = 0;
+    for burst in 0..10_u32 {
+        // More than there is room for: most of them are refused, since nobody has released those before.
+        let bytes = (0..1_000)
+            .map(|at| 2 * (1_000 * burst + at) + 1)
+            .flat_map(|stream| [get(stream, 5), frame(kind::RST_STREAM, 0, stream, &[0, 0, 0, 8])].concat());
+        if let Err(error) = receive(&mut server, &bytes.collect::<Vec<_>>(), &mut scratch, &mut out) {
+            assert_eq!(error.code, Code::ENHANCE_YOUR_CALM);
+            assert!(taken <= HTTP2_PREMATURE_RESETS_MAX, "{taken} were taken");
+            return;
+        }
+        while let Some(Event::Opened(opening)) = server.next_event() {
+            taken += 1;
+            server.release(opening.key, &mut out);
+        }
+    }
+    panic!("{taken} requests were taken back");
+}
+
+#[test]
 fn requests_that_time_out_are_no_rapid_reset() {
     let (mut server, mut out, _) = after(b"");
     let mut scratch = Scratch::default();

@@ -1,0 +1,233 @@
+//! HBONE as a client: what a workload says that it takes tunnels is reached through them (label `networking.istio.io/tunnel: http`).
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    process, thread,
+};
+
+use meshring_core::table::protocol::HBONE_PORT;
+use meshring_tests::{
+    client::{Client, request},
+    control::Control,
+    h2_application,
+    load::{Load, is_ok},
+    on_both_drivers,
+    proxy::{Driver, Proxy},
+    tls::peer_authentication,
+    tunnel::{Application, Ends, expect_reset},
+    upstream::{Upstream, response},
+    wait,
+};
+use tempfile::TempDir;
+
+on_both_drivers! {
+    requests_of_both_versions_and_bytes_go_through_one_connection
+    many_tunnels_at_a_time_are_told_apart
+    a_tunnel_that_is_refused_is_said_to_be
+    without_a_server_of_tunnels_nothing_goes_out
+    explain_says_that_it_is_a_tunnel
+}
+
+/// A workload that takes tunnels, one that calls it, and control.
+struct Mesh {
+    control: Control,
+    client: Proxy,
+    server: Proxy,
+    http1: Upstream,
+    http2: h2_application::Application,
+    bytes: Application,
+}
+
+/// An address that no other test has, of this process or another: the port is the same for all.
+fn own_address(test: u8, driver: Driver) -> SocketAddr {
+    let (pid, of_driver) = (process::id(), u8::from(driver == Driver::Epoll));
+    let ip = Ipv4Addr::new(127, 64 + 2 * test + of_driver, 1 + (pid / 250 % 250) as u8, 1 + (pid % 250) as u8);
+    (ip, HBONE_PORT).into()
+}
+
+fn workloads(address: SocketAddr) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {{name: app, namespace: default}}
+spec: {{address: {ip}, labels: {{app: proxy}}, serviceAccount: app}}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {{name: client, namespace: default}}
+spec: {{address: 127.0.0.1, labels: {{app: client}}, serviceAccount: client}}
+",
+        ip = address.ip()
+    )
+}
+
+/// Says which request it has got, and sends its body back.
+fn answering() -> Upstream {
+    Upstream::answering(|request| response(200, &[("x-line", &request.line)], &request.body))
+}
+
+impl Mesh {
+    fn start(driver: Driver, test: u8, has_server: bool) -> Self {
+        let address = own_address(test, driver);
+        let (http1, http2, bytes) = (answering(), h2_application::Application::echoing(), Application::start());
+        let dir = TempDir::new().unwrap();
+        let config = dir.path().join("config");
+        fs::create_dir(&config).unwrap();
+        let ports = [http1.address(), http2.address(), bytes.address()].map(|address| address.port());
+        let service = format!(
+            "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: app, namespace: default}}
+spec:
+  hosts: [app.default.svc.cluster.local]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{{number: 80, name: http}}, {{number: 81, name: http2}}, {{number: 5432, name: tcp}}]
+  workloadSelector: {{labels: {{app: app}}}}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {{name: app-ports, namespace: default}}
+spec:
+  address: {ip}
+  ports: {{http: {}, http2: {}, tcp: {}}}
+  labels: {{app: app, networking.istio.io/tunnel: http}}
+  serviceAccount: app
+",
+            ports[0],
+            ports[1],
+            ports[2],
+            ip = address.ip()
+        );
+        // Mutual TLS is all that comes in.
+        let mode = peer_authentication("STRICT", "");
+        let workloads = workloads(address);
+        for (name, text) in [("workloads.yaml", &workloads), ("app.yaml", &service), ("mode.yaml", &mode)] {
+            fs::write(config.join(name), text).unwrap();
+        }
+        let control = Control::start_in(dir, "config");
+        let server = control.proxy("default/app").driver(driver);
+        let server = if has_server { server.hbone_at(address) } else { server };
+        let server = [http1.address(), http2.address(), bytes.address()]
+            .into_iter()
+            .fold(server, |server, application| server.inbound(application))
+            .start();
+        let client = control.proxy("default/client").driver(driver).outbound_for("app:5432").start();
+        control.wait_for_proxies(2);
+        wait::until("2 installed certificates", || {
+            let certs = control.api("/v1/certs");
+            let identities = certs["identities"].as_array()?;
+            (identities.iter().filter(|item| item["state"] == "installed").count() >= 2).then_some(())
+        });
+        Self { control, client, server, http1, http2, bytes }
+    }
+
+    fn of_server(&self, name: &str) -> i64 {
+        self.control.metric(&format!("meshring_{name}"), "default/app")
+    }
+
+    fn stream(&self) -> Ends {
+        let client = Client::connect(self.client.services()[0]);
+        Ends { client, upstream: self.bytes.accept() }
+    }
+}
+
+fn requests_of_both_versions_and_bytes_go_through_one_connection(driver: Driver) {
+    let mesh = Mesh::start(driver, 0, true);
+    let mut client = mesh.client.connect();
+    for path in ["/one", "/two", "/three"] {
+        let response = client.get("app", path);
+        assert_eq!(response.expect(200).fields.value("x-line"), Some(&*format!("GET {path} HTTP/1.1")));
+        // What comes out of the tunnel is HTTP/1.1.
+        assert_eq!(response.fields.value("via"), Some("1.1 meshring"));
+    }
+    // A tunnel is kept like a connection.
+    assert_eq!(mesh.http1.connections(), 1);
+    drop(client);
+    let large = vec![b'x'; 3_000_000];
+    let head = request("POST", "app", "/large", &[("content-length", "3000000")]);
+    let mut sender = mesh.client.connect();
+    let echoed = sender.send([head, large.clone()].concat()).response();
+    assert!(echoed.expect(200).body == large, "{} bytes", echoed.body.len());
+    for path in ["/four", "/five"] {
+        sender.get("app:81", path).expect(200);
+    }
+    assert_eq!(mesh.http2.connections_used(), [0, 0]);
+    let mut ends = mesh.stream();
+    ends.upstream.send("220 ready");
+    assert_eq!(ends.client.bytes(9), b"220 ready");
+    ends.expect_open();
+    ends.client.send("the end").finish_sending();
+    assert_eq!(ends.upstream.rest().unwrap(), b"the end");
+    ends.upstream.send("and the answer").finish_sending();
+    assert_eq!(ends.client.rest().unwrap(), b"and the answer");
+    wait::until("the server to have counted", || (mesh.of_server("tunnels_total") >= 3).then_some(()));
+    assert_eq!(mesh.of_server("downstream_tls_handshakes_total"), 1);
+    assert_eq!(mesh.of_server("downstream_tls_refused_total"), 0);
+}
+
+fn many_tunnels_at_a_time_are_told_apart(driver: Driver) {
+    // More than streams that one connection has.
+    const TUNNELS: usize = 130;
+    let mesh = Mesh::start(driver, 1, true);
+    let load = Load::start(mesh.client.outbound(), 8, request("GET", "app", "/load", &[]), is_ok);
+    let mut all: Vec<Ends> = (0..TUNNELS).map(|_| mesh.stream()).collect();
+    thread::scope(|scope| {
+        for (number, ends) in all.iter_mut().enumerate() {
+            scope.spawn(move || {
+                let text = format!("tunnel {number}").repeat(10_000);
+                ends.client.send(&text);
+                assert_eq!(ends.upstream.bytes(text.len()), text.as_bytes());
+                ends.upstream.send(&text);
+                assert_eq!(ends.client.bytes(text.len()), text.as_bytes());
+            });
+        }
+    });
+    load.pass(500);
+    load.finish();
+    assert_eq!(mesh.of_server("downstream_tls_handshakes_total"), 2);
+    drop(all);
+    wait::until("the tunnels to end", || (mesh.of_server("tunnels_active") <= 8).then_some(()));
+}
+
+fn a_tunnel_that_is_refused_is_said_to_be(driver: Driver) {
+    let mesh = Mesh::start(driver, 2, true);
+    let before = mesh.control.generation();
+    mesh.control.write(
+        "policy.yaml",
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: app, namespace: default}\nspec:\n  action: \
+         DENY\n  rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/client]}}]}]\n",
+    );
+    wait::until("the policy", || (mesh.control.generation() > before).then_some(()));
+    mesh.control.wait_for_proxies(2);
+    let response = mesh.client.connect().get("app", "/");
+    let text = response.expect(503).text();
+    assert!(text.contains("was refused with 403"), "{text}");
+    expect_reset(&mut Client::connect(mesh.client.services()[0]));
+    wait::until("a line in the log", || mesh.client.process.line("tcp.connect_failed"));
+    assert_eq!(mesh.http1.connections(), 0);
+    assert!(mesh.bytes.try_accept().is_none());
+}
+
+fn without_a_server_of_tunnels_nothing_goes_out(driver: Driver) {
+    let mesh = Mesh::start(driver, 3, false);
+    let response = mesh.client.connect().get("app", "/");
+    let text = response.expect(503).text();
+    assert!(text.contains(&format!("the tunnel through {}", own_address(3, driver))), "{text}");
+    expect_reset(&mut Client::connect(mesh.client.services()[0]));
+    assert_eq!(mesh.http1.connections(), 0, "in plain text");
+}
+
+fn explain_says_that_it_is_a_tunnel(driver: Driver) {
+    let mesh = Mesh::start(driver, 4, true);
+    for question in [["--url", "http://app/"], ["--tcp", "app:5432"]] {
+        let arguments = [&["explain", "--from", "default/client"][..], &question].concat();
+        let explained = mesh.control.meshring(&arguments);
+        for part in ["connection hbone", "networking.istio.io/tunnel=http", "15008", "judged as a connection"] {
+            assert!(explained.expect(0).stdout.contains(part), "{part}: {}", explained.stdout);
+        }
+    }
+    assert!(mesh.server.process.line("panicked").is_none());
+}
