@@ -64,6 +64,9 @@ pub const FREED_BYTES_KEPT_MAX: usize = 1024 * 1024;
 pub const HOT_IDLE_CONNECTIONS_MAX: usize = 256;
 /// After this time without a request a connection gives its buffer back, in milliseconds.
 pub const HOT_IDLE_MS_MAX: u64 = 1_000;
+/// Streams per worker that may wait for a response with all in hand that their request has needed, for a moment: most responses come
+/// by then. Beyond it a stream is reduced at once to what is needed to go on: 10,000 silent streams must cost 2 KB each, not 16.
+pub const HOT_STREAMS_MAX: usize = 64;
 /// Connections of one worker unless `--connections-max` says otherwise; descriptors and memory may set it lower. Beyond
 /// it new ones are answered with 503, so that neither limit is ever met in mid-request.
 pub const CONNECTIONS_PER_WORKER_MAX: usize = 50_000;

@@ -8,6 +8,7 @@ mod denial;
 mod ext_authz;
 mod grpc;
 mod lease;
+pub(crate) mod parked;
 mod plan;
 pub(crate) mod stream;
 pub(crate) mod tunnel;
@@ -39,11 +40,12 @@ use meshring_core::{
 };
 
 use self::{
-    attempt::forward,
+    attempt::{Sending, forward},
     authorize::{Changes, Passed, Source, authorize},
     debug::{debug_generation, debug_lines},
-    denial::{Denial, answer, deny, refuse_path},
+    denial::{Denial, answer, deny, deny_late, refuse_path},
     grpc::Call,
+    parked::Parked,
     plan::{Plan, Target, request_address},
     stream::Carries,
     tunnel::Tunnel,
@@ -77,6 +79,8 @@ pub(crate) enum End {
     Partial(PartialHead),
     /// There are no more requests: what comes belongs to a tunnel.
     Tunnel(Box<Tunnel>),
+    /// Of a stream: its response does not come.
+    Parked(Box<Parked>),
     /// The connection is done.
     Closed,
     /// The client speaks HTTP/2: what it has sent so far.
@@ -92,8 +96,20 @@ enum After {
     KeepAlive,
     /// It has become a tunnel.
     Tunnel(Box<Tunnel>),
+    /// It is a stream, whose response does not come.
+    Parked(Box<Parked>),
     /// It is to be closed.
     Close,
+}
+
+impl After {
+    /// What is counted of the request ends here, or waits with it.
+    fn with(mut self, record: Record<'_>) -> Self {
+        if let Self::Parked(parked) = &mut self {
+            parked.keep(record);
+        }
+        self
+    }
 }
 
 /// Tables of header fields and texts of a request, reused from request to request.
@@ -178,6 +194,7 @@ pub(crate) async fn serve(
                     After::KeepAlive if conn.stream().is_some() => break End::Closed,
                     After::KeepAlive => {}
                     After::Tunnel(tunnel) => break End::Tunnel(tunnel),
+                    After::Parked(parked) => break End::Parked(parked),
                     After::Close => break End::Closed,
                 }
                 served = served.wrapping_add(1);
@@ -218,6 +235,15 @@ pub(crate) async fn serve(
     };
     worker.give_scratch(scratch);
     end
+}
+
+/// Goes on with a stream's request, of which its upstream has said something.
+pub(crate) async fn resume(conn: &mut Conn, parked: Box<Parked>) -> End {
+    match parked::resume(conn, parked).await {
+        After::Tunnel(tunnel) => End::Tunnel(tunnel),
+        After::Parked(parked) => End::Parked(parked),
+        After::KeepAlive | After::Close => End::Closed,
+    }
 }
 
 /// Answers a stream whose request is none.
@@ -336,7 +362,7 @@ async fn exchange(
         record.due(Some(record.started_ms()));
         return deny(worker, conn, input, head, &record, Denial::Late).await;
     }
-    let Direction::Outbound = listener.direction else {
+    let (plan, out) = if listener.direction != Direction::Outbound {
         let target = Target::Application { endpoint: listener.application(worker), shared: listener.cluster(worker) };
         let extra = passed.to_client.clone();
         let timeout_ms = call.timeout_ms(0);
@@ -346,54 +372,61 @@ async fn exchange(
         let mut how = Outgoing { edits: &edits, query: passed.query.as_deref(), element: None };
         how.element = conn.secured_peer().and_then(|peer| peer.element.as_deref());
         let out = serialized(worker, &request, &how, &rewritten, &hop(false), &mut texts.lines);
-        return forward(worker, conn, input, response_fields, head, &record, &pinned, &plan, out).await;
-    };
-    match route::decide(&pinned, &request, &worker.random) {
-        Ok(Decision::Forward(chosen)) => {
-            let edits = Edits::of_request(&chosen);
-            let rewritten = match policy::rewrite(&pinned, &request, &chosen, &edits, &mut texts.rewritten) {
-                Ok(rewritten) => rewritten,
-                Err(refusal) => return refuse_path(worker, conn, input, head, &record, refusal).await,
-            };
-            let mut extra = if is_debugged { debug_lines(&request, &pinned, &chosen) } else { Vec::new() };
-            extra.extend_from_slice(&passed.to_client);
-            let cluster = pinned.cluster(chosen.cluster(), &worker.clusters, &worker.endpoints);
-            let literal = request_address(&request);
-            let plan = Plan {
-                target: Target::Cluster { chosen, cluster, literal },
-                response_edits: Edits::of_response(&chosen),
-                timeout_ms: call.timeout_ms(chosen.rule.timeout_ms.to_native()),
-                extra,
-            };
-            let hop = hop(rewritten.authority.is_some());
-            let edits = passed.edits(&pinned, edits, call.left_ms(plan.timeout_ms, &record));
-            let how = Outgoing { edits: &edits, query: passed.query.as_deref(), element: None };
-            let out = serialized(worker, &request, &how, &rewritten, &hop, &mut texts.lines);
-            forward(worker, conn, input, response_fields, head, &record, &pinned, &plan, out).await
-        }
-        Ok(Decision::Redirect(rule, redirect)) => {
-            let location = policy::location(&request, redirect, head.port);
-            let mut extra = Vec::new();
-            serialize::field(&mut extra, b"location", &location);
-            if is_debugged {
-                extra.extend(debug_generation(&request, &pinned));
+        (plan, out)
+    } else {
+        match route::decide(&pinned, &request, &worker.random) {
+            Ok(Decision::Forward(chosen)) => {
+                let edits = Edits::of_request(&chosen);
+                let rewritten = match policy::rewrite(&pinned, &request, &chosen, &edits, &mut texts.rewritten) {
+                    Ok(rewritten) => rewritten,
+                    Err(refusal) => return refuse_path(worker, conn, input, head, &record, refusal).await,
+                };
+                let mut extra = if is_debugged { debug_lines(&request, &pinned, &chosen) } else { Vec::new() };
+                extra.extend_from_slice(&passed.to_client);
+                let cluster = pinned.cluster(chosen.cluster(), &worker.clusters, &worker.endpoints);
+                let literal = request_address(&request);
+                let plan = Plan {
+                    target: Target::Cluster { chosen, cluster, literal },
+                    response_edits: Edits::of_response(&chosen),
+                    timeout_ms: call.timeout_ms(chosen.rule.timeout_ms.to_native()),
+                    extra,
+                };
+                let hop = hop(rewritten.authority.is_some());
+                let edits = passed.edits(&pinned, edits, call.left_ms(plan.timeout_ms, &record));
+                let how = Outgoing { edits: &edits, query: passed.query.as_deref(), element: None };
+                let out = serialized(worker, &request, &how, &rewritten, &hop, &mut texts.lines);
+                (plan, out)
             }
-            let status = redirect.status.to_native();
-            let response = Response { status, content_type: "", body: b"", extra: &extra };
-            answer(worker, conn, input, head, &record, &response, &Edits::of_local_response(rule)).await
+            Ok(Decision::Redirect(rule, redirect)) => {
+                let location = policy::location(&request, redirect, head.port);
+                let mut extra = Vec::new();
+                serialize::field(&mut extra, b"location", &location);
+                if is_debugged {
+                    extra.extend(debug_generation(&request, &pinned));
+                }
+                let status = redirect.status.to_native();
+                let response = Response { status, content_type: "", body: b"", extra: &extra };
+                return answer(worker, conn, input, head, &record, &response, &Edits::of_local_response(rule)).await;
+            }
+            Ok(Decision::Direct(rule, direct)) => {
+                let status = direct.status.to_native();
+                let extra = if is_debugged { debug_generation(&request, &pinned) } else { Vec::new() };
+                let response = Response { status, content_type: "text/plain", body: &direct.body, extra: &extra };
+                return answer(worker, conn, input, head, &record, &response, &Edits::of_local_response(rule)).await;
+            }
+            Err(no_route) => {
+                let host = String::from_utf8_lossy(request.text(head.authority_full)).into_owned();
+                let denial = Denial::NoRoute { no_route, host, namespace: pinned.viewpoint().namespace.clone() };
+                return deny(worker, conn, input, head, &record, denial).await;
+            }
         }
-        Ok(Decision::Direct(rule, direct)) => {
-            let status = direct.status.to_native();
-            let extra = if is_debugged { debug_generation(&request, &pinned) } else { Vec::new() };
-            let response = Response { status, content_type: "text/plain", body: &direct.body, extra: &extra };
-            answer(worker, conn, input, head, &record, &response, &Edits::of_local_response(rule)).await
-        }
-        Err(no_route) => {
-            let host = String::from_utf8_lossy(request.text(head.authority_full)).into_owned();
-            let denial = Denial::NoRoute { no_route, host, namespace: pinned.viewpoint().namespace.clone() };
-            deny(worker, conn, input, head, &record, denial).await
-        }
-    }
+    };
+    let mut sending = match Sending::new(worker, conn, input, head, &record, plan.timeout_ms, out) {
+        Ok(sending) => sending,
+        Err(bad) => return deny_late(worker, conn, input, head, &record, Denial::BadBody(bad)).await,
+    };
+    let after = forward(worker, conn, input, response_fields, &record, &pinned, &plan, &mut sending).await;
+    after.with(record)
 }
 
 /// Whether plain requests are refused, and if so, because this is a gateway.

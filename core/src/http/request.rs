@@ -72,6 +72,32 @@ pub struct RequestHead {
 pub const WEBSOCKET: &[u8] = b"websocket";
 
 impl RequestHead {
+    /// A request of which no byte is there any more, head or body: what its response depends on.
+    #[must_use]
+    pub fn gone(method: Method, version: Version, keep_alive: bool) -> Self {
+        let none = Span::default();
+        Self {
+            len: 0,
+            method,
+            method_name: none,
+            target: none,
+            form: TargetForm::Origin,
+            https: false,
+            path: none,
+            query: None,
+            authority_full: none,
+            authority: none,
+            port: None,
+            version,
+            framing: BodyFraming::None,
+            keep_alive,
+            expect_continue: false,
+            te_trailers: false,
+            max_forwards: None,
+            upgrade: None,
+        }
+    }
+
     /// Whether this is the beginning of a WebSocket handshake (RFC 6455 section 4.1): a GET that announces no body, not even an
     /// empty one.
     #[inline]

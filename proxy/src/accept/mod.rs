@@ -32,6 +32,7 @@ use crate::{
     parse::Begin,
     request::{
         self, End,
+        parked::Parked,
         stream::{self, Carries, First},
         tunnel::Tunnel,
     },
@@ -44,7 +45,7 @@ use crate::{
         deadlines::now_ms,
         generation::ClusterShared,
         guarded,
-        http2::{Stream, server},
+        http2::server,
         mailbox::Message,
     },
 };
@@ -330,43 +331,68 @@ fn http2<'a>(
     Box::pin(async move { server::serve(worker, conn, listener, first).await })
 }
 
-/// The life of one stream of an HTTP/2 connection: one request, or the answer to what is none. It ends at once when the client
-/// cancels it.
-pub(crate) async fn serve_stream(worker: &Rc<Worker>, stream: Stream, listener: &Listener, refusal: Option<Refusal>) {
-    let mut conn = Conn::of_stream(stream, &worker.deadlines);
-    let Some(stream) = conn.stream().cloned() else { return };
-    let outcome = {
-        // Pinned where it is made: moved there, it would have its place in this future twice.
-        let serving = pin!(async {
-            if let Some(refusal) = refusal {
-                request::refuse_stream(worker, &mut conn, refusal).await;
-                return None;
-            }
-            loop {
-                match request::serve(worker, &mut conn, listener, Begin::Readable, &mut false).await {
-                    End::Tunnel(tunnel) => return Some(tunnel),
-                    // The head is withheld until the frames have shown that they do not belie it.
-                    End::Idle if conn.readable_until(now_ms() + worker.limits.head_ms_max, false).await => {}
-                    End::Idle => {
-                        time_out(worker, &mut conn).await;
-                        return None;
-                    }
-                    End::Partial(_) | End::Closed | End::Http2(_) | End::Bytes(_) => return None,
+/// What is to be done on a stream of an HTTP/2 connection.
+pub(crate) enum Work {
+    /// To serve its request.
+    Request,
+    /// To answer what is none.
+    Refusal(Refusal),
+    /// To go on with what its upstream has said something about.
+    Response(Box<Parked>),
+}
+
+/// What a stream waits with, once the large future that serves it has nothing to do.
+pub(crate) enum Quiet {
+    Tunnel(Box<Tunnel>),
+    Request(Box<Parked>),
+}
+
+/// Works on a stream until it is done, or quiet. It ends at once when the client cancels it.
+pub(crate) async fn serve_stream(
+    worker: &Rc<Worker>,
+    conn: &mut Conn,
+    listener: &Listener,
+    work: Work,
+) -> Option<Quiet> {
+    let stream = conn.stream().cloned()?;
+    // Pinned where it is made: moved there, it would have its place in this future twice.
+    let serving = pin!(async {
+        let mut work = Some(work);
+        loop {
+            let end = match work.take() {
+                Some(Work::Refusal(refusal)) => {
+                    request::refuse_stream(worker, conn, refusal).await;
+                    return None;
                 }
+                Some(Work::Response(parked)) => resumed(conn, parked).await,
+                Some(Work::Request) | None => request::serve(worker, conn, listener, Begin::Readable, &mut false).await,
+            };
+            match end {
+                End::Tunnel(tunnel) => return Some(Quiet::Tunnel(tunnel)),
+                End::Parked(parked) => return Some(Quiet::Request(parked)),
+                // The head is withheld until the frames have shown that they do not belie it.
+                End::Idle if conn.readable_until(now_ms() + worker.limits.head_ms_max, false).await => {}
+                End::Idle => {
+                    time_out(worker, conn).await;
+                    return None;
+                }
+                End::Partial(_) | End::Closed | End::Http2(_) | End::Bytes(_) => return None,
             }
-        });
-        server::until_cancelled(&stream, serving).await
-    };
-    match outcome {
-        // A reset is for the tunnel to pass on: dropped, it would look like an end.
-        Ok(Some(mut tunnel)) => tunnelled(worker, &mut conn, &mut tunnel).await,
-        Ok(None) => {}
-        Err(_) => worker.stats.add(Counter::Http2StreamsCancelled, 1),
-    }
+        }
+    });
+    server::until_cancelled(&stream, serving).await.unwrap_or_else(|_| {
+        worker.stats.add(Counter::Http2StreamsCancelled, 1);
+        None
+    })
+}
+
+/// As [`requests`]: what was parked.
+fn resumed(conn: &mut Conn, parked: Box<Parked>) -> Pin<Box<dyn Future<Output = End> + '_>> {
+    Box::pin(request::resume(conn, parked))
 }
 
 /// As [`requests`], for as long as a tunnel is open.
-fn tunnelled<'a>(
+pub(crate) fn tunnelled<'a>(
     worker: &'a Worker,
     conn: &'a mut Conn,
     tunnel: &'a mut Tunnel,
@@ -399,7 +425,8 @@ pub(crate) async fn serve(worker: &Rc<Worker>, conn: &mut Conn, listener: &Rc<Li
     };
     loop {
         let begin = match end {
-            End::Closed => return,
+            // Only a stream's is parked.
+            End::Closed | End::Parked(_) => return,
             End::Http2(first) => return http2(worker, conn, listener, first).await,
             End::Tunnel(mut tunnel) => return tunnelled(worker, conn, &mut tunnel).await,
             End::Bytes(begun) => {

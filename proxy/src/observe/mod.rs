@@ -7,6 +7,17 @@ use meshring_core::{
     stats::{ClusterCounter, Counter, GrpcStatus, WorkerSlots},
 };
 
+/// A [`Record`] without the slots that it is counted in: of a request that somebody keeps by hand. It counts nothing when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Paused {
+    started_ns: u64,
+    due_ms: u64,
+    /// Of clusters there are fewer than their statistics have slots.
+    cluster: Option<u32>,
+    status: u16,
+    grpc: Option<GrpcStatus>,
+}
+
 /// One request, from its parsed head to its end. Dropping it counts the request.
 pub(crate) struct Record<'w> {
     stats: &'w WorkerSlots,
@@ -32,6 +43,29 @@ impl<'w> Record<'w> {
             complete: Cell::new(false),
             grpc: Cell::new(None),
             due_ms: Cell::new(u64::MAX),
+        }
+    }
+
+    /// To be [resumed](Self::resume): it is not counted yet.
+    pub(crate) fn pause(self) -> Paused {
+        let Self { started_ns, ref status, ref cluster, ref grpc, ref due_ms, .. } = self;
+        let (status, grpc, due_ms) = (status.get(), grpc.get(), due_ms.get());
+        let cluster = cluster.get().map(|slot| slot as u32);
+        std::mem::forget(self);
+        Paused { started_ns, due_ms, cluster, status, grpc }
+    }
+
+    /// Goes on with it.
+    pub(crate) fn resume(stats: &'w WorkerSlots, paused: Paused) -> Self {
+        let Paused { started_ns, due_ms, cluster, status, grpc } = paused;
+        Self {
+            stats,
+            started_ns,
+            status: Cell::new(status),
+            cluster: Cell::new(cluster.map(|slot| slot as usize)),
+            complete: Cell::new(false),
+            grpc: Cell::new(grpc),
+            due_ms: Cell::new(due_ms),
         }
     }
 
@@ -73,6 +107,12 @@ impl<'w> Record<'w> {
     /// It must have ended by then, in milliseconds of the monotonic clock.
     pub(crate) fn due(&self, at_ms: Option<u64>) {
         self.due_ms.set(at_ms.unwrap_or(u64::MAX));
+    }
+
+    /// See [`due`](Self::due).
+    pub(crate) fn due_ms(&self) -> Option<u64> {
+        let at_ms = self.due_ms.get();
+        (at_ms != u64::MAX).then_some(at_ms)
     }
 
     /// Whether it should have ended by now. By the exact clock: a connect is timed by that, and the coarse one may be behind.

@@ -9,8 +9,8 @@ use std::{
 };
 
 use meshring_core::{
-    http::{fields::Fields, request::RequestHead},
-    limits::{ATTEMPTS_MAX, CONNECT_MS_MAX, GRPC_SILENCE_MS_MAX, RESPONSE_HEAD_MS_MAX},
+    http::{fields::Fields, head::BodyFraming, request::RequestHead},
+    limits::{ATTEMPTS_MAX, CONNECT_MS_MAX, GRPC_SILENCE_MS_MAX, HOLD_BUFFER_MS_MAX, RESPONSE_HEAD_MS_MAX},
     stats::{Counter, TlsCounter},
 };
 
@@ -18,6 +18,7 @@ use super::{
     After,
     denial::{Denial, deny_late},
     lease::{self, Unleased},
+    parked::Parked,
     plan::Plan,
     tunnel::Tunnel,
 };
@@ -26,7 +27,8 @@ use crate::{
     respond::{
         local,
         relay::{
-            self, Body, BodyError, BodyRate, Exchange, Failure, HEAD_READ_BYTES_MAX, Patience, Relayed, Side, Upload,
+            self, BadBody, Body, BodyError, BodyRate, Exchange, Failure, HEAD_READ_BYTES_MAX, Patience, Relayed, Side,
+            Upload,
         },
     },
     tls::{
@@ -36,13 +38,120 @@ use crate::{
     upstream::{Endpoint, Lease, Origination, Reuse},
     worker::{
         Worker,
-        buffers::{Buffer, Input},
-        conn::{Conn, exhausted, pass_trailers},
+        buffers::{Buffer, Input, Kept},
+        conn::{Conn, IdleRead, exhausted, is_canceled, pass_trailers, write_all},
         deadlines::{Expiry, now_ms},
         generation::Pinned,
         join::both,
     },
 };
+
+/// A request on its way upstream.
+pub(super) struct Sending {
+    pub(super) head: RequestHead,
+    pub(super) is_websocket: bool,
+    /// The head with as much of the body as came with it.
+    out: Buffer,
+    body: Body,
+    /// A body that did not fit beside the head is gone once it was sent: only a whole request can be sent again.
+    replayable: bool,
+    uploading: Cell<bool>,
+    continued: Cell<bool>,
+    /// See [`Exchange::silence_ms_max`].
+    silence_ms_max: u64,
+    /// See [`Exchange::head_at_ms`].
+    head_at_ms: u64,
+    pub(super) attempt: u32,
+    pub(super) reuse: Reuse,
+    tried: Option<Rc<Endpoint>>,
+    sent: Option<Sent>,
+}
+
+/// A request that has gone upstream already.
+pub(super) struct Sent {
+    pub(super) lease: Lease,
+    /// What it was, if it may be sent again.
+    pub(super) kept: Option<Kept>,
+}
+
+/// How long an upstream may be silent, in milliseconds. A stream of messages may have none for long; a call has a deadline where its
+/// client wants one.
+fn silence_ms_max(record: &Record<'_>, conn: &Conn) -> u64 {
+    if record.is_call() && conn.stream().is_some() { GRPC_SILENCE_MS_MAX } else { RESPONSE_HEAD_MS_MAX }
+}
+
+impl Sending {
+    /// Of a request whose head is in the input, and in `out` as it goes upstream.
+    ///
+    /// # Errors
+    /// What came of its body is broken.
+    pub(super) fn new(
+        worker: &Worker,
+        conn: &Conn,
+        input: &mut Input,
+        head: &RequestHead,
+        record: &Record<'_>,
+        timeout_ms: u32,
+        mut out: Buffer,
+    ) -> Result<Self, BadBody> {
+        let is_websocket = head.is_websocket(input.unread());
+        input.consume(head.len);
+        // What a client sends behind such a request is meant for the tunnel: if there will be none, it must not be taken for a
+        // next request.
+        let keep_alive = head.keep_alive && (!is_websocket || input.is_empty());
+        let head = RequestHead { keep_alive, ..*head };
+        let mut body = Body::new(head.framing, head.framing).limited(worker.limits.request_body_bytes_max);
+        body.encode(input, &mut out)?;
+        // Nothing more is read from a client whose request is whole: its buffer is for others meanwhile.
+        input.release();
+        let total_at_ms = (timeout_ms > 0).then(|| record.started_ms() + u64::from(timeout_ms));
+        record.due(total_at_ms);
+        let replayable = body.ended();
+        let silence_ms_max = silence_ms_max(record, conn);
+        // An upstream is silent from when it has all of the request, or is asked whether it wants the body.
+        let head_at_ms = match replayable || head.expect_continue {
+            true => record.started_ms() + silence_ms_max,
+            false => u64::MAX,
+        };
+        let can_be_sent_again = replayable && head.method.is_idempotent() && !is_websocket;
+        Ok(Self {
+            head,
+            is_websocket,
+            out,
+            body,
+            replayable,
+            uploading: Cell::new(!replayable),
+            continued: Cell::new(!head.expect_continue),
+            silence_ms_max,
+            head_at_ms: total_at_ms.unwrap_or(head_at_ms),
+            attempt: 1,
+            reuse: if can_be_sent_again { Reuse::Any } else { Reuse::Recent },
+            tried: None,
+            sent: None,
+        })
+    }
+
+    /// Of a whole request that has been sent: `parked` says how far it had come.
+    pub(super) fn resumed(worker: &Worker, conn: &Conn, record: &Record<'_>, sent: Sent, parked: &Parked) -> Self {
+        let &Parked { method, version, keep_alive, is_websocket, attempt, reuse, .. } = parked;
+        let silence_ms_max = silence_ms_max(record, conn);
+        Self {
+            head: RequestHead::gone(method, version, keep_alive),
+            is_websocket,
+            out: worker.buffers.lazy(),
+            body: Body::new(BodyFraming::None, BodyFraming::None),
+            replayable: true,
+            uploading: Cell::new(false),
+            continued: Cell::new(true),
+            silence_ms_max,
+            head_at_ms: record.due_ms().unwrap_or(record.started_ms() + silence_ms_max),
+            attempt: u32::from(attempt),
+            reuse,
+            tried: None,
+            sent: Some(sent),
+        }
+    }
+}
 
 /// Sends a request and relays its response; further attempts where the first cannot have been processed.
 #[expect(clippy::too_many_arguments, reason = "the one place where everything that was decided comes together")]
@@ -51,147 +160,182 @@ pub(super) async fn forward(
     conn: &mut Conn,
     input: &mut Input,
     response_fields: &mut Fields,
-    head: &RequestHead,
     record: &Record<'_>,
-    pinned: &Pinned,
+    pinned: &Rc<Pinned>,
     plan: &Plan<'_>,
-    mut out: Buffer,
+    sending: &mut Sending,
 ) -> After {
-    let is_websocket = head.is_websocket(input.unread());
-    input.consume(head.len);
-    // What a client sends behind such a request is meant for the tunnel: if there will be none, it must not be taken for a
-    // next request.
-    let keep_alive = head.keep_alive && (!is_websocket || input.is_empty());
-    let head = &RequestHead { keep_alive, ..*head };
-    let mut body = Body::new(head.framing, head.framing).limited(worker.limits.request_body_bytes_max);
-    if let Err(bad) = body.encode(input, &mut out) {
-        return deny_late(worker, conn, input, head, record, Denial::BadBody(bad)).await;
-    }
-    // Nothing more is read from a client whose request is whole: its buffer is for others meanwhile.
-    input.release();
-    let total_at_ms = (plan.timeout_ms > 0).then(|| record.started_ms() + u64::from(plan.timeout_ms));
-    record.due(total_at_ms);
-    // A body that did not fit beside the head is gone once it was sent: only a whole request can be sent again.
-    let replayable = body.ended();
-    let uploading = Cell::new(!replayable);
-    let continued = Cell::new(!head.expect_continue);
-    // A stream of messages may have none for long; a call has a deadline where its client wants one.
-    let is_call = record.is_call() && conn.stream().is_some();
-    let silence_ms_max = if is_call { GRPC_SILENCE_MS_MAX } else { RESPONSE_HEAD_MS_MAX };
-    // An upstream is silent from when it has all of the request, or is asked whether it wants the body.
-    let head_at_ms = match replayable || head.expect_continue {
-        true => record.started_ms() + silence_ms_max,
-        false => u64::MAX,
-    };
+    let Sending { head, is_websocket, out, body, replayable, uploading, continued, .. } = sending;
+    let Sending { silence_ms_max, head_at_ms, attempt, reuse, tried, sent, .. } = sending;
+    let (head, is_websocket, replayable) = (&*head, *is_websocket, *replayable);
+    let (total_at_ms, silence_ms_max) = (record.due_ms(), *silence_ms_max);
     let exchange = Exchange {
         worker,
         record,
         method: head.method,
         version: head.version,
-        keep_alive,
+        keep_alive: head.keep_alive,
         is_websocket,
         edits: plan.response_edits,
         extra: &plan.extra,
         total_at_ms,
         silence_ms_max,
-        head_at_ms: Cell::new(total_at_ms.unwrap_or(head_at_ms)),
+        head_at_ms: Cell::new(*head_at_ms),
         awaits_head: Cell::new(true),
-        continued: &continued,
+        continued,
         bounds: plan.target.response_bounds(),
-        uploading: &uploading,
+        uploading,
     };
-    let mut tried: Option<Rc<Endpoint>> = None;
-    let can_be_sent_again = replayable && head.method.is_idempotent() && !is_websocket;
-    let mut reuse = if can_be_sent_again { Reuse::Any } else { Reuse::Recent };
-    for attempt in 1..=ATTEMPTS_MAX {
-        let Some(endpoint) = plan.target.choose(worker, pinned, conn, tried.as_ref()) else {
-            worker.stats.add(Counter::NoEndpoint, 1);
-            let why = plan.target.why_no_endpoint(pinned);
-            return deny_late(worker, conn, input, head, record, Denial::NoEndpoint(why)).await;
-        };
-        let left_ms = total_at_ms.map_or(CONNECT_MS_MAX, |total| total.saturating_sub(now_ms()).min(CONNECT_MS_MAX));
-        if left_ms == 0 {
-            return failed(worker, conn, input, head, record, Failure::Timeout, endpoint.address()).await;
-        }
-        record.sent_to(plan.target.slot());
-        let http2 = plan.target.http2(pinned, conn.stream().is_some());
-        let mut lease = match lease::lease(worker, &endpoint, plan.target.slot(), http2, reuse, left_ms).await {
-            Ok(lease) => lease,
-            Err(Unleased::Connect(error)) if let Some(code) = exhausted(&error) => {
-                // What others keep for later is worth less than a request now.
-                worker.endpoints.close_idle();
-                let denial = Denial::Exhausted { code, error };
-                return deny_late(worker, conn, input, head, record, denial).await;
-            }
-            Err(Unleased::Connect(error)) => {
-                worker.stats.add(Counter::UpstreamConnectFailures, 1);
-                if attempt < ATTEMPTS_MAX && error.kind() != io::ErrorKind::TimedOut {
+    while *attempt <= ATTEMPTS_MAX {
+        let is_last = *attempt == ATTEMPTS_MAX;
+        let (was_sent, kept, mut lease) = match sent.take() {
+            Some(Sent { lease, kept }) => (true, kept, lease),
+            None => match leased(worker, conn, record, pinned, plan, total_at_ms, *reuse, tried.as_ref()).await {
+                Ok(lease) => (false, None, lease),
+                Err(NotLeased { endpoint: Some(endpoint), .. }) if !is_last => {
                     worker.stats.add(Counter::UpstreamRetries, 1);
-                    tried = Some(endpoint);
+                    *tried = Some(endpoint);
+                    *attempt += 1;
                     continue;
                 }
-                let denial = Denial::ConnectFailed { address: endpoint.address(), error };
-                return deny_late(worker, conn, input, head, record, denial).await;
-            }
-            Err(Unleased::Secure(error)) => {
-                endpoint.avoid();
-                if attempt < ATTEMPTS_MAX && error.is_worth_another() {
-                    worker.stats.add(Counter::UpstreamRetries, 1);
-                    tried = Some(endpoint);
-                    continue;
-                }
-                let denial = Denial::TlsFailed { address: endpoint.address(), error };
-                return deny_late(worker, conn, input, head, record, denial).await;
-            }
+                Err(NotLeased { denial, .. }) => return deny_late(worker, conn, input, head, record, denial).await,
+            },
         };
-        worker.stats.add(if lease.reused { Counter::UpstreamReused } else { Counter::UpstreamConnects }, 1);
-        lease.conn.timer.set(exchange.head_at_ms.get(), Expiry::ShutdownBoth);
-        pass_trailers(&conn.read, &lease.conn.write);
         let mut response_input = Input::new(worker.buffers.lazy());
         // RFC 9110 section 9.2.2 and RFC 9112 section 9.3.1: a reused connection that closes without a byte was most likely
         // closed before the request came; an idempotent request may be sent once more.
         // Of a stream the server says more: that the request was not processed, and any method may be sent again, or another thing.
-        let can_send_again = lease.reused && reuse == Reuse::Any && attempt < ATTEMPTS_MAX;
+        let can_send_again = lease.reused && *reuse == Reuse::Any && !is_last;
         let may_be_lost = can_send_again;
         let can_send_again = can_send_again && lease.conn.stream().is_none();
-        let stream = lease.conn.stream().filter(|_| replayable && attempt < ATTEMPTS_MAX).cloned();
-        let result = if body.ended() {
-            let is_kept = can_send_again || stream.is_some();
-            whole(&exchange, &mut lease, conn, &mut response_input, response_fields, &mut out, is_kept).await
+        let stream = lease.conn.stream().filter(|_| replayable && !is_last).cloned();
+        let is_kept = can_send_again || stream.is_some();
+        let result = if was_sent {
+            answered(&exchange, &mut lease, conn, &mut response_input, response_fields, out).await
         } else {
-            streamed(&exchange, &mut lease, conn, input, &mut body, &mut response_input, response_fields, &mut out)
-                .await
+            worker.stats.add(if lease.reused { Counter::UpstreamReused } else { Counter::UpstreamConnects }, 1);
+            lease.conn.timer.set(exchange.head_at_ms.get(), Expiry::ShutdownBoth);
+            pass_trailers(&conn.read, &lease.conn.write);
+            if body.ended() {
+                let may_park = conn.stream().is_some() && input.is_empty();
+                whole(&exchange, &mut lease, conn, &mut response_input, response_fields, out, is_kept, may_park).await
+            } else {
+                streamed(&exchange, &mut lease, conn, input, body, &mut response_input, response_fields, out)
+                    .await
+                    .map(Some)
+            }
         };
         match result {
-            Ok(relayed) if relayed.is_switched => {
-                drop(out);
+            Ok(Some(relayed)) if relayed.is_switched => {
+                out.clear();
+                out.release();
                 let from_client = std::mem::replace(input, Input::new(worker.buffers.lazy()));
                 return After::Tunnel(Box::new(Tunnel::new(lease, from_client, response_input)));
             }
-            Ok(relayed) => {
-                drop((out, response_input));
+            Ok(Some(relayed)) => {
+                out.clear();
+                out.release();
+                drop(response_input);
                 return finish(&exchange, conn, input, lease, relayed).await;
+            }
+            Ok(None) => {
+                let kept = match was_sent {
+                    true => kept,
+                    false => is_kept.then(|| worker.buffers.keep(out)),
+                };
+                return After::Parked(Parked::new(worker, pinned, plan, sending, Sent { lease, kept }));
             }
             Err(Failure::NoResponse)
                 if can_send_again
                     || stream.is_some_and(|stream| stream.is_unprocessed() || may_be_lost && stream.is_lost()) =>
             {
                 drop(response_input);
+                if let Some(kept) = kept {
+                    out.ensure();
+                    out.extend_from_slice(&kept);
+                }
                 worker.stats.add(Counter::UpstreamRetries, 1);
-                reuse = Reuse::Never;
+                *reuse = Reuse::Never;
+                *attempt += 1;
             }
             Err(failure) => {
-                drop((out, response_input));
+                out.clear();
+                out.release();
+                drop(response_input);
                 if let (Failure::Timeout, Some(stream)) = (&failure, lease.conn.stream()) {
                     stream.waited_in_vain();
                 }
+                let address = lease.endpoint().address();
                 drop(lease);
-                return failed(worker, conn, input, head, record, failure, endpoint.address()).await;
+                return failed(worker, conn, input, head, record, failure, address).await;
             }
         }
     }
     let denial = Denial::Upstream { status: 502, what: "every attempt failed".into() };
     deny_late(worker, conn, input, head, record, denial).await
+}
+
+/// Why an attempt has no connection.
+struct NotLeased {
+    denial: Denial,
+    /// The one that failed, where another one may do better.
+    endpoint: Option<Rc<Endpoint>>,
+}
+
+impl From<Denial> for NotLeased {
+    fn from(denial: Denial) -> Self {
+        Self { denial, endpoint: None }
+    }
+}
+
+/// A connection for an attempt, or a stream of one.
+#[expect(clippy::too_many_arguments, reason = "as `forward`")]
+async fn leased(
+    worker: &Rc<Worker>,
+    conn: &Conn,
+    record: &Record<'_>,
+    pinned: &Pinned,
+    plan: &Plan<'_>,
+    total_at_ms: Option<u64>,
+    reuse: Reuse,
+    tried: Option<&Rc<Endpoint>>,
+) -> Result<Lease, NotLeased> {
+    let Some(endpoint) = plan.target.choose(worker, pinned, conn, tried) else {
+        worker.stats.add(Counter::NoEndpoint, 1);
+        return Err(Denial::NoEndpoint(plan.target.why_no_endpoint(pinned)).into());
+    };
+    let address = endpoint.address();
+    let left_ms = total_at_ms.map_or(CONNECT_MS_MAX, |total| total.saturating_sub(now_ms()).min(CONNECT_MS_MAX));
+    if left_ms == 0 {
+        worker.stats.add(Counter::UpstreamTimeouts, 1);
+        return Err(Denial::Upstream { status: 504, what: format!("{address}: {}", Failure::Timeout) }.into());
+    }
+    record.sent_to(plan.target.slot());
+    let http2 = plan.target.http2(pinned, conn.stream().is_some());
+    match lease::lease(worker, &endpoint, plan.target.slot(), http2, reuse, left_ms).await {
+        Ok(lease) => Ok(lease),
+        Err(Unleased::Connect(error)) if let Some(code) = exhausted(&error) => {
+            // What others keep for later is worth less than a request now.
+            worker.endpoints.close_idle();
+            Err(Denial::Exhausted { code, error }.into())
+        }
+        Err(Unleased::Connect(error)) => {
+            worker.stats.add(Counter::UpstreamConnectFailures, 1);
+            let is_worth_another = error.kind() != io::ErrorKind::TimedOut;
+            Err(NotLeased {
+                denial: Denial::ConnectFailed { address, error },
+                endpoint: is_worth_another.then_some(endpoint),
+            })
+        }
+        Err(Unleased::Secure(error)) => {
+            endpoint.avoid();
+            let is_worth_another = error.is_worth_another();
+            Err(NotLeased {
+                denial: Denial::TlsFailed { address, error },
+                endpoint: is_worth_another.then_some(endpoint),
+            })
+        }
+    }
 }
 
 /// Why nothing can be sent to an upstream.
@@ -252,8 +396,10 @@ pub(super) fn secure<'a>(
 }
 
 /// The whole request is in `out`. Write and first read are submitted together: one pass through the event loop less.
-/// `out` comes back as it was if nothing of the response has come and `is_kept`, so that it can be sent again.
-pub(super) async fn whole(
+/// `out` comes back as it was if nothing of the response has come and `is_kept`, so that it can be sent again. `None`, only if
+/// `may_park`: the request is sent, and the upstream takes its time.
+#[expect(clippy::too_many_arguments, reason = "as `streamed`, with how it is to be waited for")]
+async fn whole(
     exchange: &Exchange<'_>,
     lease: &mut Lease,
     conn: &mut Conn,
@@ -261,10 +407,35 @@ pub(super) async fn whole(
     fields: &mut Fields,
     out: &mut Buffer,
     is_kept: bool,
-) -> Result<Relayed, Failure> {
+    may_park: bool,
+) -> Result<Option<Relayed>, Failure> {
     let upstream = &mut lease.conn;
-    let bytes_max = exchange.bounds.head_bytes + 1;
-    let read = upstream.ask(out, is_kept, response_input, HEAD_READ_BYTES_MAX, bytes_max).await;
+    let head_at_ms = exchange.head_at_ms.get();
+    let mut hold_ms = None;
+    let mut place = None;
+    // One whose time is nearly over is waited for as it is.
+    if may_park && head_at_ms > now_ms() + 2 * HOLD_BUFFER_MS_MAX {
+        place = exchange.worker.hot_streams.enter();
+        if place.is_none() {
+            // How it fails, the read will say.
+            let _ = write_all(&mut upstream.write, out).await;
+            return Ok(None);
+        }
+        hold_ms = Some(HOLD_BUFFER_MS_MAX);
+    }
+    let bounds = (HEAD_READ_BYTES_MAX, exchange.bounds.head_bytes + 1);
+    let read = upstream.ask(out, is_kept, response_input, bounds, hold_ms).await;
+    drop(place);
+    if hold_ms.is_some() {
+        upstream.timer.set(head_at_ms, Expiry::ShutdownBoth);
+        if let Err(error) = &read
+            && is_canceled(error)
+        {
+            response_input.release();
+            upstream.timer.drop_canceller();
+            return Ok(None);
+        }
+    }
     if let Err(error) = &read
         && upstream.fd().is_some()
         && upstream.secured_peer().is_some()
@@ -280,7 +451,28 @@ pub(super) async fn whole(
     }
     let from = Side { half: &mut upstream.read, timer: &upstream.timer };
     let to = Side { half: &mut conn.write, timer: &conn.timer };
-    relay::relay_response(exchange, fields, response_input, from, to, out).await
+    relay::relay_response(exchange, fields, response_input, from, to, out).await.map(Some)
+}
+
+/// The upstream of a request that was parked has something to say, or its time is over. `None`: it was nothing, such as a session
+/// ticket.
+async fn answered(
+    exchange: &Exchange<'_>,
+    lease: &mut Lease,
+    conn: &mut Conn,
+    response_input: &mut Input,
+    fields: &mut Fields,
+    out: &mut Buffer,
+) -> Result<Option<Relayed>, Failure> {
+    let upstream = &mut lease.conn;
+    let read = upstream.read_now(response_input, exchange.bounds.head_bytes + 1);
+    if read == IdleRead::StillIdle && !upstream.timer.has_expired() {
+        response_input.release();
+        return Ok(None);
+    }
+    let from = Side { half: &mut upstream.read, timer: &upstream.timer };
+    let to = Side { half: &mut conn.write, timer: &conn.timer };
+    relay::relay_response(exchange, fields, response_input, from, to, out).await.map(Some)
 }
 
 /// The request body is still on its way: it goes up while the response comes down.

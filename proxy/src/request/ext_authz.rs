@@ -196,7 +196,7 @@ async fn exchange(
     lease.conn.timer.set(ends_at_ms, Expiry::ShutdownBoth);
     let bounds = Bounds::FIRST_HOP;
     let bytes_max = bounds.head_bytes + 1;
-    let mut read = lease.conn.ask(&mut out, false, &mut input, HEAD_READ_BYTES_MAX, bytes_max).await;
+    let mut read = lease.conn.ask(&mut out, false, &mut input, (HEAD_READ_BYTES_MAX, bytes_max), None).await;
     let method = request.head.method;
     let head = loop {
         if !matches!(read, Ok(count) if count > 0) {

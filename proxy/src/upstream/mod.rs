@@ -324,6 +324,11 @@ impl Endpoint {
 }
 
 impl Lease {
+    /// Whose connection it is.
+    pub(crate) fn endpoint(&self) -> &Rc<Endpoint> {
+        &self.active.0
+    }
+
     /// The connection, for more than one request.
     pub(crate) fn into_conn(self) -> Conn {
         self.conn

@@ -59,11 +59,16 @@ impl Buffers {
         Buffer { bytes: Vec::new(), counted: 0, pool: Rc::clone(self) }
     }
 
-    /// A copy of bytes in as much memory as they need.
+    /// A copy of bytes that wait for more of their kind.
     pub(crate) fn hold(self: &Rc<Self>, bytes: &[u8]) -> Held {
-        self.used_bytes.set(self.used_bytes.get() + bytes.len());
         self.held_bytes.set(self.held_bytes.get() + bytes.len());
-        Held { bytes: bytes.into(), pool: Rc::clone(self) }
+        Held(self.keep(bytes))
+    }
+
+    /// A copy of bytes in as much memory as they need.
+    pub(crate) fn keep(self: &Rc<Self>, bytes: &[u8]) -> Kept {
+        self.used_bytes.set(self.used_bytes.get() + bytes.len());
+        Kept { bytes: bytes.into(), pool: Rc::clone(self) }
     }
 
     /// Counts memory as used that lies elsewhere, until it is dropped.
@@ -206,19 +211,19 @@ impl Drop for Buffer {
     }
 }
 
-/// Bytes that wait for more of their kind, in an allocation of their size. They count as used.
-pub(crate) struct Held {
+/// Bytes in an allocation of their size. They count as used.
+pub(crate) struct Kept {
     bytes: Box<[u8]>,
     pool: Rc<Buffers>,
 }
 
-impl fmt::Debug for Held {
+impl fmt::Debug for Kept {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Held").field("len", &self.bytes.len()).finish()
+        f.debug_struct("Kept").field("len", &self.bytes.len()).finish_non_exhaustive()
     }
 }
 
-impl Deref for Held {
+impl Deref for Kept {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -226,12 +231,29 @@ impl Deref for Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for Kept {
     fn drop(&mut self) {
         let used = &self.pool.used_bytes;
         used.set(used.get() - self.bytes.len());
-        let held = &self.pool.held_bytes;
-        held.set(held.get() - self.bytes.len());
+    }
+}
+
+/// Kept bytes that wait for more of their kind, see [`Buffers::held_bytes`].
+#[derive(Debug)]
+pub(crate) struct Held(Kept);
+
+impl Deref for Held {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let held = &self.0.pool.held_bytes;
+        held.set(held.get() - self.0.len());
     }
 }
 

@@ -1,10 +1,13 @@
 //! A connection as the stages see it: a TCP connection, or one stream of an HTTP/2 connection.
 
 use std::{
+    future::{Future as _, poll_fn},
     io,
     net::{SocketAddr, TcpStream as StdTcpStream},
     os::fd::{AsRawFd as _, RawFd},
+    pin::pin,
     rc::Rc,
+    task::Poll,
     time::Duration,
 };
 
@@ -12,7 +15,8 @@ use meshring_core::{http::Via, limits::HOLD_BUFFER_MS_MAX, stats::TlsCounter};
 use monoio::{
     buf::{IoBuf as _, SliceMut},
     io::{
-        AsyncReadRent as _, AsyncWriteRent as _, AsyncWriteRentExt as _, OwnedReadHalf, OwnedWriteHalf, Splitable as _,
+        AsyncReadRent as _, AsyncWriteRent as _, AsyncWriteRentExt as _, CancelableAsyncReadRent as _, OwnedReadHalf,
+        OwnedWriteHalf, Splitable as _,
     },
     net::TcpStream,
 };
@@ -305,25 +309,30 @@ impl Conn {
     /// less. `out` comes back as it was if `is_kept`; without it its storage is given back while the upstream takes its
     /// time. Returns what [`Input`] reads return: a failed write needs no handling of its own, since the read ends with the same
     /// broken connection, or with a response that the peer sent before it stopped reading.
+    ///
+    /// `hold_ms`: an answer that does not come within so many milliseconds behind the request is not waited for any longer, see
+    /// [`is_canceled`]; the deadline that was set before is gone then.
     pub(crate) async fn ask(
         &mut self,
         out: &mut Buffer,
         is_kept: bool,
         input: &mut Input,
-        at_most: usize,
-        bytes_max: usize,
+        (at_most, bytes_max): (usize, usize),
+        hold_ms: Option<u64>,
     ) -> io::Result<usize> {
+        let hold = hold_ms.map(|ms| Hold { timer: &self.timer, ms });
         let (ReadHalf::Socket(read), WriteHalf::Socket(write)) = (&mut self.read, &mut self.write) else {
-            return self.ask_stream(out, is_kept, input, at_most, bytes_max).await;
+            let Some(stream) = self.stream().cloned() else { return Err(io::ErrorKind::Unsupported.into()) };
+            return stream.ask(out, is_kept, input, (at_most, bytes_max), hold).await;
         };
         let Some(tls) = read.tls.clone() else {
             let space = input.lend(at_most, bytes_max).ok_or(io::ErrorKind::OutOfMemory)?;
-            let (result, space) = ask_plain(read, write, out, is_kept, space).await;
+            let (result, space) = ask_plain(read, write, out, is_kept, space, hold).await;
             input.restore(space);
             return result;
         };
         if tls.is_kernel() {
-            return ask_kernel(read, write, &tls, out, is_kept, input, at_most, bytes_max).await;
+            return ask_kernel(read, write, &tls, out, is_kept, input, (at_most, bytes_max), hold).await;
         }
         let mut sent = 0;
         loop {
@@ -339,7 +348,7 @@ impl Conn {
                 out.clear();
                 out.release();
             }
-            let (result, space) = ask_plain(read, write, &mut records, false, tls.lend_space()).await;
+            let (result, space) = ask_plain(read, write, &mut records, false, tls.lend_space(), hold).await;
             tls.restore_space(space);
             tls.written(true);
             drop(records);
@@ -354,24 +363,10 @@ impl Conn {
                     Taken::Closed => return Ok(0),
                     Taken::Nothing => {}
                 }
-                let (again, space) = read.socket.read(tls.lend_space()).await;
+                let (again, space) = read_held(read, tls.lend_space(), hold).await;
                 tls.restore_space(space);
                 result = again;
             }
-        }
-    }
-
-    async fn ask_stream(
-        &mut self,
-        out: &mut Buffer,
-        is_kept: bool,
-        input: &mut Input,
-        at_most: usize,
-        bytes_max: usize,
-    ) -> io::Result<usize> {
-        match &self.read {
-            ReadHalf::Socket(_) => Err(io::ErrorKind::Unsupported.into()),
-            ReadHalf::Stream(stream) => stream.ask(out, is_kept, input, at_most, bytes_max).await,
         }
     }
 
@@ -529,21 +524,49 @@ async fn ask_kernel(
     out: &mut Buffer,
     is_kept: bool,
     input: &mut Input,
-    at_most: usize,
-    bytes_max: usize,
+    (at_most, bytes_max): (usize, usize),
+    hold: Option<Hold<'_>>,
 ) -> io::Result<usize> {
     ready_to_write(tls, write, out.len()).await?;
     let space = input.lend(at_most, bytes_max).ok_or(io::ErrorKind::OutOfMemory)?;
-    let (mut result, space) = ask_plain(read, write, out, is_kept, space).await;
+    let (mut result, space) = ask_plain(read, write, out, is_kept, space, hold).await;
     input.restore(space);
     loop {
         if let Some(count) = tls.kernel_read(result)? {
             return Ok(count);
         }
         let space = input.lend(at_most, bytes_max).ok_or(io::ErrorKind::OutOfMemory)?;
-        let (again, space) = read.socket.read(space).await;
+        let (again, space) = read_held(read, space, hold).await;
         input.restore(space);
         result = again;
+    }
+}
+
+/// See [`Conn::ask`].
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Hold<'a> {
+    timer: &'a Timer,
+    ms: u64,
+}
+
+impl Hold<'_> {
+    /// The request is written: from here on its answer is waited for.
+    pub(super) fn begin(self) {
+        self.timer.set(now_ms() + self.ms, Expiry::CancelRead);
+    }
+}
+
+/// Reads, for as long as the hold lasts.
+async fn read_held(
+    read: &mut SocketReader,
+    space: SliceMut<Vec<u8>>,
+    hold: Option<Hold<'_>>,
+) -> (io::Result<usize>, SliceMut<Vec<u8>>) {
+    match hold {
+        // It has passed after the read before this one, which it was too late for.
+        Some(hold) if hold.timer.has_expired() => (Err(Errno::CANCELED.into()), space),
+        Some(hold) => read.socket.cancelable_read(space, hold.timer.cancel_handle()).await,
+        None => read.socket.read(space).await,
     }
 }
 
@@ -553,16 +576,48 @@ async fn ask_plain(
     out: &mut Buffer,
     is_kept: bool,
     space: SliceMut<Vec<u8>>,
+    hold: Option<Hold<'_>>,
 ) -> (io::Result<usize>, SliceMut<Vec<u8>>) {
     let len = out.len();
     let writing = write.socket.write(out.lend());
-    let reading = read.socket.read(space);
-    let (written, bytes) = writing.await;
+    let Some(hold) = hold else {
+        let reading = read.socket.read(space);
+        let (written, bytes) = writing.await;
+        out.restore(bytes);
+        asked(write, out, is_kept, written, len).await;
+        return reading.await;
+    };
+    let mut reading = pin!(read_held(read, space, Some(hold)));
+    let mut early = None;
+    let (written, bytes) = {
+        let mut writing = pin!(writing);
+        poll_fn(|cx| {
+            let written = writing.as_mut().poll(cx);
+            // A read that can be cancelled is submitted by its first turn.
+            if early.is_none()
+                && let Poll::Ready(result) = reading.as_mut().poll(cx)
+            {
+                early = Some(result);
+            }
+            written
+        })
+        .await
+    };
     out.restore(bytes);
+    asked(write, out, is_kept, written, len).await;
+    if let Some(result) = early {
+        return result;
+    }
+    hold.begin();
+    reading.await
+}
+
+/// The first write of a request of `len` bytes is done; the read is pending meanwhile.
+async fn asked(write: &mut SocketWriter, out: &mut Buffer, is_kept: bool, written: io::Result<usize>, len: usize) {
     if let Ok(written) = written
         && written < len
     {
-        // A request larger than the socket's buffer; the read is pending meanwhile. How it ends, the read will say.
+        // A request larger than the socket's buffer. How it ends, the read will say.
         let _ = write_rest(write, out, written).await;
     }
     if !is_kept {
@@ -570,7 +625,6 @@ async fn ask_plain(
         out.clear();
         out.release();
     }
-    reading.await
 }
 
 fn read_as(result: &io::Result<usize>) -> IdleRead {

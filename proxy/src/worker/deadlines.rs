@@ -102,6 +102,12 @@ impl Deadlines {
                 index
             }
             None => {
+                if slots.slots.len() == slots.slots.capacity() {
+                    // Twice as many slots would be half of them for nothing.
+                    let more = (slots.slots.len() / 4).max(64);
+                    slots.at_ms.reserve_exact(more);
+                    slots.slots.reserve_exact(more);
+                }
                 slots.at_ms.push(NEVER);
                 slots.slots.push(slot);
                 slots.slots.len() as u32 - 1

@@ -2,7 +2,7 @@
 //! connection's own task. The one who waits polls, so that it can be woken at any time and nothing is lost.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::Cell,
     io,
     task::{Context, Waker},
 };
@@ -10,21 +10,25 @@ use std::{
 use super::deadlines::Expiry;
 
 /// Ends waits. One task waits at a time.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Interrupt {
     read_ended: Cell<bool>,
     write_ended: Cell<bool>,
     read_cancelled: Cell<bool>,
-    waker: RefCell<Option<Waker>>,
+    waker: Cell<Option<Waker>>,
+}
+
+impl std::fmt::Debug for Interrupt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Interrupt").field("read_ended", &self.read_ended.get()).finish_non_exhaustive()
+    }
 }
 
 impl Interrupt {
     /// What has happened to it ends waits of `cx`'s task from now on.
     pub(crate) fn register(&self, cx: &Context<'_>) {
-        let mut waker = self.waker.borrow_mut();
-        if !waker.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
-            *waker = Some(cx.waker().clone());
-        }
+        let known = self.waker.take().filter(|known| known.will_wake(cx.waker()));
+        self.waker.set(Some(known.unwrap_or_else(|| cx.waker().clone())));
     }
 
     /// Carries out what a deadline says.
@@ -44,8 +48,7 @@ impl Interrupt {
     /// Lets whoever waits look again.
     pub(crate) fn wake(&self) {
         // Taken before it is woken: it may register again at once.
-        let waker = self.waker.borrow_mut().take();
-        if let Some(waker) = waker {
+        if let Some(waker) = self.waker.take() {
             waker.wake();
         }
     }

@@ -35,7 +35,7 @@ use std::{
 
 use meshring_core::{
     clock::monotonic_ns,
-    limits::{BUFFER_BYTES, HOT_IDLE_CONNECTIONS_MAX},
+    limits::{BUFFER_BYTES, HOT_IDLE_CONNECTIONS_MAX, HOT_STREAMS_MAX},
     snapshot::page::PageReader,
     stats::{Counter, WorkerSlots},
 };
@@ -103,7 +103,9 @@ pub(crate) struct Worker {
     pub(crate) tuning: Tuning,
     pub(crate) materials: Arc<Materials>,
     pub(crate) ktls: Option<Arc<Probe>>,
-    pub(crate) hot_idle: HotIdle,
+    pub(crate) hot_idle: Places,
+    /// For streams that wait for a response with all in hand.
+    pub(crate) hot_streams: Places,
     /// Connections beyond the limit that are being told so.
     pub(crate) turned_away: Cell<usize>,
     pub(crate) mailboxes: Arc<Mailboxes>,
@@ -121,34 +123,35 @@ pub(crate) struct Worker {
     buffer_bytes_shown: Cell<u64>,
 }
 
-/// Counts connections that wait for a request, or for the rest of its head, with a buffer in hand.
+/// Places for those that wait with a buffer in hand: connections for a request, or for the rest of its head, and streams for a
+/// response.
 #[derive(Debug)]
-pub(crate) struct HotIdle {
+pub(crate) struct Places {
     count: Cell<usize>,
     count_max: usize,
 }
 
 /// One of them.
 #[derive(Debug)]
-pub(crate) struct HotIdleGuard<'a>(&'a HotIdle);
+pub(crate) struct Place<'a>(&'a Places);
 
-impl HotIdle {
+impl Places {
     /// A quarter of the byte budget at most: waiting must not keep requests from being served.
-    fn new(buffer_bytes_max: usize) -> Self {
-        let count_max = HOT_IDLE_CONNECTIONS_MAX.min(buffer_bytes_max / BUFFER_BYTES / 4);
+    fn new(count_max: usize, buffer_bytes_max: usize) -> Self {
+        let count_max = count_max.min(buffer_bytes_max / BUFFER_BYTES / 4);
         Self { count: Cell::new(0), count_max }
     }
 
     /// A place, while there is one.
-    pub(crate) fn enter(&self) -> Option<HotIdleGuard<'_>> {
+    pub(crate) fn enter(&self) -> Option<Place<'_>> {
         (self.count.get() < self.count_max).then(|| {
             self.count.set(self.count.get() + 1);
-            HotIdleGuard(self)
+            Place(self)
         })
     }
 }
 
-impl Drop for HotIdleGuard<'_> {
+impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.0.count.set(self.0.count.get() - 1);
     }
@@ -271,7 +274,8 @@ fn build(start: Start) -> std::io::Result<(Rc<Worker>, Vec<StdTcpListener>, StdU
         materials: start.materials,
         ktls: start.ktls,
         random: Random::new(monotonic_ns() ^ (start.index as u64) << 32),
-        hot_idle: HotIdle::new(start.limits.buffer_bytes_max),
+        hot_idle: Places::new(HOT_IDLE_CONNECTIONS_MAX, start.limits.buffer_bytes_max),
+        hot_streams: Places::new(HOT_STREAMS_MAX, start.limits.buffer_bytes_max),
         turned_away: Cell::new(0),
         mailboxes: start.mailboxes,
         listeners,

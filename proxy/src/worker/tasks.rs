@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use meshring_core::{http::error::Refusal, limits::DEADLINE_TICK_MS, stats::Counter};
+use meshring_core::{limits::DEADLINE_TICK_MS, stats::Counter};
 use monoio::{
     io::AsyncReadRent as _,
     net::{TcpListener, UnixStream},
@@ -23,9 +23,11 @@ use super::{
     Start, Worker, build,
     conn::{Conn, exhausted},
     deadlines::now_ms,
-    http2::Stream,
 };
-use crate::accept::{self, Accepted, Listener};
+use crate::{
+    accept::{self, Accepted, Listener, Quiet, Work},
+    request::{parked::Parked, tunnel::Tunnel},
+};
 
 /// After an accept that failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -147,29 +149,28 @@ pub(crate) fn guarded(worker: &Rc<Worker>, mut conn: Conn, listener: Rc<Listener
     });
 }
 
-/// Tasks that have served a stream and wait for the next one. To make such a task takes 7 KB that the allocator has to find and
+/// Tasks that have worked on a stream and wait for the next one. To make such a task takes kilobytes that the allocator has to find and
 /// that are moved there: 6 % of what a small request costs.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct StreamTasks(RefCell<Vec<Rc<Seat>>>);
 
 /// Where a task waits.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Seat {
     next: RefCell<Option<Job>>,
     waker: RefCell<Option<Waker>>,
 }
 
-/// One stream to be served, or refused.
-#[derive(Debug)]
+/// One stream to be worked on.
 struct Job {
-    stream: Stream,
+    conn: Conn,
     listener: Rc<Listener>,
-    refusal: Option<Refusal>,
+    work: Work,
 }
 
-/// Serves one stream of an HTTP/2 connection on a task of its own, or refuses it. A panic ends that stream alone.
-pub(super) fn guarded_stream(worker: &Rc<Worker>, stream: Stream, listener: Rc<Listener>, refusal: Option<Refusal>) {
-    let job = Job { stream, listener, refusal };
+/// Works on one stream of an HTTP/2 connection on a task of its own. A panic ends that stream alone.
+pub(super) fn guarded_stream(worker: &Rc<Worker>, conn: Conn, listener: Rc<Listener>, work: Work) {
+    let job = Job { conn, listener, work };
     let waiting = worker.stream_tasks.0.borrow_mut().pop();
     let Some(seat) = waiting else {
         monoio::spawn(serve_streams(Rc::clone(worker), job));
@@ -186,10 +187,18 @@ async fn serve_streams(worker: Rc<Worker>, first: Job) {
     let seat = Rc::new(Seat::default());
     let mut next = first;
     loop {
-        let Job { stream, listener, refusal } = next;
-        let serving = pin!(accept::serve_stream(&worker, stream, &listener, refusal));
-        if contained(&worker, serving).await {
+        let Job { mut conn, listener, work } = next;
+        let mut quiet = None;
+        let has_panicked = {
+            let serving = pin!(async { quiet = accept::serve_stream(&worker, &mut conn, &listener, work).await });
+            contained(&worker, serving).await
+        };
+        if has_panicked {
             return;
+        }
+        match quiet {
+            Some(quiet) => keep(&worker, conn, listener, quiet),
+            None => drop((conn, listener)),
         }
         {
             let mut waiting = worker.stream_tasks.0.borrow_mut();
@@ -207,6 +216,42 @@ async fn serve_streams(worker: Rc<Worker>, first: Job) {
         })
         .await;
     }
+}
+
+/// Waits with a quiet stream on a task that is as small as can be: there may be thousands.
+fn keep(worker: &Rc<Worker>, conn: Conn, listener: Rc<Listener>, quiet: Quiet) {
+    match quiet {
+        Quiet::Tunnel(tunnel) => tunnel_on(worker, conn, tunnel),
+        Quiet::Request(parked) => wait_for_response(worker, conn, listener, parked),
+    }
+}
+
+/// A reset is for the tunnel to pass on: dropped, it would look like an end.
+fn tunnel_on(worker: &Rc<Worker>, mut conn: Conn, mut tunnel: Box<Tunnel>) {
+    let worker = Rc::clone(worker);
+    monoio::spawn(async move {
+        contained(&worker, pin!(accept::tunnelled(&worker, &mut conn, &mut tunnel))).await;
+    });
+}
+
+/// Until there is work to do on the stream again.
+fn wait_for_response(worker: &Rc<Worker>, conn: Conn, listener: Rc<Listener>, parked: Box<Parked>) {
+    let worker = Rc::clone(worker);
+    monoio::spawn(async move {
+        let answered = {
+            let mut readiness = parked.readiness();
+            poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| parked.poll(&conn, &mut readiness, cx))) {
+                Ok(polled) => polled.map(Ok),
+                Err(_) => Poll::Ready(Err(())),
+            })
+            .await
+        };
+        match answered {
+            Ok(true) => guarded_stream(&worker, conn, listener, Work::Response(parked)),
+            Ok(false) => {}
+            Err(()) => worker.stats.add(Counter::Panics, 1),
+        }
+    });
 }
 
 /// Runs a future; a panic in it is counted and ends it: whether there was one.

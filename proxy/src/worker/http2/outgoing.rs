@@ -33,9 +33,9 @@ pub(super) struct Extended {
 
 impl Extended {
     /// Of the text that the request has become.
-    pub(super) fn of(text: &[u8]) -> Self {
+    pub(super) fn of(text: &[u8]) -> Box<Self> {
         let key = http2::request_from_text(text).and_then(|request| request.websocket_key());
-        Self { accept: key.map(websocket::accept) }
+        Box::new(Self { accept: key.map(websocket::accept) })
     }
 
     /// Whether an answer may go on as it is. To its client a 2xx says that the tunnel is open (section 5), and a server that knows no
@@ -75,7 +75,7 @@ pub(super) struct Outgoing {
     /// Of the request that is answered.
     method: Method,
     /// What is answered is an extended CONNECT.
-    extended: Option<Extended>,
+    extended: Option<Box<Extended>>,
     /// Of a request: what it is sent with.
     opener: Option<Opener>,
     framing: Framing,
@@ -84,7 +84,7 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    pub(super) fn response(method: Method, extended: Option<Extended>) -> Self {
+    pub(super) fn response(method: Method, extended: Option<Box<Extended>>) -> Self {
         Self { method, extended, opener: None, framing: Framing::Head, trailers: Vec::new() }
     }
 

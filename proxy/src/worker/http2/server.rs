@@ -21,7 +21,7 @@ use super::{
     pulse::{Care, Pulse},
 };
 use crate::{
-    accept::Listener,
+    accept::{Listener, Work},
     worker::{
         Worker,
         buffers::Held,
@@ -149,9 +149,10 @@ impl Server<'_> {
 
     /// A request: served on a task of its own.
     fn accept(&self, link: &Rc<Link>, opening: Opening) {
-        let refusal = opening.shape.err();
+        let work = opening.shape.err().map_or(Work::Request, Work::Refusal);
         let Some(stream) = Stream::accepted(&self.origin, link, opening) else { return };
-        tasks::guarded_stream(self.worker, stream, Rc::clone(self.listener), refusal);
+        let conn = Conn::of_stream(stream, &self.worker.deadlines);
+        tasks::guarded_stream(self.worker, conn, Rc::clone(self.listener), work);
     }
 }
 

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::worker::{
     buffers::{Buffer, Input},
+    conn::Hold,
     interrupt::Interrupt,
 };
 
@@ -234,19 +235,21 @@ impl Stream {
     /// Waits until a read would not wait.
     pub(crate) async fn readable(&self) -> io::Result<()> {
         self.interrupt.begin_read();
-        poll_fn(|cx| {
-            if self.interrupt.read_end().is_some() {
-                return Poll::Ready(Ok(()));
-            }
-            self.interrupt.register(cx);
-            let Some(key) = self.key.get() else { return self.unopened() };
-            self.link.ask(|protocol| match protocol.piece(key) {
-                Ok(Piece::Bytes(_) | Piece::End) => Poll::Ready(Ok(())),
-                Ok(Piece::Wait) => Poll::Pending,
-                Err(fault) => Poll::Ready(Err(self.note(fault.into()))),
-            })
+        poll_fn(|cx| self.poll_readable(cx)).await
+    }
+
+    /// Ready when a read would not wait, or was to be cancelled before.
+    pub(crate) fn poll_readable(&self, cx: &Context<'_>) -> Poll<io::Result<()>> {
+        if self.interrupt.read_end().is_some() {
+            return Poll::Ready(Ok(()));
+        }
+        self.interrupt.register(cx);
+        let Some(key) = self.key.get() else { return self.unopened() };
+        self.link.ask(|protocol| match protocol.piece(key) {
+            Ok(Piece::Bytes(_) | Piece::End) => Poll::Ready(Ok(())),
+            Ok(Piece::Wait) => Poll::Pending,
+            Err(fault) => Poll::Ready(Err(self.note(fault.into()))),
         })
-        .await
     }
 
     /// Writes all of a buffer, whose end must be the end of a chunk where the body is chunked. One that is dropped is the last.
@@ -286,13 +289,13 @@ impl Stream {
 
     /// Sends a request and waits for the first bytes of its response, as [`Conn::ask`](crate::worker::conn::Conn::ask). A response may
     /// come while the request still waits for credit, and is the end of it then.
-    pub(crate) async fn ask(
+    pub(in crate::worker) async fn ask(
         &self,
         out: &mut Buffer,
         is_kept: bool,
         input: &mut Input,
-        at_most: usize,
-        bytes_max: usize,
+        (at_most, bytes_max): (usize, usize),
+        hold: Option<Hold<'_>>,
     ) -> io::Result<usize> {
         let (mut written, mut is_written) = (0, false);
         self.interrupt.begin_read();
@@ -300,6 +303,9 @@ impl Stream {
             // How a write fails, the read will say.
             if !is_written && self.poll_write(cx, out, &mut written).is_ready() {
                 is_written = true;
+                if let Some(hold) = hold {
+                    hold.begin();
+                }
                 if !is_kept {
                     // As many requests as wait for a slow upstream, so many buffers less.
                     out.clear();
@@ -338,7 +344,7 @@ impl Stream {
     }
 
     /// Ready when the client has cancelled it.
-    pub(super) fn poll_cancelled(&self, cx: &Context<'_>) -> Poll<()> {
+    pub(crate) fn poll_cancelled(&self, cx: &Context<'_>) -> Poll<()> {
         let Some(key) = self.key.get() else { return Poll::Pending };
         self.interrupt.register(cx);
         if self.link.ask(|protocol| protocol.is_cancelled(key)) { Poll::Ready(()) } else { Poll::Pending }

@@ -95,7 +95,7 @@ impl<T: Wake + Default> Engine<T> {
             }
             return self.useless();
         };
-        let Some(stream) = self.streams.get_mut(key) else { return Ok(()) };
+        let Some((stream, spare)) = self.streams.with_spare(key) else { return Ok(()) };
         if stream.fault.is_some() {
             return self.useless();
         }
@@ -111,7 +111,7 @@ impl<T: Wake + Default> Engine<T> {
         if !is_harmless {
             stream.fault = Some(Fault::Reset(Code(frame::number(payload))));
             if self.role == Role::Server {
-                unread = stream.inbox.discard() as u32;
+                unread = stream.inbox.discard(spare) as u32;
                 // What is gone was not read: it must not look as if it had been all.
                 stream.inbox.is_ended = false;
             }

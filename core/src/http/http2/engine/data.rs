@@ -101,12 +101,12 @@ impl<T: Wake + Default> Engine<T> {
     ) -> usize {
         let count = len.min(bytes.len());
         let skipped = padding.min(bytes.len() - count);
-        let stream = key.and_then(|key| self.streams.get_mut(key).map(|stream| (key, stream)));
+        let stream = key.and_then(|key| self.streams.with_spare(key).map(|stream| (key, stream)));
         let is_last = count == len;
         match stream {
-            Some((key, stream)) if stream.fault.is_none() => {
+            Some((key, (stream, spare))) if stream.fault.is_none() => {
                 let was_over = stream.is_over();
-                stream.inbox.push(&bytes[..count]);
+                stream.inbox.push(&bytes[..count], spare);
                 // Padding tells nobody anything.
                 let is_done = is_last && ends && !stream.inbox.is_ended;
                 stream.inbox.is_ended |= is_last && ends;

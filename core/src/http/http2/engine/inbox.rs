@@ -3,8 +3,37 @@
 use super::super::super::body::{CHUNK_END, LAST_CHUNK, LAST_CHUNK_BEFORE_TRAILERS, chunk_header};
 use super::super::super::head::BodyFraming;
 
-/// Storage of this size is kept for the next stream, in bytes: a head and a small message.
+/// Storage of this size is kept for whoever needs some next, in bytes: a head and a small message.
 const KEPT_BYTES: usize = 1_024;
+
+/// Storage in which nothing is: a stream has some only while something waits in it.
+#[derive(Debug)]
+pub(super) struct Spare {
+    storages: Vec<Vec<u8>>,
+    storages_max: usize,
+}
+
+impl Spare {
+    pub(super) fn new(storages_max: usize) -> Self {
+        Self { storages: Vec::new(), storages_max }
+    }
+
+    /// Storage for bytes that have none.
+    fn lend(&mut self, bytes: &mut Vec<u8>) {
+        if bytes.capacity() == 0 {
+            *bytes = self.storages.pop().unwrap_or_default();
+        }
+    }
+
+    /// Takes back the storage of bytes that nobody needs any more.
+    fn take(&mut self, bytes: &mut Vec<u8>) {
+        let mut bytes = std::mem::take(bytes);
+        if (1..=KEPT_BYTES).contains(&bytes.capacity()) && self.storages.len() < self.storages_max {
+            bytes.clear();
+            self.storages.push(bytes);
+        }
+    }
+}
 
 /// What a head usually takes as text, in bytes.
 const HEAD_BYTES: usize = 512;
@@ -49,15 +78,19 @@ pub enum Piece<'a> {
 pub(super) struct Inbox {
     /// Heads, or what stands before or behind the data of chunks.
     text: Vec<u8>,
-    text_read: usize,
     data: Vec<u8>,
-    data_read: usize,
-    /// Of the chunk that was begun: bytes of data, then of what ends it.
-    chunk_left: usize,
-    chunk_end_left: usize,
+    text_read: u32,
+    data_read: u32,
+    /// Of the chunk that was begun: bytes of data, then of what ends it. All of a stream's bytes fit its window or a head.
+    chunk_left: u32,
+    chunk_end_left: u8,
     pub(super) coding: Coding,
     /// Lines of text.
-    trailers: Vec<u8>,
+    #[expect(
+        clippy::box_collection,
+        reason = "few streams have any while they wait, and a stream that waits is to be small"
+    )]
+    trailers: Option<Box<Vec<u8>>>,
     /// All has come.
     pub(super) is_ended: bool,
     /// A final head has come.
@@ -66,35 +99,36 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
-    /// For the next stream.
-    pub(super) fn reset(&mut self, keep_storage: bool) {
-        let reuse = |bytes: &mut Vec<u8>| {
-            let mut bytes = std::mem::take(bytes);
-            bytes.clear();
-            if keep_storage && bytes.capacity() <= KEPT_BYTES { bytes } else { Vec::new() }
-        };
-        *self = Self { text: reuse(&mut self.text), data: reuse(&mut self.data), ..Self::default() };
-    }
-
     /// Bytes that it takes.
     pub(super) fn footprint(&self) -> usize {
-        self.text.capacity() + self.data.capacity() + self.trailers.capacity()
+        let trailers = self.trailers.as_ref().map_or(0, |trailers| trailers.capacity());
+        self.text.capacity() + self.data.capacity() + trailers
+    }
+
+    fn unread_text(&self) -> &[u8] {
+        &self.text[self.text_read as usize..]
+    }
+
+    fn unread_data(&self) -> &[u8] {
+        &self.data[self.data_read as usize..]
     }
 
     /// Where a head is appended, whole or not at all.
-    pub(super) fn head(&mut self) -> &mut Vec<u8> {
-        if self.text_read == self.text.len() {
-            self.text.clear();
-            self.text_read = 0;
-        }
+    pub(super) fn head(&mut self, spare: &mut Spare) -> &mut Vec<u8> {
+        spare.lend(&mut self.text);
         self.text.reserve(HEAD_BYTES);
         &mut self.text
     }
 
     /// Data that came in a frame. The caller has checked that it may come.
-    pub(super) fn push(&mut self, data: &[u8]) {
-        if self.data_read > self.data.len() / 2 {
-            self.data.drain(..self.data_read);
+    pub(super) fn push(&mut self, data: &[u8], spare: &mut Spare) {
+        if data.is_empty() {
+            return;
+        }
+        spare.lend(&mut self.data);
+        let read = self.data_read as usize;
+        if read > self.data.len() / 2 {
+            self.data.drain(..read);
             self.data_read = 0;
         }
         self.data.extend_from_slice(data);
@@ -102,17 +136,22 @@ impl Inbox {
 
     /// The trailer lines, as text.
     pub(super) fn trailers_mut(&mut self) -> &mut Vec<u8> {
-        &mut self.trailers
+        self.trailers.get_or_insert_default()
     }
 
     /// The trailer lines of a body whose text has no place for them.
     pub(super) fn trailers(&self) -> &[u8] {
-        if matches!(self.coding, Coding::Length(_)) && self.is_ended { &self.trailers } else { b"" }
+        match &self.trailers {
+            Some(trailers) if matches!(self.coding, Coding::Length(_)) && self.is_ended => trailers,
+            _ => b"",
+        }
     }
 
     /// Throws everything away, when nobody will read it any more: how many bytes of data were not read.
-    pub(super) fn discard(&mut self) -> usize {
-        let unread = self.data.len() - self.data_read;
+    pub(super) fn discard(&mut self, spare: &mut Spare) -> usize {
+        let unread = self.unread_data().len();
+        spare.take(&mut self.text);
+        spare.take(&mut self.data);
         *self = Self { is_ended: self.is_ended, has_head: self.has_head, ..Self::default() };
         unread
     }
@@ -124,75 +163,76 @@ impl Inbox {
     }
 
     /// The next piece.
-    pub(super) fn piece(&mut self) -> Piece<'_> {
-        let has_data = self.data_read < self.data.len();
-        if self.text_read < self.text.len() {
+    pub(super) fn piece(&mut self, spare: &mut Spare) -> Piece<'_> {
+        let has_data = !self.unread_data().is_empty();
+        if !self.unread_text().is_empty() {
             if self.is_withheld() && !has_data {
                 return Piece::Wait;
             }
-            return Piece::Bytes(&self.text[self.text_read..]);
+            return Piece::Bytes(self.unread_text());
         }
         if self.coding == Coding::Chunked {
-            return self.chunk();
+            return self.chunk(spare);
         }
-        let end = self.data.len() - usize::from(has_data && self.is_withheld());
-        if self.data_read < end {
-            return Piece::Bytes(&self.data[self.data_read..end]);
+        let len = self.unread_data().len() - usize::from(has_data && self.is_withheld());
+        if len > 0 {
+            return Piece::Bytes(&self.unread_data()[..len]);
         }
         if self.is_ended && self.has_head { Piece::End } else { Piece::Wait }
     }
 
-    fn chunk(&mut self) -> Piece<'_> {
+    fn chunk(&mut self, spare: &mut Spare) -> Piece<'_> {
         if self.chunk_left > 0 {
-            return Piece::Bytes(&self.data[self.data_read..self.data_read + self.chunk_left]);
+            return Piece::Bytes(&self.unread_data()[..self.chunk_left as usize]);
         }
         if self.chunk_end_left > 0 {
-            return Piece::Bytes(&CHUNK_END[CHUNK_END.len() - self.chunk_end_left..]);
+            return Piece::Bytes(&CHUNK_END[CHUNK_END.len() - usize::from(self.chunk_end_left)..]);
         }
-        let len = self.data.len() - self.data_read;
+        let len = self.unread_data().len();
         if len == 0 && !self.is_ended {
             return Piece::Wait;
         }
         if len == 0 && self.is_last_chunk_written {
             return Piece::End;
         }
-        self.text.clear();
-        self.text_read = 0;
+        spare.lend(&mut self.text);
         if len > 0 {
             // However many frames it came in.
             self.text.extend_from_slice(chunk_header(len as u64).as_bytes());
-            (self.chunk_left, self.chunk_end_left) = (len, CHUNK_END.len());
+            (self.chunk_left, self.chunk_end_left) = (len as u32, CHUNK_END.len() as u8);
         } else {
             self.is_last_chunk_written = true;
-            if self.trailers.is_empty() {
-                self.text.extend_from_slice(LAST_CHUNK);
-            } else {
-                self.text.extend_from_slice(LAST_CHUNK_BEFORE_TRAILERS);
-                self.text.append(&mut self.trailers);
-                self.text.extend_from_slice(CHUNK_END);
+            match self.trailers.take() {
+                None => self.text.extend_from_slice(LAST_CHUNK),
+                Some(mut trailers) => {
+                    self.text.extend_from_slice(LAST_CHUNK_BEFORE_TRAILERS);
+                    self.text.append(&mut trailers);
+                    self.text.extend_from_slice(CHUNK_END);
+                }
             }
         }
         Piece::Bytes(&self.text)
     }
 
     /// Takes so many bytes of the piece away: how many of them were data.
-    pub(super) fn consume(&mut self, count: usize) -> usize {
-        if self.text_read < self.text.len() {
-            self.text_read += count;
+    pub(super) fn consume(&mut self, count: usize, spare: &mut Spare) -> usize {
+        if !self.unread_text().is_empty() {
+            self.text_read += count as u32;
+            if self.unread_text().is_empty() {
+                self.text_read = 0;
+                spare.take(&mut self.text);
+            }
             return 0;
         }
         if self.chunk_left == 0 && self.chunk_end_left > 0 {
-            self.chunk_end_left -= count;
+            self.chunk_end_left -= count as u8;
             return 0;
         }
-        self.chunk_left = self.chunk_left.saturating_sub(count);
-        self.data_read += count;
-        if self.data_read == self.data.len() {
+        self.chunk_left = self.chunk_left.saturating_sub(count as u32);
+        self.data_read += count as u32;
+        if self.unread_data().is_empty() {
             self.data_read = 0;
-            self.data.clear();
-            if self.data.capacity() > KEPT_BYTES {
-                self.data = Vec::new();
-            }
+            spare.take(&mut self.data);
         }
         count
     }

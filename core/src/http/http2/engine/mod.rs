@@ -355,8 +355,8 @@ impl<T: Wake + Default> Engine<T> {
     /// # Errors
     /// Why there is no more.
     pub fn piece(&mut self, key: StreamKey) -> Result<Piece<'_>, Fault> {
-        let Some(stream) = self.streams.get_mut(key) else { return Err(Fault::Lost) };
-        match (stream.inbox.piece(), stream.fault) {
+        let Some((stream, spare)) = self.streams.with_spare(key) else { return Err(Fault::Lost) };
+        match (stream.inbox.piece(spare), stream.fault) {
             (Piece::Wait, Some(fault)) => Err(fault),
             (piece, _) => Ok(piece),
         }
@@ -364,8 +364,8 @@ impl<T: Wake + Default> Engine<T> {
 
     /// Takes the first bytes of the piece away; the other side may send as many more.
     pub fn consume(&mut self, key: StreamKey, count: usize, out: &mut Vec<u8>) {
-        let Some(stream) = self.streams.get_mut(key) else { return };
-        let data = stream.inbox.consume(count) as u32;
+        let Some((stream, spare)) = self.streams.with_spare(key) else { return };
+        let data = stream.inbox.consume(count, spare) as u32;
         stream.count(&mut self.waiting_bytes);
         stream.credit += data;
         self.renew(key, out);

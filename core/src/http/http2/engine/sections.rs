@@ -95,8 +95,8 @@ impl<T: Wake + Default> Engine<T> {
         self.opened += 1;
         let waiter = T::default();
         let key = self.streams.insert(id, waiter, i64::from(self.wishes.initial_window), HTTP2_STREAM_WINDOW_BYTES);
-        let Some(stream) = self.streams.get_mut(key) else { return Ok(()) };
-        let text = stream.inbox.head();
+        let Some((stream, spare)) = self.streams.with_spare(key) else { return Ok(()) };
+        let text = stream.inbox.head(spare);
         let judged = match fields.request() {
             _ if is_too_large => Err(Refused::Status(Refusal::HeadTooLarge)),
             Ok(pseudo) => request_to_text(text, &pseudo, fields.lines(), ends, random),
@@ -137,7 +137,7 @@ impl<T: Wake + Default> Engine<T> {
         fields: &FieldList,
         out: &mut Vec<u8>,
     ) -> Received<()> {
-        let Some(stream) = self.streams.get_mut(key) else { return Ok(()) };
+        let Some((stream, spare)) = self.streams.with_spare(key) else { return Ok(()) };
         match stream.fault {
             Some(Fault::Reset(_)) => {
                 return Err(ConnectionError::new(Code::STREAM_CLOSED, "HEADERS behind RST_STREAM"));
@@ -155,7 +155,7 @@ impl<T: Wake + Default> Engine<T> {
         } else if stream.inbox.has_head {
             trailers(stream, ends, fields)
         } else {
-            response(stream, ends, fields)
+            response(stream, spare, ends, fields)
         };
         let was_over = stream.is_over();
         stream.count(&mut self.waiting_bytes);
@@ -179,7 +179,12 @@ impl<T: Wake + Default> Engine<T> {
 const PASSED_OVER_MAX: usize = 4;
 
 /// A head of a response, interim or final.
-fn response<T>(stream: &mut streams::Stream<T>, ends: bool, fields: &FieldList) -> Result<(), Malformed> {
+fn response<T>(
+    stream: &mut streams::Stream<T>,
+    spare: &mut inbox::Spare,
+    ends: bool,
+    fields: &FieldList,
+) -> Result<(), Malformed> {
     let status = fields.status()?;
     let is_final = status >= 200;
     let method = stream.method.unwrap_or(Method::Other);
@@ -189,7 +194,7 @@ fn response<T>(stream: &mut streams::Stream<T>, ends: bool, fields: &FieldList) 
         accept: tunnel.accept.as_ref().map(<[u8; 28]>::as_slice),
     });
     let is_tunnel = (200..300).contains(&status) && (tunnel.is_some() || method == Method::Connect);
-    let text = stream.inbox.head();
+    let text = stream.inbox.head(spare);
     if !is_final && text.len() > HTTP2_INTERIM_BYTES_MAX {
         return Err(Malformed::TooLarge);
     }

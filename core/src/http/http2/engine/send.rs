@@ -189,14 +189,14 @@ impl<T: Wake + Default> Engine<T> {
 
     /// Nobody has the stream any more. One that is not done is reset.
     pub fn release(&mut self, key: StreamKey, out: &mut Vec<u8>) {
-        let Some(stream) = self.streams.get_mut(key) else { return };
+        let Some((stream, spare)) = self.streams.with_spare(key) else { return };
         let code = match (self.role, stream.sending) {
             // All is said: no more of the request is needed (RFC 9113 section 8.1).
             (Role::Server, Sending::Ended) => Code::NO_ERROR,
             (Role::Server, _) => Code::INTERNAL_ERROR,
             (Role::Client, _) => Code::CANCEL,
         };
-        let unread = stream.inbox.discard() as u32;
+        let unread = stream.inbox.discard(spare) as u32;
         self.reset(key, code, out);
         self.streams.remove(key, &mut self.waiting_bytes);
         self.give_back(unread, out);

@@ -6,7 +6,7 @@ use xxhash_rust::xxh3::Xxh3Builder;
 
 use super::super::super::head::Method;
 use super::super::code::Fault;
-use super::inbox::Inbox;
+use super::inbox::{Inbox, Spare};
 use super::{Tunnel, Wake};
 
 /// Names a stream of a connection, for as long as whoever has it has not released it.
@@ -34,8 +34,8 @@ pub(super) struct Stream<T> {
     /// Whoever waits for it.
     pub(super) waiter: T,
     pub(super) inbox: Inbox,
-    /// What the engine knows of its footprint.
-    pub(super) counted: usize,
+    /// What the engine knows of its footprint: a window and two heads at the most.
+    counted: u32,
     pub(super) sending: Sending,
     pub(super) fault: Option<Fault>,
     /// How much we may send, in bytes; SETTINGS can make it negative.
@@ -62,8 +62,8 @@ impl<T> Stream<T> {
     /// Brings the sum of all footprints up to date.
     pub(super) fn count(&mut self, sum: &mut usize) {
         let footprint = self.inbox.footprint();
-        *sum = *sum + footprint - self.counted;
-        self.counted = footprint;
+        *sum = *sum + footprint - self.counted as usize;
+        self.counted = footprint as u32;
     }
 
     /// Whether more of the other side's message is expected.
@@ -83,7 +83,8 @@ pub(super) struct Streams<T> {
     places: Vec<Stream<T>>,
     free: Vec<u32>,
     by_id: HashMap<u32, u32, Xxh3Builder>,
-    /// Freed places that are kept with their storage.
+    pub(super) spare: Spare,
+    /// Freed places that are kept, and storages.
     kept_max: usize,
     /// Those that wait for room on the connection, in their order.
     pub(super) queue: VecDeque<StreamKey>,
@@ -91,7 +92,8 @@ pub(super) struct Streams<T> {
 
 impl<T: Wake + Default> Streams<T> {
     pub(super) fn new(kept_max: usize) -> Self {
-        Self { places: Vec::new(), free: Vec::new(), by_id: HashMap::default(), kept_max, queue: VecDeque::new() }
+        let (places, free, by_id) = (Vec::new(), Vec::new(), HashMap::default());
+        Self { places, free, by_id, spare: Spare::new(kept_max), kept_max, queue: VecDeque::new() }
     }
 
     /// How many somebody has.
@@ -102,12 +104,15 @@ impl<T: Wake + Default> Streams<T> {
     /// A new one.
     pub(super) fn insert(&mut self, id: u32, waiter: T, send_window: i64, receive_window: u32) -> StreamKey {
         let place = self.free.pop().unwrap_or_else(|| {
+            if self.places.len() == self.places.capacity() {
+                // Twice as many places would be half of them for nothing.
+                self.places.reserve_exact((self.places.len() / 4).max(8));
+            }
             self.places.push(Stream::default());
             self.places.len() as u32 - 1
         });
-        let stream = &mut self.places[place as usize];
-        let inbox = std::mem::take(&mut stream.inbox);
-        *stream = Stream { id, waiter, inbox, send_window, receive_window, ..Stream::default() };
+        let stream = Stream { id, waiter, send_window, receive_window, ..Stream::default() };
+        self.places[place as usize] = stream;
         self.by_id.insert(id, place);
         StreamKey { place, id }
     }
@@ -124,19 +129,22 @@ impl<T: Wake + Default> Streams<T> {
         self.places.get_mut(key.place as usize).filter(|stream| stream.id == key.id)
     }
 
+    /// Likewise, with storage for what it has to keep.
+    pub(super) fn with_spare(&mut self, key: StreamKey) -> Option<(&mut Stream<T>, &mut Spare)> {
+        let stream = self.places.get_mut(key.place as usize).filter(|stream| stream.id == key.id)?;
+        Some((stream, &mut self.spare))
+    }
+
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Stream<T>> {
         self.places.iter_mut().filter(|stream| stream.id != 0)
     }
 
     /// Frees the place of one. `sum`: of all footprints.
     pub(super) fn remove(&mut self, key: StreamKey, sum: &mut usize) {
-        let keep_storage = self.free.len() < self.kept_max;
-        let Some(stream) = self.get_mut(key) else { return };
-        *sum -= std::mem::take(&mut stream.counted);
-        stream.id = 0;
-        stream.waiter = T::default();
-        stream.tunnel = None;
-        stream.inbox.reset(keep_storage);
+        let Some((stream, spare)) = self.with_spare(key) else { return };
+        *sum -= stream.counted as usize;
+        stream.inbox.discard(spare);
+        *stream = Stream::default();
         self.free.push(key.place);
         self.by_id.remove(&key.id);
         if self.by_id.is_empty() {
