@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
 
+use super::give_way;
 use crate::limits::{EVENTS_PER_WAIT_MAX, HOSTILE_CONNECT_MAX, HOSTILE_PORTS_PER_ADDRESS};
 use crate::poller::{Interest, Poller, Token};
 
@@ -126,6 +127,7 @@ impl Attacker {
     }
 
     fn run(mut self) -> anyhow::Result<Vec<Ended>> {
+        give_way();
         let mut events = Vec::with_capacity(EVENTS_PER_WAIT_MAX);
         while !self.progress.stop.load(Ordering::Relaxed) {
             // Those that are open go on while others are being opened.

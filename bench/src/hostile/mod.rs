@@ -20,11 +20,17 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::ValueEnum;
+use rustix::process::setpriority_process;
+use rustix::thread::{CpuSet, sched_getaffinity};
 
 use crate::limits::{FLOOD_RATE_MAX, HOSTILE_REQUESTS_MAX, HOSTILE_ROUNDS_MAX};
 use crate::mesh::RunParent;
+use crate::process::pin_to;
 use crate::reconfigure::in_range;
 use crate::{OutputFormat, load, parse_duration};
+
+/// The least of shares.
+const ATTACKER_NICE: i32 = 19;
 
 /// What is done to the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -145,4 +151,21 @@ fn demand_files(count: u64) -> anyhow::Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Restricts all that is started from now on to one core; gives another one, which is the proxy's.
+fn separate_cores() -> anyhow::Result<usize> {
+    let allowed = sched_getaffinity(None)?;
+    let mut cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
+    let (Some(proxy), Some(others)) = (cores.next(), cores.next()) else {
+        bail!("two cores are needed: one for the proxy, one for attackers and load");
+    };
+    pin_to(others)?;
+    Ok(proxy)
+}
+
+/// Lets everybody else on its core go before this thread, an attacker: what the normal load waits for is the proxy, not it.
+fn give_way() {
+    // Means this thread, on Linux. Where it may not be, others' latencies are told too high.
+    let _ = setpriority_process(None, ATTACKER_NICE);
 }

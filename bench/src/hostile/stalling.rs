@@ -9,7 +9,7 @@ use anyhow::bail;
 use super::attack::{Attack, Ended};
 use super::report::Report;
 use super::site::{ATTACKED, Attacked, NORMAL, Phase, Site, median};
-use super::{Drill, HostileArgs, demand_files};
+use super::{Drill, HostileArgs, demand_files, separate_cores};
 use crate::limits::{CHILD_POLL_INTERVAL, HOSTILE_OPEN_EACH_MAX, HOSTILE_OPEN_MAX};
 use crate::mesh::ProxyStart;
 use crate::process::check_interrupted;
@@ -82,7 +82,8 @@ pub(super) fn run(args: &HostileArgs, interrupted: &AtomicBool) -> anyhow::Resul
     demand_files(files_each * connections as u64 + 1024)?;
     let plan = Plan::of(args.drill, connections, args.duration);
     let attacked = if args.drill == Drill::ZeroWindow { Attacked::Bytes(RESPONSE_BYTES) } else { Attacked::None };
-    let start = ProxyStart { arguments: plan.arguments.iter().map(Into::into).collect(), ..ProxyStart::default() };
+    let arguments = plan.arguments.iter().map(Into::into).collect();
+    let start = ProxyStart { arguments, core: Some(separate_cores()?), ..ProxyStart::default() };
     let mut site = Site::start(args, &attacked, &start, interrupted)?;
 
     // What is set up once is no cost of a connection.

@@ -8,19 +8,17 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use rustix::process::setpriority_process;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::super::attack::connected;
 use super::script::{Flood, STILL_ON};
+use crate::hostile::give_way;
 use crate::http2::frame::{FrameReader, flag, kind};
 use crate::limits::{EVENTS_PER_WAIT_MAX, FLOOD_WRITE_BYTES};
 use crate::poller::{Interest, Poller, Token};
 
 /// How often what is due is looked at.
 const TICK: Duration = Duration::from_millis(5);
-/// The least of shares: what is measured shares the core with the attacker.
-const NICE: i32 = 19;
 
 /// What is to be done.
 #[derive(Debug, Clone)]
@@ -144,8 +142,7 @@ impl Attacker {
     }
 
     fn run(mut self, progress: &Progress) -> anyhow::Result<Outcome> {
-        // Means this thread, on Linux. Where it may not be, others' latencies are told too high.
-        let _ = setpriority_process(None, NICE);
+        give_way();
         let begun = Instant::now();
         let mut events = Vec::with_capacity(EVENTS_PER_WAIT_MAX);
         while !progress.stop.load(Ordering::Relaxed) {

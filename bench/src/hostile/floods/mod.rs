@@ -10,17 +10,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use clap::ValueEnum;
-use rustix::thread::{CpuSet, sched_getaffinity};
 
 use self::attacker::{Attack, End, Outcome, Running};
 pub(super) use self::script::Flood;
 use self::script::Meant;
-use super::HostileArgs;
 use super::report::Report;
 use super::site::{Attacked, Phase, Site, median};
+use super::{HostileArgs, separate_cores};
 use crate::limits::{FLOOD_QUIET, FLOOD_SETTLED_MAX};
 use crate::mesh::ProxyStart;
-use crate::process::{check_interrupted, pin_to, usage};
+use crate::process::{check_interrupted, usage};
 
 /// User memory of the proxy over what attackers have sent.
 const MEMORY_RATIO_MAX: f64 = 100.0;
@@ -57,17 +56,6 @@ pub(super) fn run(args: &HostileArgs, interrupted: &AtomicBool) -> anyhow::Resul
         drill(args, flood, core, interrupted, &mut report)?;
     }
     Ok(report)
-}
-
-/// Restricts all that is started from now on to one core; gives another one, which is the proxy's.
-fn separate_cores() -> anyhow::Result<usize> {
-    let allowed = sched_getaffinity(None)?;
-    let mut cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
-    let (Some(proxy), Some(others)) = (cores.next(), cores.next()) else {
-        bail!("two cores are needed: one for the proxy, one for attackers and load");
-    };
-    pin_to(others)?;
-    Ok(proxy)
 }
 
 /// One flood against a mesh of its own, whose memory nothing else has grown.
