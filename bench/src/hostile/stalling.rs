@@ -1,15 +1,17 @@
 //! Peers that stall in the middle of a message (faults 14 and 15): what each costs, when it is let go, and what others notice.
 
+use std::net::SocketAddr;
 use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
 
-use super::attack::{Attack, Ended};
+use super::attack::{self, Attack, Ended};
 use super::report::Report;
 use super::site::{ATTACKED, Attacked, NORMAL, Phase, Site, median};
 use super::{Drill, HostileArgs, demand_files, separate_cores};
+use crate::backend;
 use crate::limits::{CHILD_POLL_INTERVAL, HOSTILE_OPEN_EACH_MAX, HOSTILE_OPEN_MAX};
 use crate::mesh::ProxyStart;
 use crate::process::check_interrupted;
@@ -83,15 +85,28 @@ pub(super) fn run(args: &HostileArgs, interrupted: &AtomicBool) -> anyhow::Resul
     let plan = Plan::of(args.drill, connections, args.duration);
     let attacked = if args.drill == Drill::ZeroWindow { Attacked::Bytes(RESPONSE_BYTES) } else { Attacked::None };
     let arguments = plan.arguments.iter().map(Into::into).collect();
-    let start = ProxyStart { arguments, core: Some(separate_cores()?), ..ProxyStart::default() };
+    let core = separate_cores()?;
+    let start = ProxyStart { arguments, core: Some(core), ..ProxyStart::default() };
     let mut site = Site::start(args, &attacked, &start, interrupted)?;
+    // Attackers and load share a machine: what the attack costs the load when it means somebody else is not the proxy's doing. A
+    // server on the proxy's core, which reads what comes and waits for more, is somebody else.
+    let decoy = match plan.trickle {
+        Some(_) => Some(backend::start(Some(core), 100, site.mesh.dir())?),
+        None => None,
+    };
 
     // What is set up once is no cost of a connection.
     site.load(Duration::from_secs(1), |_| Ok(()))?;
     let before = usage::memory(site.pid)?;
-    let (mut quiet, mut under_attack, mut ended) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut quiet, mut beside, mut under_attack, mut ended) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..args.rounds {
         quiet.push(site.load(args.duration, |_| Ok(()))?);
+        if let Some((_, address)) = decoy {
+            let mut attack = opened(&plan, address, connections, interrupted)?;
+            beside.push(site.load(args.duration, |_| Ok(()))?);
+            attack.opened()?;
+            attack.stop()?;
+        }
         let (phase, mut of_round) = round(&mut site, args, &plan, interrupted)?;
         under_attack.push(phase);
         ended.append(&mut of_round);
@@ -105,7 +120,12 @@ pub(super) fn run(args: &HostileArgs, interrupted: &AtomicBool) -> anyhow::Resul
     report.at_most("others' failures under attack", failed(&under_attack), "requests", 0.0);
     report.tell("others' p99 without the attack", p99(&quiet), "us");
     report.tell("others' p99 under attack", p99(&under_attack), "us");
-    report.at_most("ratio of the two", p99(&under_attack) / p99(&quiet), "", args.p99_ratio_max);
+    if beside.is_empty() {
+        report.at_most("ratio of the two", p99(&under_attack) / p99(&quiet), "", args.p99_ratio_max);
+    } else {
+        report.tell("others' p99 while the attack is on another server", p99(&beside), "us");
+        report.at_most("ratio of the last two", p99(&under_attack) / p99(&beside), "", args.p99_ratio_max);
+    }
     let rss_max = under_attack.iter().map(|phase| phase.memory_max.rss).max().unwrap_or_default();
     let bytes_each = rss_max.saturating_sub(before.rss) as f64 / connections as f64;
     report.at_most("user memory of each hostile connection", bytes_each, "bytes", plan.bytes_each_max);
@@ -119,16 +139,15 @@ fn total(phases: &[Phase]) -> f64 {
     phases.iter().map(|phase| phase.load.requests).sum::<u64>() as f64
 }
 
-/// One attack with the normal load in the middle of it.
-fn round(
-    site: &mut Site<'_>,
-    args: &HostileArgs,
+/// An attack all of whose connections are open.
+fn opened(
     plan: &Plan,
+    address: SocketAddr,
+    connections: usize,
     interrupted: &AtomicBool,
-) -> anyhow::Result<(Phase, Vec<Ended>)> {
-    let connections = args.connections();
+) -> anyhow::Result<attack::Running> {
     let mut attack = Attack {
-        address: site.address,
+        address,
         connections,
         begin: plan.begin.clone().into_bytes(),
         trickle: plan.trickle,
@@ -143,6 +162,18 @@ fn round(
         }
         thread::sleep(CHILD_POLL_INTERVAL);
     }
+    Ok(attack)
+}
+
+/// One attack with the normal load in the middle of it.
+fn round(
+    site: &mut Site<'_>,
+    args: &HostileArgs,
+    plan: &Plan,
+    interrupted: &AtomicBool,
+) -> anyhow::Result<(Phase, Vec<Ended>)> {
+    let connections = args.connections();
+    let attack = opened(plan, site.address, connections, interrupted)?;
     let phase = site.load(args.duration, |_| Ok(()))?;
     let give_up = Instant::now() + plan.deadline.unwrap_or_default() + Duration::from_secs(2);
     while plan.deadline.is_some() && attack.ended() < connections && Instant::now() < give_up {

@@ -21,6 +21,9 @@ use crate::worker::{
     deadlines::now_ms,
 };
 
+/// Of a head that comes in a trickle, in bytes; a larger one keeps a buffer for a while each time.
+const TRICKLED_BYTES_MAX: usize = 2 * 1024;
+
 /// What is known about the next request before its head is read.
 #[derive(Debug, Default)]
 pub(crate) enum Begin {
@@ -139,7 +142,8 @@ async fn rest_of_head(
     mut read: Option<IdleRead>,
     is_other: impl Fn(&Conn, &[u8]) -> bool,
 ) -> Next {
-    let trickles = read.is_some();
+    // To wait without a buffer costs two copies of all that has come.
+    let trickles = read.is_some() && input.unread().len() <= TRICKLED_BYTES_MAX;
     loop {
         let read = match read.take() {
             Some(read) => read,

@@ -39,7 +39,7 @@ use crate::{
     worker::{
         Worker,
         buffers::{Buffer, Input, Kept},
-        conn::{Conn, IdleRead, exhausted, is_canceled, pass_trailers, write_all},
+        conn::{Conn, IdleRead, exhausted, is_canceled, pass_trailers},
         deadlines::{Expiry, now_ms},
         generation::Pinned,
         join::both,
@@ -417,8 +417,7 @@ async fn whole(
     if may_park && head_at_ms > now_ms() + 2 * HOLD_BUFFER_MS_MAX {
         place = exchange.worker.hot_streams.enter();
         if place.is_none() {
-            // How it fails, the read will say.
-            let _ = write_all(&mut upstream.write, out).await;
+            upstream.tell(out).await;
             return Ok(None);
         }
         hold_ms = Some(HOLD_BUFFER_MS_MAX);
@@ -466,9 +465,14 @@ async fn answered(
 ) -> Result<Option<Relayed>, Failure> {
     let upstream = &mut lease.conn;
     let read = upstream.read_now(response_input, exchange.bounds.head_bytes + 1);
-    if read == IdleRead::StillIdle && !upstream.timer.has_expired() {
+    if read != IdleRead::Bytes {
         response_input.release();
-        return Ok(None);
+        // What TLS says of an end is told once, so nothing may be read behind it.
+        return match read {
+            _ if upstream.timer.take_expired() => Err(Failure::Timeout),
+            IdleRead::StillIdle => Ok(None),
+            _ => Err(Failure::NoResponse),
+        };
     }
     let from = Side { half: &mut upstream.read, timer: &upstream.timer };
     let to = Side { half: &mut conn.write, timer: &conn.timer };

@@ -228,6 +228,10 @@ pub(super) fn tunnel<'a>(
         let answer = conn.open_tunnel(&head).await;
         conn.timer.clear();
         if conn.timer.take_expired() {
+            // Of the connection that others share: they had better take another one.
+            if let Some(stream) = conn.stream() {
+                stream.waited_in_vain();
+            }
             return Err(failed(io::ErrorKind::TimedOut, "no answer in time".into()));
         }
         match answer {

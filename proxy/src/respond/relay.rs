@@ -470,6 +470,7 @@ async fn splice_body(
                 Moved::Nothing if in_vain < SPLICE_IN_VAIN_MAX => in_vain += 1,
                 Moved::Nothing | Moved::End => return Ok(()),
             }
+            splice.rest();
             from.timer.set(patience.next_read(begun_ms), Expiry::ShutdownRead);
             let ready = readable(from.half).await;
             from.timer.clear();

@@ -444,7 +444,7 @@ async fn complete_record(conn: &Conn, received: &mut Counted) {
         match conn.receive_into_now(&mut bytes) {
             Ok(count @ 1..) => received.extend(&bytes[..count]),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && now_ms() < until_ms => {
-                within(until_ms - now_ms(), conn.readable()).await;
+                within(until_ms.saturating_sub(now_ms()), conn.readable()).await;
             }
             _ => return,
         }

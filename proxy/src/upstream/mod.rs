@@ -473,8 +473,11 @@ impl Endpoints {
 
     /// Closes all idle connections; for draining.
     pub(crate) fn close_idle(&self) {
+        // Tunnels first: they are streams of what is shared.
         for endpoint in self.by_address.borrow().values() {
             endpoint.idle.borrow_mut().clear();
+        }
+        for endpoint in self.by_address.borrow().values() {
             endpoint.shared.borrow_mut().retain(|connection| connection.streams() > 0);
         }
     }

@@ -322,7 +322,8 @@ impl Conn {
     ) -> io::Result<usize> {
         let hold = hold_ms.map(|ms| Hold { timer: &self.timer, ms });
         let (ReadHalf::Socket(read), WriteHalf::Socket(write)) = (&mut self.read, &mut self.write) else {
-            let Some(stream) = self.stream().cloned() else { return Err(io::ErrorKind::Unsupported.into()) };
+            // Also one that is a tunnel.
+            let ReadHalf::Stream(stream) = &self.read else { return Err(io::ErrorKind::Unsupported.into()) };
             return stream.ask(out, is_kept, input, (at_most, bytes_max), hold).await;
         };
         let Some(tls) = read.tls.clone() else {
@@ -367,6 +368,14 @@ impl Conn {
                 tls.restore_space(space);
                 result = again;
             }
+        }
+    }
+
+    /// Sends a request, until it is written or its response has begun to come. How it fails, reading will say.
+    pub(crate) async fn tell(&mut self, out: &mut Buffer) {
+        match &self.write {
+            WriteHalf::Socket(_) => drop(write_all(&mut self.write, out).await),
+            WriteHalf::Stream(stream) => stream.tell(out).await,
         }
     }
 

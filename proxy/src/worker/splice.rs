@@ -36,7 +36,7 @@ impl Pipes {
 /// or writes there waits for readiness and does it again. Nobody else reads the one or writes the other meanwhile.
 #[derive(Debug)]
 pub(crate) struct Splice {
-    /// `None` once it is dropped.
+    /// `None` while it rests, and once it is dropped.
     pipe: Option<Pipe>,
     from: RawFd,
     to: RawFd,
@@ -103,6 +103,16 @@ impl Splice {
         self.pipe.as_ref().map_or(0, Pipe::held)
     }
 
+    /// Waits without a pipe, where nothing is in it: a sender that pauses must not take from the worker's budget.
+    pub(crate) fn rest(&mut self) {
+        if self.held() == 0
+            && let Some(pipe) = self.pipe.take()
+        {
+            self.memory.pool().pipes().give(pipe);
+            self.memory.resize(0);
+        }
+    }
+
     /// Takes at most so many bytes out of the sender's socket, without waiting; nothing may be on its way.
     pub(crate) fn take(&mut self, half: &ReadHalf, bytes_max: u64) -> io::Result<Moved> {
         let ReadHalf::Socket(half) = half else { return Err(io::ErrorKind::Unsupported.into()) };
@@ -132,10 +142,20 @@ impl Splice {
     }
 
     fn take_part(&mut self, half: &SocketReader, bytes_max: usize) -> io::Result<Moved> {
-        let Some(pipe) = &mut self.pipe else { return Ok(Moved::Nothing) };
         if bytes_max == 0 {
             return Ok(Moved::Nothing);
         }
+        let pipe = match &mut self.pipe {
+            Some(pipe) => pipe,
+            // Without one it looks like nothing, again and again, and buffers go on.
+            rested @ None => match self.memory.pool().pipes().take() {
+                Ok(pipe) => {
+                    self.memory.resize(SPLICE_PIPE_BYTES);
+                    rested.insert(pipe)
+                }
+                Err(_) => return Ok(Moved::Nothing),
+            },
+        };
         // A peer may end TLS and leave the connection open: there is nothing to wait for then.
         if half.tls.as_ref().is_some_and(|tls| tls.has_ended()) {
             return Ok(Moved::End);

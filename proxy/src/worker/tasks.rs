@@ -47,6 +47,7 @@ pub(super) async fn main(start: Start) -> io::Result<()> {
     wakeups.set_nonblocking(true)?;
     monoio::spawn(mail(Rc::clone(&worker), wakeups));
     let mut swept_ms = now_ms();
+    let mut has_burst = false;
     while !worker.drained() {
         monoio::time::sleep(Duration::from_millis(DEADLINE_TICK_MS)).await;
         let now = now_ms();
@@ -56,9 +57,8 @@ pub(super) async fn main(start: Start) -> io::Result<()> {
             swept_ms = now;
             worker.endpoints.sweep(now);
             worker.clusters.sweep();
-            if worker.buffers.sweep() {
-                super::allocator::give_back();
-            }
+            has_burst |= worker.buffers.sweep();
+            has_burst = has_burst && !super::allocator::give_back();
         }
     }
     Ok(())

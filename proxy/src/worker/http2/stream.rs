@@ -321,6 +321,20 @@ impl Stream {
         result
     }
 
+    /// Sends a request, until it is written or its response has begun to come, which is the end of it, too.
+    pub(in crate::worker) async fn tell(&self, out: &Buffer) {
+        let mut written = 0;
+        self.interrupt.begin_read();
+        let is_written = poll_fn(|cx| match self.poll_write(cx, out, &mut written) {
+            Poll::Ready(_) => Poll::Ready(true),
+            Poll::Pending => self.poll_readable(cx).map(|_| false),
+        })
+        .await;
+        if !is_written {
+            self.outgoing.borrow_mut().give_up();
+        }
+    }
+
     /// Takes along the trailers of a body whose length is announced, of which HTTP/1.1 text does not tell. All of them have come
     /// before the last piece of that body is read.
     pub(crate) fn take_trailers_of(&self, from: &Self) {
