@@ -11,7 +11,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::{AsFd, OwnedFd},
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Condvar, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
@@ -20,7 +20,7 @@ use std::{
 use meshring_core::{
     id::Generation,
     identity::{Material, OWN, TrustBundle},
-    limits::{CERTIFICATE_RETRY_MS_MAX, CERTIFICATE_RETRY_MS_MIN, CERTIFICATE_TICK_MS, MATERIALS_MAX},
+    limits::{CERTIFICATE_RETRY_MS_MAX, CERTIFICATE_RETRY_MS_MIN, CERTIFICATE_TICK_MS, MATERIALS_MAX, PREPARE_MS_MAX},
     link::{Hello, ToProxy},
     snapshot::{Snapshot, region::sealed},
     table::lookup::Viewpoint,
@@ -112,6 +112,8 @@ struct Holder {
 struct Given {
     checksum: u64,
     state: State,
+    /// When it was sent last.
+    sent: Option<Instant>,
     backoff: Backoff,
 }
 
@@ -142,6 +144,8 @@ struct Inner {
     holders: BTreeMap<ProxyId, Holder>,
     credentials: BTreeMap<String, Credential>,
     names: Option<Names>,
+    /// About to be committed: until it is, what it names must not be taken back for what is active.
+    pending: Option<Generation>,
 }
 
 /// Counters for the metrics.
@@ -172,6 +176,8 @@ pub struct Materials {
     changes: watch::Receiver<u64>,
     started: Instant,
     inner: Mutex<Inner>,
+    /// A proxy has answered, or has gone.
+    answered: Condvar,
     /// See [`Counters`].
     pub counters: Counters,
 }
@@ -201,6 +207,7 @@ impl Materials {
             changes,
             started: Instant::now(),
             inner: Mutex::default(),
+            answered: Condvar::new(),
             counters: Counters::default(),
         }
     }
@@ -241,6 +248,7 @@ impl Materials {
     /// A proxy has gone.
     pub fn detached(&self, id: ProxyId) {
         self.lock().holders.remove(&id);
+        self.answered.notify_all();
     }
 
     /// A proxy uses a material.
@@ -256,6 +264,7 @@ impl Materials {
         } else if let Some(given) = holder.credentials.get_mut(name) {
             (given.state, given.backoff) = (State::Installed, Backoff::default());
         }
+        self.answered.notify_all();
     }
 
     /// A proxy does not take a material.
@@ -273,6 +282,7 @@ impl Materials {
             given.state = State::Refused(reason);
             given.backoff.failed(now);
         }
+        self.answered.notify_all();
     }
 
     /// Gives every proxy what it should have and has not.
@@ -280,9 +290,25 @@ impl Materials {
         self.tend_with(self.fleet.active_content());
     }
 
-    /// The same before a generation is committed: what its table names is on its way before a worker runs it.
+    /// The same before a generation is committed: proxies have what its table names before a worker runs it. One that does not say
+    /// so in time must not keep the others from the generation.
     pub fn committing(&self, generation: Generation) {
+        let begun = Instant::now();
+        self.lock().pending = Some(generation);
         self.tend_with(self.fleet.retained_as(generation));
+        let until = begun + Duration::from_millis(PREPARE_MS_MAX);
+        let is_awaited = |given: &Given| given.state == State::Sent && given.sent.is_some_and(|at| at >= begun);
+        let mut inner = self.lock();
+        while inner.holders.values().any(|holder| holder.credentials.values().any(is_awaited)) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            inner = match self.answered.wait_timeout(inner, left) {
+                Ok((guard, _)) => guard,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
     }
 
     fn tend_with(&self, content: Option<Arc<Retained>>) {
@@ -297,6 +323,11 @@ impl Materials {
         for (id, holder) in &mut inner.holders {
             self.tend_identity(*id, holder, &current, &world, (now, clock));
         }
+        let is_pending = |content: &Arc<Retained>| inner.pending == Some(content.generation);
+        let content = match inner.pending {
+            Some(pending) if !content.as_ref().is_some_and(is_pending) => self.fleet.retained_as(pending).or(content),
+            _ => content,
+        };
         self.learn_names(inner, content);
         let Some(names) = &inner.names else { return };
         let all = names.clusters.iter().chain(names.gateways.values().flatten());
@@ -449,6 +480,7 @@ impl Materials {
             let given = holder.credentials.entry((*name).clone()).or_insert_with(|| Given {
                 checksum: 0,
                 state: State::Missing,
+                sent: None,
                 backoff: Backoff::default(),
             });
             self.give(id, name, given, &loaded, now);
@@ -471,7 +503,7 @@ impl Materials {
         }
         given.checksum = loaded.checksum;
         match self.send(id, name, &loaded.fd) {
-            Ok(()) => given.state = State::Sent,
+            Ok(()) => (given.state, given.sent) = (State::Sent, Some(now)),
             Err(reason) => {
                 given.state = State::Failed(reason);
                 given.backoff.failed(now);
