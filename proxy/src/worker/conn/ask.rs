@@ -1,0 +1,211 @@
+//! A request and the first bytes of its response in one pass through the event loop, or until it has been waited for long enough.
+
+use std::{
+    future::{Future as _, poll_fn},
+    io,
+    pin::pin,
+    task::Poll,
+};
+
+use monoio::{
+    buf::SliceMut,
+    io::{AsyncReadRent as _, AsyncWriteRent as _, CancelableAsyncReadRent as _},
+};
+use rustix::io::Errno;
+
+use super::{
+    super::{
+        buffers::{Buffer, Input},
+        deadlines::{Expiry, Timer, now_ms},
+        secure::{Taken, Tls},
+    },
+    Conn, ReadHalf, SocketReader, SocketWriter, WriteHalf,
+    write::{ready_to_write, write_all, write_plain, write_rest},
+};
+
+impl Conn {
+    /// Sends a request and waits for the first bytes of its response, both submitted together: one pass through the event loop
+    /// less. `out` comes back as it was if `is_kept`; without it its storage is given back while the upstream takes its
+    /// time. Returns what [`Input`] reads return: a failed write needs no handling of its own, since the read ends with the same
+    /// broken connection, or with a response that the peer sent before it stopped reading.
+    ///
+    /// `hold_ms`: an answer that does not come within so many milliseconds behind the request is not waited for any longer, see
+    /// [`is_canceled`]; the deadline that was set before is gone then.
+    pub(crate) async fn ask(
+        &mut self,
+        out: &mut Buffer,
+        is_kept: bool,
+        input: &mut Input,
+        (at_most, bytes_max): (usize, usize),
+        hold_ms: Option<u64>,
+    ) -> io::Result<usize> {
+        let hold = hold_ms.map(|ms| Hold { timer: &self.timer, ms });
+        let (ReadHalf::Socket(read), WriteHalf::Socket(write)) = (&mut self.read, &mut self.write) else {
+            // Also one that is a tunnel.
+            let ReadHalf::Stream(stream) = &self.read else { return Err(io::ErrorKind::Unsupported.into()) };
+            return stream.ask(out, is_kept, input, (at_most, bytes_max), hold).await;
+        };
+        let Some(tls) = read.tls.clone() else {
+            let space = input.lend(at_most, bytes_max).ok_or(io::ErrorKind::OutOfMemory)?;
+            let (result, space) = ask_plain(read, write, out, is_kept, space, hold).await;
+            input.restore(space);
+            return result;
+        };
+        if tls.is_kernel() {
+            return ask_kernel(read, write, &tls, out, is_kept, input, (at_most, bytes_max), hold).await;
+        }
+        let mut sent = 0;
+        loop {
+            let mut records = tls.buffer();
+            sent += tls.seal(&out[sent..], &mut records)?;
+            if sent < out.len() {
+                let result = write_plain(write, &mut records).await;
+                tls.written(result.is_ok());
+                result?;
+                continue;
+            }
+            if !is_kept {
+                out.clear();
+                out.release();
+            }
+            let (result, space) = ask_plain(read, write, &mut records, false, tls.lend_space(), hold).await;
+            tls.restore_space(space);
+            tls.written(true);
+            drop(records);
+            let mut result = result;
+            loop {
+                if result? == 0 {
+                    tls.socket_ended();
+                    return Ok(0);
+                }
+                match tls.take(input, at_most, bytes_max)? {
+                    Taken::Bytes(count) => return Ok(count),
+                    Taken::Closed => return Ok(0),
+                    Taken::Nothing => {}
+                }
+                let (again, space) = read_held(read, tls.lend_space(), hold).await;
+                tls.restore_space(space);
+                result = again;
+            }
+        }
+    }
+
+    /// Sends a request, until it is written or its response has begun to come. How it fails, reading will say.
+    pub(crate) async fn tell(&mut self, out: &mut Buffer) {
+        match &self.write {
+            WriteHalf::Socket(_) => drop(write_all(&mut self.write, out).await),
+            WriteHalf::Stream(stream) => stream.tell(out).await,
+        }
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "as `Conn::ask`, with the halves taken apart")]
+async fn ask_kernel(
+    read: &mut SocketReader,
+    write: &mut SocketWriter,
+    tls: &Tls,
+    out: &mut Buffer,
+    is_kept: bool,
+    input: &mut Input,
+    (at_most, bytes_max): (usize, usize),
+    hold: Option<Hold<'_>>,
+) -> io::Result<usize> {
+    ready_to_write(tls, write, out.len()).await?;
+    let space = input.lend(at_most, bytes_max).ok_or(io::ErrorKind::OutOfMemory)?;
+    let (mut result, space) = ask_plain(read, write, out, is_kept, space, hold).await;
+    input.restore(space);
+    loop {
+        if let Some(count) = tls.kernel_read(result)? {
+            return Ok(count);
+        }
+        let space = input.lend(at_most, bytes_max).ok_or(io::ErrorKind::OutOfMemory)?;
+        let (again, space) = read_held(read, space, hold).await;
+        input.restore(space);
+        result = again;
+    }
+}
+
+/// See [`Conn::ask`].
+#[derive(Debug, Clone, Copy)]
+pub(in crate::worker) struct Hold<'a> {
+    timer: &'a Timer,
+    ms: u64,
+}
+
+impl Hold<'_> {
+    /// The request is written: from here on its answer is waited for.
+    pub(in crate::worker) fn begin(self) {
+        self.timer.set(now_ms() + self.ms, Expiry::CancelRead);
+    }
+}
+
+/// Reads, for as long as the hold lasts.
+async fn read_held(
+    read: &mut SocketReader,
+    space: SliceMut<Vec<u8>>,
+    hold: Option<Hold<'_>>,
+) -> (io::Result<usize>, SliceMut<Vec<u8>>) {
+    match hold {
+        // It has passed after the read before this one, which it was too late for.
+        Some(hold) if hold.timer.has_expired() => (Err(Errno::CANCELED.into()), space),
+        Some(hold) => read.socket.cancelable_read(space, hold.timer.cancel_handle()).await,
+        None => read.socket.read(space).await,
+    }
+}
+
+async fn ask_plain(
+    read: &mut SocketReader,
+    write: &mut SocketWriter,
+    out: &mut Buffer,
+    is_kept: bool,
+    space: SliceMut<Vec<u8>>,
+    hold: Option<Hold<'_>>,
+) -> (io::Result<usize>, SliceMut<Vec<u8>>) {
+    let len = out.len();
+    let writing = write.socket.write(out.lend());
+    let Some(hold) = hold else {
+        let reading = read.socket.read(space);
+        let (written, bytes) = writing.await;
+        out.restore(bytes);
+        asked(write, out, is_kept, written, len).await;
+        return reading.await;
+    };
+    let mut reading = pin!(read_held(read, space, Some(hold)));
+    let mut early = None;
+    let (written, bytes) = {
+        let mut writing = pin!(writing);
+        poll_fn(|cx| {
+            let written = writing.as_mut().poll(cx);
+            // A read that can be cancelled is submitted by its first turn.
+            if early.is_none()
+                && let Poll::Ready(result) = reading.as_mut().poll(cx)
+            {
+                early = Some(result);
+            }
+            written
+        })
+        .await
+    };
+    out.restore(bytes);
+    asked(write, out, is_kept, written, len).await;
+    if let Some(result) = early {
+        return result;
+    }
+    hold.begin();
+    reading.await
+}
+
+/// The first write of a request of `len` bytes is done; the read is pending meanwhile.
+async fn asked(write: &mut SocketWriter, out: &mut Buffer, is_kept: bool, written: io::Result<usize>, len: usize) {
+    if let Ok(written) = written
+        && written < len
+    {
+        // A request larger than the socket's buffer. How it ends, the read will say.
+        let _ = write_rest(write, out, written).await;
+    }
+    if !is_kept {
+        // An upstream may take its time: as many requests as wait for it, so many buffers less.
+        out.clear();
+        out.release();
+    }
+}
