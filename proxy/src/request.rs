@@ -56,9 +56,9 @@ use crate::{
     parse::{self, Begin, Next, PartialHead},
     policy::{self, Edits, Rewritten},
     respond::{
+        body::BadBody,
         last_hop,
         local::{self, Response},
-        relay::BadBody,
     },
     route::{self, Decision, Request},
     worker::{

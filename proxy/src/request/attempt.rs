@@ -25,11 +25,9 @@ use super::{
 use crate::{
     observe::Record,
     respond::{
+        body::{BadBody, Body, BodyError, BodyRate, HEAD_READ_BYTES_MAX, Patience, Side, Upload, relay_body},
         local,
-        relay::{
-            self, BadBody, Body, BodyError, BodyRate, Exchange, Failure, HEAD_READ_BYTES_MAX, Patience, Relayed, Side,
-            Upload,
-        },
+        relay::{self, Exchange, Failure, Relayed},
     },
     tls::{
         handshake::{self, HandshakeError},
@@ -511,7 +509,7 @@ pub(super) async fn streamed(
     let up = async {
         let from = Side { half: &mut conn.read, timer: client };
         let to = Side { half: &mut lease.conn.write, timer: &to_upstream };
-        let sent = relay::relay_body(body, input, from, to, out, patience).await;
+        let sent = relay_body(body, input, from, to, out, patience).await;
         exchange.worker.stats.add(Counter::SplicedBytes, body.spliced_bytes());
         if matches!(sent, Ok(()) | Err(BodyError::Write(_))) && exchange.awaits_head.get() {
             // Now it is the upstream's turn.

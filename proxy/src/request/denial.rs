@@ -18,8 +18,8 @@ use crate::{
     observe::Record,
     policy::jwt,
     respond::{
+        body::BadBody,
         local::{self, Response},
-        relay::BadBody,
     },
     worker::{Worker, buffers::Input, conn::Conn},
 };

@@ -26,7 +26,7 @@ use super::{
     lease::{self, Http2, Unleased},
 };
 use crate::{
-    respond::relay::HEAD_READ_BYTES_MAX,
+    respond::body::HEAD_READ_BYTES_MAX,
     route::Request,
     upstream::{Lease, Reuse},
     worker::{

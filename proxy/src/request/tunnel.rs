@@ -20,7 +20,7 @@ use meshring_core::{
 };
 
 use crate::{
-    respond::relay::Side,
+    respond::body::Side,
     upstream::Lease,
     worker::{
         Worker,

@@ -1,5 +1,6 @@
 //! Responses: relayed from an upstream, or our own.
 
+pub(crate) mod body;
 pub(crate) mod date;
 pub(crate) mod last_hop;
 pub(crate) mod local;

@@ -19,8 +19,8 @@ use meshring_core::{
 };
 
 use super::{
-    local,
-    relay::{self, BadBody, Body, BodyError, BodyRate, Patience, Side, Upload},
+    body::{BadBody, Body, BodyError, BodyRate, Patience, Side, Upload, relay_body},
+    local, relay,
 };
 use crate::{
     observe::Record,
@@ -135,8 +135,8 @@ fn the_deadline_of_a_response_head_is_gone_once_the_head_has_come() {
         let mut fields = Fields::new();
         let done = Cell::new(false);
         let relaying = async {
-            let from = relay::Side { half: &mut upstream.read, timer: &upstream.timer };
-            let to = relay::Side { half: &mut client.write, timer: &client.timer };
+            let from = Side { half: &mut upstream.read, timer: &upstream.timer };
+            let to = Side { half: &mut client.write, timer: &client.timer };
             let mut out = worker.buffers.lazy();
             let result = relay::relay_response(&exchange, &mut fields, &mut input, from, to, &mut out).await;
             done.set(true);
@@ -207,7 +207,7 @@ fn ktls_an_upload_is_exact_while_an_answer_comes_down() {
                     let from = Side { half: &mut client.read, timer: &client.timer };
                     let to = Side { half: &mut lease.conn.write, timer: &lease.conn.timer };
                     let mut out = worker.buffers.lazy();
-                    relay::relay_body(&mut body, &mut input, from, to, &mut out, to_the_end(Some(upload))).await
+                    relay_body(&mut body, &mut input, from, to, &mut out, to_the_end(Some(upload))).await
                 };
                 let down = async {
                     for part in pattern(2, LARGE).chunks(10_000) {
@@ -251,7 +251,7 @@ fn ktls_a_client_that_stops_in_mid_upload_is_too_slow() {
             let from = Side { half: &mut client.read, timer: &client.timer };
             let to = Side { half: &mut lease.conn.write, timer: &lease.conn.timer };
             let mut out = worker.buffers.lazy();
-            let result = relay::relay_body(&mut body, &mut input, from, to, &mut out, to_the_end(Some(upload))).await;
+            let result = relay_body(&mut body, &mut input, from, to, &mut out, to_the_end(Some(upload))).await;
             done.set(true);
             result
         };
@@ -297,7 +297,7 @@ fn ktls_a_response_that_ends_too_early_is_an_error_at_once() {
             let from = Side { half: &mut lease.conn.read, timer: &lease.conn.timer };
             let to = Side { half: &mut client.write, timer: &client.timer };
             let mut out = worker.buffers.lazy();
-            let result = relay::relay_body(&mut body, &mut input, from, to, &mut out, to_the_end(None)).await;
+            let result = relay_body(&mut body, &mut input, from, to, &mut out, to_the_end(None)).await;
             assert!(matches!(result, Err(BodyError::Bad(_) | BodyError::Read(_))), "{what}: {result:?}");
             drop((client, lease, stop));
             from_upstream.join().unwrap();
