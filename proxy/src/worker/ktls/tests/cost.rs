@@ -156,9 +156,9 @@ fn sealed_in_userspace() -> Cost {
     cost.per_mb()
 }
 
-/// Told everywhere, judged where instructions are counted: time in an emulation says nothing. The bounds keep what was
-/// measured on 6.12 from getting worse: 0.73 opened, 1.02 sealed. They are no goal: half of userspace was hoped for, and in
-/// instructions it is not reached, since AES is most of both.
+/// Told everywhere, instructions judged where they are counted: time in an emulation says nothing. The bounds keep what was measured
+/// on 6.12 from getting worse: 0.73 opened, 0.85 to 1.01 sealed (0.68 on 6.18). They are no goal: half of userspace was hoped for, and in instructions it is
+/// not reached, since AES is most of both. In system calls it is: 0.56 opened, which is a call for each record, 0.14 sealed.
 #[test]
 fn a_megabyte_in_the_kernel_costs_no_more_than_it_did() {
     if present().is_none() {
@@ -180,5 +180,9 @@ fn a_megabyte_in_the_kernel_costs_no_more_than_it_did() {
             assert!(!is_counted || units < ratio_max, "{what}");
             assert!(calls <= 1.0, "{what}");
         }
+        // Through two sidecars a megabyte goes into TLS and out of it.
+        let calls = (opened.0.calls + sealed.0.calls) as f64 / (opened.1.calls + sealed.1.calls) as f64;
+        println!("round {round}: both ways: calls {calls:.2}x");
+        assert!(calls <= 0.5, "{calls}");
     }
 }
