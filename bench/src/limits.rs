@@ -89,7 +89,7 @@ pub(crate) const HOSTILE_ROUNDS_MAX: usize = 100;
 pub(crate) const HOSTILE_OPEN_MAX: Duration = Duration::from_secs(3);
 
 /// What one hostile connection adds to [`HOSTILE_OPEN_MAX`].
-pub(crate) const HOSTILE_OPEN_EACH_MAX: Duration = Duration::from_millis(1);
+pub(crate) const HOSTILE_OPEN_EACH_MAX: Duration = Duration::from_millis(3);
 
 /// Longest wait for one hostile connection: the kernel's queue may be full, and its SYN is sent again after a second.
 pub(crate) const HOSTILE_CONNECT_MAX: Duration = Duration::from_secs(10);

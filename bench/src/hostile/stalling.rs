@@ -102,7 +102,8 @@ pub(super) fn run(args: &HostileArgs, interrupted: &AtomicBool) -> anyhow::Resul
     for _ in 0..args.rounds {
         quiet.push(site.load(args.duration, |_| Ok(()))?);
         if let Some((_, address)) = decoy {
-            let mut attack = opened(&plan, address, connections, interrupted)?;
+            // It is no proxy, and may take its time.
+            let mut attack = opened(&plan, address, connections, 2 * open_max(connections), interrupted)?;
             beside.push(site.load(args.duration, |_| Ok(()))?);
             attack.opened()?;
             attack.stop()?;
@@ -139,11 +140,12 @@ fn total(phases: &[Phase]) -> f64 {
     phases.iter().map(|phase| phase.load.requests).sum::<u64>() as f64
 }
 
-/// An attack all of whose connections are open.
+/// An attack all of whose connections are open, after so long at most.
 fn opened(
     plan: &Plan,
     address: SocketAddr,
     connections: usize,
+    within: Duration,
     interrupted: &AtomicBool,
 ) -> anyhow::Result<attack::Running> {
     let mut attack = Attack {
@@ -157,8 +159,8 @@ fn opened(
     let begun = Instant::now();
     while attack.opened()? < connections {
         check_interrupted(interrupted)?;
-        if begun.elapsed() > open_max(connections) {
-            bail!("only {} hostile connections within {:?}", attack.opened()?, open_max(connections));
+        if begun.elapsed() > within {
+            bail!("only {} hostile connections within {within:?}", attack.opened()?);
         }
         thread::sleep(CHILD_POLL_INTERVAL);
     }
@@ -173,7 +175,7 @@ fn round(
     interrupted: &AtomicBool,
 ) -> anyhow::Result<(Phase, Vec<Ended>)> {
     let connections = args.connections();
-    let attack = opened(plan, site.address, connections, interrupted)?;
+    let attack = opened(plan, site.address, connections, open_max(connections), interrupted)?;
     let phase = site.load(args.duration, |_| Ok(()))?;
     let give_up = Instant::now() + plan.deadline.unwrap_or_default() + Duration::from_secs(2);
     while plan.deadline.is_some() && attack.ended() < connections && Instant::now() < give_up {
