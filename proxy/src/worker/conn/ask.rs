@@ -30,7 +30,7 @@ impl Conn {
     /// broken connection, or with a response that the peer sent before it stopped reading.
     ///
     /// `hold_ms`: an answer that does not come within so many milliseconds behind the request is not waited for any longer, see
-    /// [`is_canceled`]; the deadline that was set before is gone then.
+    /// [`is_canceled`](super::is_canceled); the deadline that was set before is gone then.
     pub(crate) async fn ask(
         &mut self,
         out: &mut Buffer,

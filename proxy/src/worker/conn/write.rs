@@ -31,7 +31,7 @@ pub(crate) async fn write_all(to: &mut WriteHalf, buffer: &mut Buffer) -> io::Re
     Ok(())
 }
 
-/// Before a body's last piece is written: see [`Stream::take_trailers_of`].
+/// Before a body's last piece is written: see [`take_trailers_of`](crate::worker::http2::Stream::take_trailers_of).
 pub(crate) fn pass_trailers(from: &ReadHalf, to: &WriteHalf) {
     if let (ReadHalf::Stream(from), WriteHalf::Stream(to)) = (from, to) {
         to.take_trailers_of(from);
