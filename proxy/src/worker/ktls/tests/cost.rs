@@ -158,7 +158,7 @@ fn sealed_in_userspace() -> Cost {
 
 /// Told everywhere, instructions judged where they are counted: time in an emulation says nothing. The bounds keep what was measured
 /// on 6.12 from getting worse: 0.73 opened, 0.85 to 1.01 sealed (0.68 on 6.18). They are no goal: half of userspace was hoped for, and in instructions it is
-/// not reached, since AES is most of both. In system calls it is: 0.56 opened, which is a call for each record, 0.14 sealed.
+/// not reached, since AES is most of both; in system calls 0.14 sealed, but 0.56 opened, which is a call for each record.
 #[test]
 fn a_megabyte_in_the_kernel_costs_no_more_than_it_did() {
     if present().is_none() {
