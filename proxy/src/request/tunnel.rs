@@ -335,7 +335,8 @@ impl Way<'_> {
         loop {
             let count = match splice.take(self.from.half, u64::MAX) {
                 Ok(Moved::Bytes(count)) => count,
-                Ok(Moved::End) => return Unspliced::Ended(self.end().await),
+                // Urgent data looks the same once the sender has ended behind it: only a read can tell.
+                Ok(Moved::End) => return Unspliced::Small,
                 // There was something to read, and there is not: a read will find out what it is.
                 Ok(Moved::Nothing) if is_first => return Unspliced::Small,
                 Ok(Moved::Nothing) => return Unspliced::Paused,

@@ -53,7 +53,8 @@ pub(crate) struct Splice {
 pub(crate) enum Moved {
     /// So many bytes are on their way: write them before more is read.
     Bytes(usize),
-    /// The sender has ended.
+    /// The sender has ended; or has sent urgent data and ended behind it, which looks the same here (`tcp_splice_read`): only a read
+    /// can tell.
     End,
     /// Nothing is there: wait until there is.
     Nothing,

@@ -1,7 +1,10 @@
 //! Tunnels between peers that these tests play, plain and over TLS, on both drivers. In a machine whose kernel has TLS (tests/vm) it is
 //! the kernel's, and what is large goes from socket to socket.
 
-use std::net::{Shutdown, TcpListener};
+use std::{
+    net::{Shutdown, TcpListener},
+    sync::mpsc,
+};
 
 use super::*;
 use crate::{
@@ -143,31 +146,39 @@ fn ktls_a_cut_behind_much_does_not_look_like_an_end() {
 }
 
 #[test]
-fn urgent_data_among_much_stops_nobody() {
+fn urgent_data_among_much_stops_nobody_even_with_the_end_behind_it() {
     on_each_driver(async |worker| {
-        let (_, upstream) = between(
-            &worker,
-            (false, false),
-            |peer| {
-                peer.send(&pattern(6, LARGE));
-                // Splice stops at it, and only a read goes on behind it: in the stream it has no place.
-                while let Err(error) = rustix::net::send(&peer.socket, b"!", rustix::net::SendFlags::OOB) {
-                    assert_eq!(error, rustix::io::Errno::AGAIN);
-                    peer.wait(true);
-                }
-                peer.send(&pattern(7, LARGE));
-                peer.finish_sending();
-                peer.rest()
-            },
-            |peer| {
-                let received = peer.rest();
-                peer.finish_sending();
-                received
-            },
-        )
-        .await;
-        assert!(upstream.0 == [pattern(6, LARGE), pattern(7, LARGE)].concat(), "{} bytes", upstream.0.len());
-        assert_eq!(upstream.1, Received::End);
+        // The second: with the end there already, splice says of urgent data what it says of an end.
+        for (behind, waits) in [(LARGE, false), (100, true)] {
+            let (ended, has_ended) = mpsc::channel();
+            let (_, upstream) = between(
+                &worker,
+                (false, false),
+                move |peer| {
+                    peer.send(&pattern(6, LARGE));
+                    // Splice stops at it, and only a read goes on behind it: in the stream it has no place.
+                    while let Err(error) = rustix::net::send(&peer.socket, b"!", rustix::net::SendFlags::OOB) {
+                        assert_eq!(error, rustix::io::Errno::AGAIN);
+                        peer.wait(true);
+                    }
+                    peer.send(&pattern(7, behind));
+                    peer.finish_sending();
+                    ended.send(()).unwrap();
+                    peer.rest()
+                },
+                move |peer| {
+                    if waits {
+                        has_ended.recv().unwrap();
+                    }
+                    let received = peer.rest();
+                    peer.finish_sending();
+                    received
+                },
+            )
+            .await;
+            assert!(upstream.0 == [pattern(6, LARGE), pattern(7, behind)].concat(), "{} bytes", upstream.0.len());
+            assert_eq!(upstream.1, Received::End);
+        }
     });
 }
 
