@@ -254,8 +254,9 @@ pub const SPLICE_PIPE_BYTES: usize = 128 * 1024;
 /// The rest of a body of known length goes from socket to socket without a copy from this size on, in bytes: below it the system calls that set
 /// it up cost more than the copy.
 pub const SPLICE_BYTES_MIN: u64 = 64 * 1024;
-/// Parts, of kernel TLS one record each, that are taken before they are given on: what the pipe holds.
-pub const SPLICE_PARTS_MAX: u32 = 8;
+/// What a stream out of kernel TLS is read into at once, in bytes: four records. Reading more at a time saves few calls more, and stays
+/// in fewer caches.
+pub const SPLICE_RECORDS_BYTES: usize = 4 * 16 * 1024;
 /// What must have gone through one direction of a tunnel without a pause before it goes from socket to socket, in bytes. An exchange of
 /// messages never gets there.
 pub const SPLICE_TUNNEL_BYTES_MIN: u64 = 256 * 1024;
@@ -268,6 +269,8 @@ pub const SPLICED_IN_A_ROW_BYTES_MAX: usize = 512 * 1024;
 pub const SPLICE_IN_VAIN_MAX: u32 = 8;
 /// Empty pipes that a worker keeps: two descriptors each, and no memory to speak of.
 pub const SPLICE_PIPES_POOLED_MAX: usize = 8;
+/// Empty buffers of [`SPLICE_RECORDS_BYTES`] that a worker keeps for a second.
+pub const SPLICE_RECORDS_POOLED_MAX: usize = 4;
 /// Materials that a proxy holds at once: its own and one for each distinct credential of its routes and gateways.
 pub const MATERIALS_MAX: usize = 1024;
 /// Service accounts of one service's endpoints that clients ask for by name; beyond it any identity of the trust domain

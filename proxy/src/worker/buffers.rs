@@ -16,7 +16,7 @@ use monoio::{
 use super::{
     conn::{ReadHalf, SocketReader},
     secure::{Taken, Tls},
-    splice::Pipes,
+    splice::Carriers,
 };
 
 /// Free buffers of [`BUFFER_BYTES`], and the number of bytes in those that are not free.
@@ -25,7 +25,7 @@ pub(crate) struct Buffers {
     free: RefCell<Vec<Vec<u8>>>,
     used_bytes: Cell<usize>,
     held_bytes: Cell<usize>,
-    pipes: Pipes,
+    carriers: Carriers,
     /// The fewest that were free since the last [`sweep`](Self::sweep).
     unused: Cell<usize>,
     freed: Freed,
@@ -83,8 +83,8 @@ impl Buffers {
     }
 
     /// What moves bytes without a buffer.
-    pub(super) fn pipes(&self) -> &Pipes {
-        &self.pipes
+    pub(super) fn carriers(&self) -> &Carriers {
+        &self.carriers
     }
 
     /// Bytes of those that wait for more of their kind: a part of [`used_bytes`](Self::used_bytes).
@@ -109,7 +109,7 @@ impl Buffers {
     pub(super) fn sweep(&self) -> bool {
         let mut free = self.free.borrow_mut();
         let keep = free.len() - self.unused.get().min(free.len());
-        self.note_freed((free.len() - keep) * BUFFER_BYTES);
+        self.note_freed((free.len() - keep) * BUFFER_BYTES + self.carriers.sweep());
         free.truncate(keep);
         self.unused.set(keep);
         let Freed { bytes, swept_bytes } = &self.freed;

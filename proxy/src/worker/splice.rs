@@ -1,33 +1,99 @@
-//! Bytes from socket to socket without a copy to userspace, where both carry plain bytes: large bodies beside the kernel's TLS, and
-//! whatever goes through a tunnel for as long as much of it comes.
+//! Bytes from socket to socket without a copy to userspace, or with as few calls as one allows, where both carry plain bytes: large
+//! bodies beside the kernel's TLS, and whatever goes through a tunnel for as long as much of it comes.
 
 use std::{cell::RefCell, io, os::fd::RawFd, rc::Rc};
 
-use meshring_core::limits::{SPLICE_PARTS_MAX, SPLICE_PIPE_BYTES, SPLICE_PIPES_POOLED_MAX};
+use meshring_core::limits::{
+    SPLICE_PIPE_BYTES, SPLICE_PIPES_POOLED_MAX, SPLICE_RECORDS_BYTES, SPLICE_RECORDS_POOLED_MAX,
+};
 
 use super::{
     buffers::{Buffers, Reserved},
     conn::{ReadHalf, SocketReader, WriteHalf},
-    ktls::{Pipe, Spliced, set_nonblocking},
+    ktls::{Pipe, Records, set_nonblocking},
     readiness,
 };
 
-/// Empty pipes of a worker: making one takes five system calls.
-#[derive(Debug, Default)]
-pub(crate) struct Pipes(RefCell<Vec<Pipe>>);
+/// What carries the bytes.
+#[derive(Debug)]
+enum Carrier {
+    /// Out of a plain socket.
+    Pipe(Pipe),
+    /// Out of kernel TLS.
+    Records(Records),
+}
 
-impl Pipes {
-    fn take(&self) -> io::Result<Pipe> {
-        let pooled = self.0.borrow_mut().pop();
-        pooled.map_or_else(Pipe::new, Ok)
+impl Carrier {
+    fn held(&self) -> usize {
+        match self {
+            Self::Pipe(pipe) => pipe.held(),
+            Self::Records(records) => records.held(),
+        }
     }
 
-    /// What is left in a pipe belongs to its stream, and goes with it.
-    fn give(&self, pipe: Pipe) {
-        let mut pooled = self.0.borrow_mut();
-        if pipe.held() == 0 && pooled.len() < SPLICE_PIPES_POOLED_MAX {
-            pooled.push(pipe);
+    /// What a receiver that stalls may leave in it.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Pipe(_) => SPLICE_PIPE_BYTES,
+            Self::Records(_) => SPLICE_RECORDS_BYTES,
         }
+    }
+
+    fn take(&mut self, fd: RawFd, bytes_max: usize) -> io::Result<usize> {
+        match self {
+            Self::Pipe(pipe) => pipe.splice_in(fd, bytes_max),
+            Self::Records(records) => records.take(fd, bytes_max),
+        }
+    }
+
+    fn give(&mut self, fd: RawFd) -> io::Result<usize> {
+        match self {
+            Self::Pipe(pipe) => pipe.splice_out(fd, usize::MAX),
+            Self::Records(records) => records.give(fd),
+        }
+    }
+}
+
+/// A worker's carriers with nothing in them: making a pipe takes five system calls.
+#[derive(Debug, Default)]
+pub(crate) struct Carriers {
+    pipes: RefCell<Vec<Pipe>>,
+    records: RefCell<Vec<Records>>,
+}
+
+impl Carriers {
+    fn take(&self, is_kernel_tls: bool) -> io::Result<Carrier> {
+        if is_kernel_tls {
+            let pooled = self.records.borrow_mut().pop();
+            return Ok(Carrier::Records(pooled.unwrap_or_else(Records::new)));
+        }
+        let pooled = self.pipes.borrow_mut().pop();
+        pooled.map_or_else(Pipe::new, Ok).map(Carrier::Pipe)
+    }
+
+    /// What is left in one belongs to its stream, and goes with it.
+    fn give(&self, carrier: Carrier) {
+        fn keep<T>(pool: &RefCell<Vec<T>>, max: usize, one: T) {
+            let mut pool = pool.borrow_mut();
+            if pool.len() < max {
+                pool.push(one);
+            }
+        }
+        if carrier.held() > 0 {
+            return;
+        }
+        match carrier {
+            Carrier::Pipe(pipe) => keep(&self.pipes, SPLICE_PIPES_POOLED_MAX, pipe),
+            Carrier::Records(records) => keep(&self.records, SPLICE_RECORDS_POOLED_MAX, records),
+        }
+    }
+
+    /// Frees the memory that they hold: so many bytes.
+    pub(super) fn sweep(&self) -> usize {
+        let mut records = self.records.borrow_mut();
+        let bytes = records.len() * SPLICE_RECORDS_BYTES;
+        records.clear();
+        bytes
     }
 }
 
@@ -37,14 +103,12 @@ impl Pipes {
 #[derive(Debug)]
 pub(crate) struct Splice {
     /// `None` while it rests, and once it is dropped.
-    pipe: Option<Pipe>,
+    carrier: Option<Carrier>,
     from: RawFd,
     to: RawFd,
     /// What the sockets were before, where they are to become that again.
     were_nonblocking: Option<(bool, bool)>,
-    /// What was found behind bytes that had to be given on first.
-    later: Option<io::Result<Moved>>,
-    /// What a reader that stalls may leave in the pipe.
+    /// What a receiver that stalls may leave in the carrier.
     memory: Reserved,
 }
 
@@ -79,18 +143,14 @@ impl Splice {
     /// `None` where one of them does not carry plain bytes, where control may have taken it around TCP, or without a pipe.
     fn between(from: &ReadHalf, to: &WriteHalf, pool: &Rc<Buffers>, restores: bool) -> Option<Self> {
         let (ReadHalf::Socket(from), WriteHalf::Socket(to)) = (from, to) else { return None };
+        let is_kernel_tls = from.tls.is_some();
         let (from, to) = (from.plain_fd()?, to.plain_fd()?);
         if readiness::may_be_bypassed(from) || readiness::may_be_bypassed(to) {
             return None;
         }
-        let mut splice = Self {
-            pipe: Some(pool.pipes().take().ok()?),
-            from,
-            to,
-            were_nonblocking: None,
-            later: None,
-            memory: pool.reserve(SPLICE_PIPE_BYTES),
-        };
+        let carrier = pool.carriers().take(is_kernel_tls).ok()?;
+        let memory = pool.reserve(carrier.bytes());
+        let mut splice = Self { carrier: Some(carrier), from, to, were_nonblocking: None, memory };
         let was = set_nonblocking(from, true).ok()?;
         // From here on it is undone when this is dropped.
         splice.were_nonblocking = restores.then_some((was, true));
@@ -101,92 +161,59 @@ impl Splice {
 
     /// What is on its way, in bytes.
     pub(crate) fn held(&self) -> usize {
-        self.pipe.as_ref().map_or(0, Pipe::held)
+        self.carrier.as_ref().map_or(0, Carrier::held)
     }
 
-    /// Waits without a pipe, where nothing is in it: a sender that pauses must not take from the worker's budget.
+    /// Waits without a carrier, where nothing is in it: a sender that pauses must not take from the worker's budget.
     pub(crate) fn rest(&mut self) {
-        if self.held() == 0
-            && let Some(pipe) = self.pipe.take()
-        {
-            self.memory.pool().pipes().give(pipe);
+        if self.held() == 0 {
+            self.give_back();
+        }
+    }
+
+    fn give_back(&mut self) {
+        if let Some(carrier) = self.carrier.take() {
+            self.memory.pool().carriers().give(carrier);
             self.memory.resize(0);
         }
     }
 
     /// Takes at most so many bytes out of the sender's socket, without waiting; nothing may be on its way.
     pub(crate) fn take(&mut self, half: &ReadHalf, bytes_max: u64) -> io::Result<Moved> {
-        let ReadHalf::Socket(half) = half else { return Err(io::ErrorKind::Unsupported.into()) };
-        if let Some(found) = self.later.take() {
-            return found;
-        }
-        // Of kernel TLS each part is one record: a few of them are given on together. Of a plain socket one part is all there is.
-        let parts = if half.tls.is_some() { SPLICE_PARTS_MAX } else { 1 };
-        let mut left = usize::try_from(bytes_max).unwrap_or(usize::MAX);
-        let mut taken = 0;
-        for _ in 0..parts {
-            let found = self.take_part(half, left);
-            if let Ok(Moved::Bytes(count)) = found {
-                taken += count;
-                left -= count;
-                continue;
-            }
-            if taken == 0 {
-                return found;
-            }
-            if !matches!(found, Ok(Moved::Nothing)) {
-                self.later = Some(found);
-            }
-            break;
-        }
-        Ok(if taken > 0 { Moved::Bytes(taken) } else { Moved::Nothing })
-    }
-
-    fn take_part(&mut self, half: &SocketReader, bytes_max: usize) -> io::Result<Moved> {
+        let ReadHalf::Socket(SocketReader { tls, .. }) = half else { return Err(io::ErrorKind::Unsupported.into()) };
+        let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
         if bytes_max == 0 {
             return Ok(Moved::Nothing);
         }
-        let pipe = match &mut self.pipe {
-            Some(pipe) => pipe,
+        let carrier = match &mut self.carrier {
+            Some(carrier) => carrier,
             // Without one it looks like nothing, again and again, and buffers go on.
-            rested @ None => match self.memory.pool().pipes().take() {
-                Ok(pipe) => {
-                    self.memory.resize(SPLICE_PIPE_BYTES);
-                    rested.insert(pipe)
+            rested @ None => match self.memory.pool().carriers().take(tls.is_some()) {
+                Ok(carrier) => {
+                    self.memory.resize(carrier.bytes());
+                    rested.insert(carrier)
                 }
                 Err(_) => return Ok(Moved::Nothing),
             },
         };
         // A peer may end TLS and leave the connection open: there is nothing to wait for then.
-        if half.tls.as_ref().is_some_and(|tls| tls.has_ended()) {
+        if tls.as_ref().is_some_and(|tls| tls.has_ended()) {
             return Ok(Moved::End);
         }
         loop {
-            match pipe.splice_in(self.from, bytes_max) {
-                Ok(Spliced::Bytes(count)) => {
-                    if let Some(tls) = &half.tls {
-                        tls.kernel_read(Ok(count))?;
-                    }
-                    return Ok(Moved::Bytes(count));
-                }
-                Ok(Spliced::End) => {
-                    if let Some(tls) = &half.tls {
-                        tls.socket_ended();
-                    }
-                    return Ok(Moved::End);
-                }
+            let taken = carrier.take(self.from, bytes_max);
+            let taken = match tls {
+                Some(tls) => tls.kernel_read(taken),
+                None => taken.map(Some),
+            };
+            return match taken {
+                Ok(Some(0)) => Ok(Moved::End),
+                Ok(Some(count)) => Ok(Moved::Bytes(count)),
                 // A ticket, new keys, an alert: then what is behind it.
-                Ok(Spliced::Control) => match &half.tls {
-                    Some(tls) => {
-                        if tls.kernel_read(Err(rustix::io::Errno::IO.into()))?.is_some() {
-                            return Ok(Moved::End);
-                        }
-                    }
-                    None => return Err(rustix::io::Errno::INVAL.into()),
-                },
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Moved::Nothing),
-                Err(error) => return Err(error),
-            }
+                Ok(None) => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Moved::Nothing),
+                Err(error) => Err(error),
+            };
         }
     }
 
@@ -194,16 +221,16 @@ impl Splice {
     /// rest.
     pub(crate) fn give(&mut self, half: &WriteHalf) -> io::Result<usize> {
         let WriteHalf::Socket(half) = half else { return Err(io::ErrorKind::Unsupported.into()) };
-        let Some(pipe) = &mut self.pipe else { return Ok(0) };
+        let Some(carrier) = &mut self.carrier else { return Ok(0) };
         if let Some(tls) = &half.tls {
-            match tls.before_write(pipe.held()) {
+            match tls.before_write(carrier.held()) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
                 result => result?,
             }
         }
         let mut given = 0;
-        while pipe.held() > 0 {
-            match pipe.splice_out(self.to, usize::MAX) {
+        while carrier.held() > 0 {
+            match carrier.give(self.to) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => given += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -227,8 +254,6 @@ impl Drop for Splice {
             let _ = set_nonblocking(self.from, from);
             let _ = set_nonblocking(self.to, to);
         }
-        if let Some(pipe) = self.pipe.take() {
-            self.memory.pool().pipes().give(pipe);
-        }
+        self.give_back();
     }
 }

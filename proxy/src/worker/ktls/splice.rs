@@ -21,18 +21,6 @@ pub(crate) struct Pipe {
     held: usize,
 }
 
-/// What [`Pipe::splice_in`] has found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Spliced {
-    /// So many bytes are now in the pipe.
-    Bytes(usize),
-    /// The source has ended. With kernel TLS without close_notify: that would have come as `Control`.
-    End,
-    /// The source has kernel TLS, and its next record is no data (EINVAL of the kernel): take it with
-    /// [`receive_record`](super::receive_record). It is still there.
-    Control,
-}
-
 impl Pipe {
     /// Of [`SPLICE_PIPE_BYTES`], or what the kernel grants: a user above its limit gets one page or two.
     pub(crate) fn new() -> io::Result<Self> {
@@ -55,26 +43,20 @@ impl Pipe {
         self.capacity
     }
 
-    /// Moves at most `bytes_max` bytes from a socket into the pipe: of a plain socket as much as there is, of one with
-    /// kernel TLS from one record, however much room there is. `WouldBlock`: nothing has come, or, when the pipe holds
-    /// something, possibly no room: empty it first. The socket must not block ([`set_nonblocking`]): the kernel looks at
-    /// the socket's flag, not at the call's.
-    pub(crate) fn splice_in(&mut self, fd: RawFd, bytes_max: usize) -> io::Result<Spliced> {
+    /// Moves at most `bytes_max` bytes from a socket into the pipe, as much as there is; kernel TLS of its own it must not have, see
+    /// [`Records`](super::Records). 0: the source has ended, or has sent urgent data and ended behind it. `WouldBlock`: nothing has
+    /// come, or, when the pipe holds something, possibly no room: empty it first. The socket must not block ([`set_nonblocking`]): the
+    /// kernel looks at the socket's flag, not at the call's.
+    pub(crate) fn splice_in(&mut self, fd: RawFd, bytes_max: usize) -> io::Result<usize> {
         let room = self.capacity.saturating_sub(self.held).min(bytes_max);
         if room == 0 {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         // SAFETY: the caller is the owner of the open descriptor.
         let source = unsafe { BorrowedFd::borrow_raw(fd) };
-        match splice(source, None, &self.write, None, room, SpliceFlags::MOVE | SpliceFlags::NONBLOCK) {
-            Ok(0) => Ok(Spliced::End),
-            Ok(count) => {
-                self.held += count;
-                Ok(Spliced::Bytes(count))
-            }
-            Err(Errno::INVAL) => Ok(Spliced::Control),
-            Err(error) => Err(error.into()),
-        }
+        let count = splice(source, None, &self.write, None, room, SpliceFlags::MOVE | SpliceFlags::NONBLOCK)?;
+        self.held += count;
+        Ok(count)
     }
 
     /// Moves at most `bytes_max` bytes from the pipe to a socket, sealed where it has kernel TLS: one record per 16 KiB, and
