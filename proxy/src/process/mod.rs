@@ -1,6 +1,7 @@
 //! The main thread: it talks to control, keeps the generations, supervises the workers and answers signals. No request
 //! ever waits for it.
 
+mod image;
 mod link;
 mod resources;
 mod state;
@@ -287,6 +288,7 @@ impl Main {
             "ready: {}",
             listeners.join(", ")
         );
+        image::forget_start();
         Ok(supervisor)
     }
 
