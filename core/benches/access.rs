@@ -14,7 +14,7 @@ use meshring_core::{
         TableBuilder,
         access::{
             AccessCondition, AccessRule, AccessTerm, AccessValue, AccessView, Attribute, AuthorizationPolicy, Decision,
-            PolicyAction, Stage, Unheard,
+            PolicyAction, Stage, TemplatePart, Unheard,
         },
         security::InboundPolicy,
     },
@@ -72,7 +72,7 @@ fn term(conditions: Vec<AccessCondition>) -> Vec<AccessTerm> {
 type Shape = (&'static str, fn(u32) -> AccessRule);
 
 /// The request matches rule 500 of each.
-const SHAPES: [Shape; 6] = [
+const SHAPES: [Shape; 10] = [
     ("principal, path, method", |number| AccessRule {
         from: term(vec![condition(
             Attribute::Principal,
@@ -106,16 +106,46 @@ const SHAPES: [Shape; 6] = [
         when: vec![condition(Attribute::Header("x-tenant".into()), AccessValue::Exact(format!("tenant-{number}")))],
         ..AccessRule::default()
     }),
-    // The worst: nothing to file a rule by.
-    ("notPaths alone", |number| AccessRule {
-        to: term(vec![AccessCondition {
-            attribute: Attribute::Path,
-            values: Vec::new(),
-            not_values: vec![AccessValue::Prefix(if number == 500 { "/x".into() } else { "/api".into() })],
+    ("path template", |number| AccessRule {
+        to: term(vec![condition(
+            Attribute::Path,
+            AccessValue::Template(vec![
+                TemplatePart::Text("/api/".into()),
+                TemplatePart::Segment,
+                TemplatePart::Text(format!("/items-{number}/details")),
+            ]),
+        )]),
+        ..AccessRule::default()
+    }),
+    // Nothing to file a rule by but what it must not see.
+    ("notPaths, the same in each", |number| not_paths(if number == 500 { "/x" } else { "/api" }.into(), None)),
+    ("notPaths, others in each", |number| {
+        not_paths(if number == 500 { "/x" } else { "/api" }.into(), Some(format!("/of-{number}")))
+    }),
+    // Or what all of them ask for.
+    ("one principal, notPaths", |number| AccessRule {
+        from: term(vec![condition(
+            Attribute::Principal,
+            AccessValue::Exact("cluster.local/ns/shop/sa/client-500".into()),
+        )]),
+        ..not_paths(if number == 500 { "/x" } else { "/api" }.into(), None)
+    }),
+    // All from the 500th on match.
+    ("any principal", |number| AccessRule {
+        from: term(vec![AccessCondition {
+            attribute: Attribute::Principal,
+            values: vec![AccessValue::Present],
+            not_values: if number < 500 { vec![AccessValue::Present] } else { Vec::new() },
         }]),
         ..AccessRule::default()
     }),
 ];
+
+fn not_paths(prefix: String, other: Option<String>) -> AccessRule {
+    let not_values = std::iter::once(prefix).chain(other).map(AccessValue::Prefix).collect();
+    let condition = AccessCondition { attribute: Attribute::Path, values: Vec::new(), not_values };
+    AccessRule { to: term(vec![condition]), ..AccessRule::default() }
+}
 
 fn snapshot(rules: u32, one_policy: bool, rule: fn(u32) -> AccessRule) -> Snapshot {
     let mut builder = TableBuilder::new("cluster.local");

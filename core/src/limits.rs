@@ -352,6 +352,9 @@ pub const ACCESS_INDEX_NAMES_MAX: usize = 16;
 /// Longest beginning or end of a text that is a key of that index, in bytes: 64 lengths are 64 probes of 5 ns at the worst.
 /// Below 256.
 pub const ACCESS_INDEX_KEY_BYTES_MAX: usize = 64;
+/// Places of that index that a request can be kept from by what a rule must not see: a bit each, 2 KiB on the stack. Rules beyond it are
+/// tried one by one. A multiple of 64.
+pub const ACCESS_RULED_OUT_MAX: usize = 16 * 1024;
 /// Policies of one workload that are not enforced and of which one match per request is told: a bit each, 128 bytes on the
 /// stack. Of those beyond it each match is told. A multiple of 64.
 pub const ACCESS_OBSERVED_MAX: usize = 1024;

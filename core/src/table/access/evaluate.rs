@@ -192,6 +192,7 @@ impl ArchivedTable {
         self.access_indexes.get(self.access_index_of.get(inbound_policy)?.to_native() as usize)
     }
 
+    /// Whether the rest of the rule's [group](super::index::group) need not be considered.
     fn consider(
         &self,
         index: &ArchivedAccessIndex,
@@ -200,7 +201,7 @@ impl ArchivedTable {
         view: &impl AccessView,
         observer: &mut impl AccessObserver,
         found: &mut Matches,
-    ) {
+    ) -> bool {
         let (order, rule) = (candidate.order.to_native(), candidate.rule.to_native());
         let position = index.policies[order as usize].to_native();
         let policy = &self.authorization[position as usize];
@@ -208,26 +209,36 @@ impl ArchivedTable {
         let best = match policy.action {
             _ if policy.dry_run => None,
             ArchivedPolicyAction::Audit => None,
-            ArchivedPolicyAction::Custom(_) if stage == Stage::AfterCustom => return,
+            ArchivedPolicyAction::Custom(_) if stage == Stage::AfterCustom => return true,
             ArchivedPolicyAction::Custom(_) => Some(&mut found.custom),
             ArchivedPolicyAction::Deny => Some(&mut found.deny),
             ArchivedPolicyAction::Allow => Some(&mut found.allow),
         };
         if let Some(best) = best {
             let packed = u64::from(order) << 32 | u64::from(rule);
-            if packed < *best && matches() {
+            // What comes behind it in its group is later in the order, too.
+            if packed >= *best {
+                return true;
+            }
+            let is_match = matches();
+            if is_match {
                 *best = packed;
             }
-        } else if stage == Stage::First {
-            let (word, bit) = (order as usize / 64, 1_u64 << (order % 64));
-            let told = found.observed.get(word).is_some_and(|word| word & bit != 0);
-            if !told && matches() {
-                if let Some(word) = found.observed.get_mut(word) {
-                    *word |= bit;
-                }
-                observer.observed(position, rule);
-            }
+            return is_match;
         }
+        if stage == Stage::AfterCustom {
+            return true;
+        }
+        let (word, bit) = (order as usize / 64, 1_u64 << (order % 64));
+        let told = found.observed.get(word).is_some_and(|word| word & bit != 0);
+        let is_match = !told && matches();
+        if is_match {
+            if let Some(word) = found.observed.get_mut(word) {
+                *word |= bit;
+            }
+            observer.observed(position, rule);
+        }
+        told || is_match
     }
 }
 
@@ -370,7 +381,7 @@ pub(super) fn visit(
 
 impl ArchivedAccessValue {
     /// Whether a value that the request has is meant; `fold`: in any case.
-    fn matches(&self, seen: Seen<'_>, fold: bool) -> bool {
+    pub(super) fn matches(&self, seen: Seen<'_>, fold: bool) -> bool {
         let text = match seen {
             Seen::Text(text) | Seen::Header(text) => text,
             Seen::Ip(ip) => {

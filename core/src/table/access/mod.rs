@@ -1,6 +1,6 @@
 //! Istio's AuthorizationPolicy as the data plane evaluates it.
 //!
-//! [`index`] finds the few rules that a request can match at all, [`evaluate`] decides, `validate` checks both in a
+//! [`index`] files rules so that `lookup` finds the few that a request can match at all, [`evaluate`] decides, `validate` checks both in a
 //! table that somebody else wrote.
 //!
 //! Nothing in a rule is decoded or parsed per request: texts are compared as bytes, so there is no request that cannot be
@@ -12,6 +12,7 @@
 
 pub mod evaluate;
 pub mod index;
+mod lookup;
 pub(super) mod validate;
 
 #[cfg(test)]
@@ -88,7 +89,7 @@ pub struct AccessCondition {
 
 /// An attribute of a request and its connection.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Hash)]
-#[rkyv(derive(Debug))]
+#[rkyv(derive(Debug, PartialEq))]
 pub enum Attribute {
     /// `principals`, `source.principal`: the SPIFFE id without `spiffe://`.
     Principal,
@@ -128,7 +129,7 @@ pub enum Attribute {
 
 /// How an attribute's value is compared.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Hash)]
-#[rkyv(derive(Debug))]
+#[rkyv(derive(Debug, PartialEq))]
 pub enum AccessValue {
     /// Equal.
     Exact(String),
@@ -153,7 +154,7 @@ pub enum AccessValue {
 
 /// One part of a path template.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Hash)]
-#[rkyv(derive(Debug))]
+#[rkyv(derive(Debug, PartialEq))]
 pub enum TemplatePart {
     /// Bytes as they stand, slashes included.
     Text(String),

@@ -102,6 +102,10 @@ fn when(attribute: Attribute, value: AccessValue) -> AccessRule {
     AccessRule { when: vec![condition(attribute, vec![value], vec![])], ..AccessRule::default() }
 }
 
+fn unless(path: &str) -> AccessRule {
+    AccessRule { when: vec![condition(Attribute::Path, vec![], vec![exact(path)])], ..AccessRule::default() }
+}
+
 fn exact(text: &str) -> AccessValue {
     AccessValue::Exact(text.into())
 }
@@ -341,20 +345,36 @@ fn an_authorizer_is_asked_first_and_once() {
 fn an_index_that_hides_a_rule_is_refused() {
     let sound = || {
         table(vec![
-            policy(PolicyAction::Deny, vec![when(Attribute::Path, exact("/a")), AccessRule::default()]),
+            policy(PolicyAction::Deny, vec![when(Attribute::Path, exact("/a")), AccessRule::default(), unless("/b")]),
             policy(PolicyAction::Allow, vec![]),
         ])
     };
     type Break = fn(&mut Table);
-    let breaks: [(&str, Break); 9] = [
-        ("a rule is left out", |t| t.access_indexes[0].residue.clear()),
+    let breaks: [(&str, Break); 20] = [
+        ("a rule is left out", |t| t.access_indexes[0].rules[0] = t.access_indexes[0].rules[1]),
+        ("the residue is out of bounds", |t| t.access_indexes[0].residue = 9),
+        ("a policy has no group", |t| t.access_indexes[0].groups.clear()),
+        ("the group of policy 0 is not its own", |t| t.access_indexes[0].groups[0] = 2),
+        ("rules are not in order", |t| t.access_indexes[0].rules.swap(0, 1)),
+        ("the attribute of a negation is out of bounds", |t| t.access_indexes[0].negations[0].attribute = 9),
+        ("what a negation rules out is out of bounds", |t| t.access_indexes[0].negations[0].count = 9),
+        ("the negations of a key are out of bounds", |t| t.access_indexes[0].negated.keys[0].count = 9),
+        ("a rule that is ruled out is out of bounds", |t| t.access_indexes[0].ruled_out[0].first = 9),
+        ("a rule is ruled out by what it may see", |t| t.access_indexes[0].ruled_out[0].first = 0),
+        ("a rule is ruled out by what it may see", |t| t.access_indexes[0].negations[0].value = exact("/c")),
+        ("rules are ruled out again and again", |t| {
+            let index = &mut t.access_indexes[0];
+            let range = index.ruled_out[0];
+            index.ruled_out.push(range);
+            index.negations[0].count = 2;
+        }),
         ("an ALLOW policy is hidden", |t| t.access_indexes[0].allows = false),
         ("an index that is not its own", |t| t.access_index_of.clear()),
         ("an index that is not its own", |t| t.access_index_of[0] = 7),
         ("a policy is out of bounds", |t| t.access_indexes[0].policies[0] = 9),
-        ("not a power of two", |t| t.access_indexes[0].buckets.clear()),
-        ("no bucket is empty", |t| t.access_indexes[0].buckets.fill(1)),
-        ("the rules of a key are out of bounds", |t| t.access_indexes[0].keys[0].count = 9),
+        ("not a power of two", |t| t.access_indexes[0].filed.buckets.clear()),
+        ("no bucket is empty", |t| t.access_indexes[0].filed.buckets.fill(1)),
+        ("the rules of a key are out of bounds", |t| t.access_indexes[0].filed.keys[0].count = 9),
         ("is out of bounds", |t| t.access_indexes[0].rules[0].rule = 9),
     ];
     assert!(opened(&sound()).is_ok());
@@ -366,16 +386,36 @@ fn an_index_that_hides_a_rule_is_refused() {
     }
 }
 
+#[test]
+fn of_very_many_rules_each_counts() {
+    let count = crate::limits::ACCESS_RULED_OUT_MAX as u32 + 100;
+    for hit in [0, 64, count - 101, count - 100, count - 1] {
+        let rules = (0..count).map(|at| unless(if at == hit { "/b" } else { "/a" })).collect();
+        let request = Request { path: "/a".into(), ..Request::default() };
+        assert_eq!(
+            decide(vec![policy(PolicyAction::Deny, rules)], &request),
+            Decision::Denied { policy: 0, rule: hit }
+        );
+    }
+}
+
 fn any_value() -> impl Strategy<Value = AccessValue> {
     prop_oneof![
         3 => "[ab/]{0,3}".prop_map(AccessValue::Exact),
         2 => "[ab/]{0,3}".prop_map(AccessValue::Prefix),
         2 => "[aB/]{0,3}".prop_map(AccessValue::Suffix),
         1 => Just(AccessValue::Present),
-        1 => ("/[ab]?", any::<bool>()).prop_map(|(text, rest)| {
-            AccessValue::Template(vec![TemplatePart::Text(text), if rest { TemplatePart::Rest } else { TemplatePart::Segment }])
+        1 => ("[/ab]{0,2}", any::<bool>(), prop::option::of("[/ab]{0,2}")).prop_map(|(text, rest, end)| {
+            let mut parts = vec![TemplatePart::Text(text), if rest { TemplatePart::Rest } else { TemplatePart::Segment }];
+            parts.extend(end.map(TemplatePart::Text));
+            AccessValue::Template(parts)
         }),
     ]
+}
+
+fn either(attribute: Attribute, value: AccessValue, is_negated: bool) -> AccessCondition {
+    let (values, not_values) = if is_negated { (vec![], vec![value]) } else { (vec![value], vec![]) };
+    condition(attribute, values, not_values)
 }
 
 fn any_condition() -> impl Strategy<Value = AccessCondition> {
@@ -393,9 +433,10 @@ fn any_condition() -> impl Strategy<Value = AccessCondition> {
         .prop_map(|(attribute, values, not_values)| condition(attribute, values, not_values));
     let block = (any::<[bool; 2]>(), 96..=128_u8).prop_map(|(ends, length)| {
         let address = Ipv4Addr::new(10, 1, 2, 2 + u8::from(ends[0])).to_ipv6_mapped().octets();
-        condition(Attribute::SourceIp, vec![AccessValue::Block { address, length }], vec![])
+        either(Attribute::SourceIp, AccessValue::Block { address, length }, ends[0] ^ ends[1])
     });
-    let port = (8080..8082_u16).prop_map(|port| condition(Attribute::Port, vec![AccessValue::Port(port)], vec![]));
+    let port = (8080..8082_u16, any::<bool>())
+        .prop_map(|(port, is_negated)| either(Attribute::Port, AccessValue::Port(port), is_negated));
     prop_oneof![6 => text, 1 => block, 1 => port]
 }
 
