@@ -486,7 +486,7 @@ fn is_guarded(pinned: &Pinned, listener: &Listener) -> bool {
     let Some(policy) = pinned.table().inbound_policy(pinned.viewpoint()) else { return false };
     match listener.direction {
         Direction::Inbound { .. } | Direction::Hbone => true,
-        Direction::Outbound => policy.has_gateway(listener.address.port()),
+        Direction::Outbound => policy.guards(listener.address.port()),
     }
 }
 

@@ -14,6 +14,7 @@ NOW = int(time.time())
 CLAIMS = {
     "iss": "https://issuer.example.com",
     "aud": ["shop", "other"],
+    "azp": "app-7",
     "sub": "jason",
     "iat": NOW,
     "exp": NOW + 3600,

@@ -148,6 +148,36 @@ fn every_kind_of_condition_decides() {
             vec![get(None, "/")],
         ),
         (
+            "- from: [{source: {serviceAccounts: [default/client]}}]".into(),
+            vec![get(me, "/")],
+            vec![get(Some("other"), "/"), get(None, "/")],
+        ),
+        (
+            "- from: [{source: {notServiceAccounts: [default/client]}}]".into(),
+            vec![get(Some("other"), "/"), get(None, "/")],
+            vec![get(me, "/")],
+        ),
+        ("- from: [{source: {notNamespaces: [default]}}]".into(), vec![get(None, "/")], vec![get(me, "/")]),
+        ("- from: [{source: {trustDomains: [cluster.local]}}]".into(), vec![get(me, "/")], vec![get(None, "/")]),
+        ("- from: [{source: {notTrustDomains: [cluster.local]}}]".into(), vec![get(None, "/")], vec![get(me, "/")]),
+        ("- from: [{source: {remoteIpBlocks: [127.0.0.0/8]}}]".into(), vec![get(me, "/"), get(None, "/")], vec![]),
+        ("- from: [{source: {notRemoteIpBlocks: [127.0.0.1]}}]".into(), vec![], vec![get(me, "/"), get(None, "/")]),
+        (
+            "- to: [{operation: {notHosts: [\"*.example.com\"], notPaths: [/shut]}}]".into(),
+            vec![get(me, "/"), (me, "GET", "example.org", "/open", own)],
+            vec![(me, "GET", "A.example.com", "/", own), get(me, "/shut")],
+        ),
+        ("- when: [{key: destination.ip, values: [127.0.0.1]}]".into(), vec![get(me, "/")], vec![]),
+        ("- when: [{key: destination.ip, notValues: [127.0.0.0/8]}]".into(), vec![], vec![get(me, "/")]),
+        (format!("- when: [{{key: destination.port, values: [\"{port}\"]}}]"), vec![get(me, "/")], vec![]),
+        ("- when: [{key: source.namespace, values: [default]}]".into(), vec![get(me, "/")], vec![get(None, "/")]),
+        (
+            "- when: [{key: source.principal, notValues: [\"*\"]}]".into(),
+            vec![get(None, "/")],
+            vec![get(me, "/"), get(Some("other"), "/")],
+        ),
+        ("- when: [{key: remote.ip, values: [127.0.0.1]}]".into(), vec![get(me, "/")], vec![]),
+        (
             "- from: [{source: {principals: [\"*\"]}}]\n  to: [{operation: {methods: [GET]}}]\n  when: [{key: source.ip, \
              values: [127.0.0.1]}]\n- to: [{operation: {paths: [/public]}}]"
                 .into(),
@@ -170,6 +200,69 @@ fn ask(mesh: &Mesh, &(who, method, host, target, fields): &Question<'_>) -> u16 
     match who {
         None => Client::connect(mesh.inbound()).send(bytes).response().status,
         Some(account) => mesh.caller(&Leaf::workload(account)).connect(mesh.inbound()).send(bytes).response().status,
+    }
+}
+
+#[test]
+fn the_remote_address_is_the_client_of_the_trusted_hops() {
+    let application = Upstream::saying("here");
+    let rules = "- from: [{source: {remoteIpBlocks: [203.0.113.0/24], notRemoteIpBlocks: [203.0.113.7]}}]\n";
+    let policies = allow(rules);
+    let mesh = Mesh::configured(Driver::Auto, &[application.address()], &[("policies.yaml", &policies)], |server| {
+        server.arguments(&["--trusted-hops", "1"])
+    });
+    let ask = |fields: &[(&str, &str)]| {
+        Client::connect(mesh.inbound()).send(request("GET", "reviews", "/", fields)).response().status
+    };
+    // By the list's end: what the client itself has written before it is not believed.
+    for (list, status) in [
+        ("203.0.113.9", 200),
+        ("198.51.100.1, 203.0.113.9", 200),
+        ("203.0.113.9, 198.51.100.1", 403),
+        ("203.0.113.7", 403),
+        ("::ffff:203.0.113.9", 200),
+        ("nonsense", 403),
+    ] {
+        assert_eq!(ask(&[("x-forwarded-for", list)]), status, "{list}");
+    }
+    assert_eq!(ask(&[]), 403);
+}
+
+#[test]
+fn explain_names_the_policy_that_decides_with_file_and_line() {
+    let application = Upstream::saying("here");
+    let deny = policy("deny", "", "action: DENY\nrules:\n- to: [{operation: {paths: [\"/admin*\"]}}]\n");
+    let mesh = start(&application, &(allow("- to: [{operation: {methods: [GET]}}]\n") + &deny));
+    // Several workloads have this machine's address: which one has the endpoint is told by its port.
+    let workload = |name: &str, port: u16| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {name}, namespace: default}}\nspec:\n  \
+             address: 127.0.0.1\n  ports: {{http: {port}}}\n  labels: {{app: {}}}\n  serviceAccount: {name}\n",
+            name.trim_end_matches("-v1")
+        )
+    };
+    let workloads = workload("client", 1) + &workload("reviews-v1", mesh.inbound().port());
+    mesh.control.write("workloads.yaml", &workloads);
+    let ask = |url: &str, more: &[&str]| {
+        let all = [&["explain", "--from", "default/client", "--url", url][..], more].concat();
+        mesh.control.meshring(&all).expect(0).stdout.clone()
+    };
+    wait::until("the workloads", || ask("http://reviews/", &[]).contains("at default/reviews-v1").then_some(()));
+    for (url, more, status, parts) in [
+        ("http://reviews/admin/x", &[][..], 403, ["AuthorizationPolicy default/deny", "policies.yaml:24"]),
+        ("http://reviews/", &[], 200, ["AuthorizationPolicy default/allow", "policies.yaml:12"]),
+        ("http://reviews/", &["-X", "POST"], 403, ["AuthorizationPolicy default/allow", "policies.yaml:12"]),
+    ] {
+        let text = ask(url, more);
+        for part in parts {
+            assert!(text.contains(part), "{url} {more:?}: {part} is missing in\n{text}");
+        }
+        // What it says is what happens.
+        let method = more.last().unwrap_or(&"GET");
+        let target = url.trim_start_matches("http://reviews");
+        let response =
+            mesh.client.connect().send(request(method, "reviews", target, &[("content-length", "0")])).response();
+        assert_eq!(response.status, status, "{url} {more:?}");
     }
 }
 

@@ -26,6 +26,7 @@ use rustls::AlertDescription;
 on_both_drivers! {
     a_gateway_shows_the_certificate_of_the_name_that_is_asked_for
     a_mutual_gateway_wants_a_certificate_of_its_own_roots
+    access_rules_hold_at_a_gateway_with_tls_and_without
     h2load_sees_no_failures_over_tls
 }
 
@@ -197,6 +198,26 @@ fn a_mutual_gateway_wants_a_certificate_of_its_own_roots(driver: Driver) {
     expect_alert(&call(Some(&stranger)).refused(address), AlertDescription::UnknownCA);
     let customer = customers.issue(&Leaf::server(&["customer-7"]));
     call(Some(&customer)).connect(address).get("shop.example.com", "/").expect(200);
+}
+
+fn access_rules_hold_at_a_gateway_with_tls_and_without(driver: Driver) {
+    let edge = Edge::start(driver);
+    let issued = edge.authority.issue(&Leaf::server(&["shop.example.com"]));
+    let deny = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: edge, namespace: \
+                default}\nspec:\n  selector: {matchLabels: {istio: ingressgateway}}\n  action: DENY\n  rules:\n  - to: \
+                [{operation: {paths: [\"/admin*\"]}}]\n    from: [{source: {ipBlocks: [127.0.0.1]}}]\n";
+    let plain = format!("  - port: {{number: {}, name: http, protocol: HTTP}}\n    hosts: [\"*\"]\n", edge.port());
+    edge.publish(&(gateway(&[plain]) + deny), 0);
+    let mut client = edge.gateway.connect();
+    client.get("shop.example.com", "/").expect(200);
+    client.get("shop.example.com", "/%61dmin").expect(403);
+    client.get("shop.example.com", "/").expect(200);
+
+    let servers = [server(edge.port(), "shop", "shop.example.com", "mode: SIMPLE, credentialName: shop")];
+    edge.publish(&(gateway(&servers) + &secret("shop", &issued, None) + deny), 1);
+    let mut client = edge.caller("shop.example.com").connect(edge.gateway.outbound());
+    client.get("shop.example.com", "/").expect(200);
+    client.get("shop.example.com", "/admin/x").expect(403);
 }
 
 fn h2load_sees_no_failures_over_tls(driver: Driver) {

@@ -70,6 +70,16 @@ spec:
     when: [{{key: \"request.auth.claims[plan][level]\", values: [gold]}}]
   - to: [{{operation: {{paths: [/silver]}}}}]
     when: [{{key: \"request.auth.claims[plan][level]\", values: [silver]}}]
+  - to: [{{operation: {{paths: [/audience]}}}}]
+    when: [{{key: request.auth.audiences, values: [other]}}]
+  - to: [{{operation: {{paths: [/no-audience]}}}}]
+    when: [{{key: request.auth.audiences, notValues: [other]}}]
+  - to: [{{operation: {{paths: [/presenter]}}}}]
+    when: [{{key: request.auth.presenter, values: [\"app-*\"]}}]
+  - to: [{{operation: {{paths: [/subject]}}}}]
+    when: [{{key: request.auth.principal, values: [\"*/jason\"]}}]
+  - to: [{{operation: {{paths: [/anonymous]}}}}]
+    from: [{{source: {{notRequestPrincipals: [\"*\"]}}}}]
 "
     )
 }
@@ -95,9 +105,23 @@ fn good_tokens_of_every_algorithm_pass_and_claims_decide() {
     let mut client = mesh.client.connect();
     // Without a token: what no rule asks one for.
     ask(&mut client, "/free", None).expect(200);
-    ask(&mut client, "/any", None).expect(403);
+    ask(&mut client, "/anonymous", None).expect(200);
+    for target in ["/any", "/audience", "/presenter", "/subject"] {
+        ask(&mut client, target, None).expect(403);
+    }
     for (algorithm, token) in issuer["good"].as_object().unwrap() {
-        for (target, status) in [("/any", 200), ("/admin", 200), ("/gold", 200), ("/silver", 403), ("/other", 403)] {
+        for (target, status) in [
+            ("/any", 200),
+            ("/admin", 200),
+            ("/gold", 200),
+            ("/silver", 403),
+            ("/other", 403),
+            ("/audience", 200),
+            ("/no-audience", 403),
+            ("/presenter", 200),
+            ("/subject", 200),
+            ("/anonymous", 403),
+        ] {
             let response = ask(&mut client, target, Some(token));
             assert_eq!(response.status, status, "{algorithm} {target}: {}", response.text());
             if status == 200 {

@@ -494,6 +494,13 @@ impl ArchivedInboundPolicy {
         self.gateways.iter().any(|gateway| gateway.port.to_native() == port)
     }
 
+    /// Whether a port of this workload's listeners is a gateway's, with TLS or without: who comes there is judged as at any other
+    /// workload.
+    #[must_use]
+    pub fn guards(&self, port: u16) -> bool {
+        self.has_gateway(port) || self.plain_gateway_ports.iter().any(|plain| plain.to_native() == port)
+    }
+
     /// The TLS settings for a server name, in lower case, on a port: the most specific one. Without a name those for `*`,
     /// or the only ones.
     #[must_use]

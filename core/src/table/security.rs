@@ -86,6 +86,8 @@ pub struct InboundPolicy {
     pub jwt_rules: Vec<u32>,
     /// TLS that this workload ends as a gateway.
     pub gateways: Vec<ServerTls>,
+    /// Ports of this workload's listeners that are a gateway's for HTTP without TLS, sorted.
+    pub plain_gateway_ports: Vec<u16>,
 }
 
 /// TLS of a gateway's port (Istio `Gateway.servers[]`).

@@ -26,7 +26,7 @@ pub(super) struct Options {
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
     headers: Vec<String>,
     /// The method
-    #[arg(long, default_value = "GET")]
+    #[arg(short = 'X', long, default_value = "GET")]
     method: String,
     /// How to print it
     #[arg(short, long, default_value = "table", value_name = "FORMAT")]

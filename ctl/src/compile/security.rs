@@ -176,11 +176,21 @@ impl<'w> Security<'w> {
             authorization: key.authorization.clone(),
             jwt_rules: key.jwt_rules.clone(),
             gateways,
+            plain_gateway_ports: labels.map(|labels| plain_ports(world, labels)).unwrap_or_default(),
         };
         let position = if policy == InboundPolicy::default() { POLICY_NONE } else { builder.inbound_policy(policy) };
         self.known.insert(key, position);
         position
     }
+}
+
+/// Ports of a gateway for HTTP without TLS, sorted.
+fn plain_ports(world: &World, labels: &Labels) -> Vec<u16> {
+    let gateways = world.gateways().of(labels).flat_map(|(_, gateway)| &gateway.plain_ports);
+    let mut ports: Vec<u16> = gateways.map(|port| port.number()).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports
 }
 
 /// TLS that a workload ends as a gateway. Of several servers for one host on one port the first one is kept: the oldest

@@ -1,6 +1,6 @@
 //! Istio's Gateway: TLS that a workload ends for clients outside of the mesh.
 //!
-//! Only servers that end TLS are kept. Which port a proxy listens on is said when it is started; what comes out of the
+//! Servers that end TLS are kept, and the ports of those for HTTP without it: who comes there is judged, too. Which port a proxy listens on is said when it is started; what comes out of the
 //! TLS is routed as by an outbound listener.
 
 use std::sync::Arc;
@@ -18,6 +18,8 @@ pub struct Gateway {
     pub selector: Labels,
     /// `servers` that end TLS.
     pub servers: Vec<Server>,
+    /// `port.number` of `servers` for HTTP without TLS.
+    pub plain_ports: Vec<Port>,
 }
 
 /// One of `servers`.
@@ -55,7 +57,7 @@ pub enum ServerMode {
     IstioMutual,
 }
 
-/// All Gateways that end TLS.
+/// All Gateways that have an effect.
 #[derive(Debug, Default)]
 pub struct Gateways {
     /// In order of precedence, with their positions among the world's resources.
@@ -68,7 +70,10 @@ impl Gateways {
             .iter()
             .enumerate()
             .filter_map(|(index, resource)| match &resource.body {
-                Body::Gateway(gateway) if !gateway.servers.is_empty() && !gateway.selector.is_empty() => {
+                Body::Gateway(gateway)
+                    if !gateway.selector.is_empty()
+                        && (!gateway.servers.is_empty() || !gateway.plain_ports.is_empty()) =>
+                {
                     Some((index, Arc::clone(gateway)))
                 }
                 _ => None,

@@ -94,7 +94,9 @@ pub(super) async fn authorize<'t>(
     if policy.authorization.is_empty() {
         return Ok(passed);
     }
-    let view = View { request, source, listener, table_hops: table.settings().trusted_hops, claims: passed.claims() };
+    // What this proxy was told when it was started comes before what is true of the mesh.
+    let trusted_hops = worker.tuning.trusted_hops.unwrap_or(table.settings().trusted_hops);
+    let view = View { request, source, listener, trusted_hops, claims: passed.claims() };
     let position = pinned.viewpoint().policy;
     let mut observer = Observer { worker, pinned, source };
     let decision = match table.access(position, Stage::First, &view, &mut observer) {
@@ -229,7 +231,7 @@ struct View<'a> {
     request: &'a Request<'a>,
     source: Source<'a>,
     listener: &'a Listener,
-    table_hops: u8,
+    trusted_hops: u8,
     claims: Option<Rc<Claims>>,
 }
 
@@ -248,7 +250,7 @@ impl AccessView for View<'_> {
 
     fn remote_ip(&self) -> IpAddr {
         let Request { bytes, fields, .. } = *self.request;
-        forwarding::client_address(bytes, fields, self.source.address, self.table_hops)
+        forwarding::client_address(bytes, fields, self.source.address, self.trusted_hops)
     }
 
     fn destination_ip(&self) -> IpAddr {

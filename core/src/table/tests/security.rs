@@ -70,7 +70,7 @@ fn the_most_specific_gateway_serves_a_name() {
         gateway(443, &["www.example.com"], "exact"),
         gateway(8443, &["only.example.com"], "only"),
     ];
-    let policy = InboundPolicy { gateways, ..InboundPolicy::default() };
+    let policy = InboundPolicy { gateways, plain_gateway_ports: vec![80, 8080], ..InboundPolicy::default() };
     let bytes = rkyv::to_bytes::<rkyv::rancor::Error>(&policy).unwrap();
     let policy = rkyv::access::<ArchivedInboundPolicy, rkyv::rancor::Error>(&bytes).unwrap();
     let found = |port, name| policy.gateway(port, name).map(|gateway| gateway.material.as_str());
@@ -89,6 +89,7 @@ fn the_most_specific_gateway_serves_a_name() {
     assert_eq!(found(8443, Some("www.example.com")), None);
     assert_eq!(found(80, None), None);
     assert!(policy.has_gateway(8443) && !policy.has_gateway(80));
+    assert!([80, 443, 8080, 8443].iter().all(|port| policy.guards(*port)) && !policy.guards(81));
 }
 
 #[test]

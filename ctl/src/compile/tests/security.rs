@@ -326,8 +326,14 @@ fn a_gateway_ends_tls_at_the_workloads_that_it_selects() {
             "{selector: {istio: ingress}, servers: [{port: {number: 443, name: https, protocol: HTTPS}, hosts: [Shop.test, \
              'edge/*.shop.test'], tls: {mode: SIMPLE, credentialName: shop}}, {port: {number: 8443, name: m, protocol: HTTPS}, hosts: \
              ['*'], tls: {mode: MUTUAL, serverCertificate: /c, privateKey: /k, caCertificates: /ca, subjectAltNames: [x], \
-             minProtocolVersion: TLSV1_3}}]}",
+             minProtocolVersion: TLSV1_3}}, {port: {number: 8080, name: h, protocol: HTTP}, hosts: ['*']}, {port: {number: 80, name: r, \
+             protocol: HTTP2}, hosts: ['*'], tls: {httpsRedirect: true}}, {port: {number: 6379, name: t, protocol: TCP}, hosts: ['*']}]}",
         )
+        + &gateway(
+            "plain",
+            "{selector: {istio: plain}, servers: [{port: {number: 80, name: h, protocol: HTTP}, hosts: ['*']}]}",
+        )
+        + &pod("plain", "edge", "istio: plain", "10.0.0.3")
         + &gateway(
             "b",
             "{selector: {istio: ingress}, servers: [{port: {number: 443, name: https, protocol: HTTPS}, hosts: [shop.test, b.test], tls: \
@@ -339,6 +345,9 @@ fn a_gateway_ends_tls_at_the_workloads_that_it_selects() {
         );
     let mesh = Mesh::new(&text);
     assert!(policy(&mesh, "edge/web").is_none() && policy(&mesh, "edge/unlisted").is_none());
+    let plain_ports =
+        |name| policy(&mesh, name).unwrap().plain_gateway_ports.iter().map(|port| port.to_native()).collect::<Vec<_>>();
+    assert_eq!((plain_ports("edge/ingress"), plain_ports("edge/plain")), (vec![80, 8080], vec![80]));
     let servers: Vec<String> = policy(&mesh, "edge/ingress")
         .unwrap()
         .gateways

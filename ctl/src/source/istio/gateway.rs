@@ -64,20 +64,32 @@ pub(crate) fn read(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, _: &Metada
     if items.is_empty() && !r.failed {
         r.missing(spec.at, &servers_path, "write `servers:` with `port:`, `hosts:` and `tls:`");
     }
-    let mut servers = Vec::with_capacity(items.len());
+    let (mut servers, mut plain_ports) = (Vec::with_capacity(items.len()), Vec::new());
     for (index, node) in items.iter().enumerate() {
-        servers.extend(server(r, node, &servers_path.index(index)));
+        match server(r, node, &servers_path.index(index)) {
+            Some(Ends::Tls(server)) => servers.push(server),
+            Some(Ends::Plain(port)) => plain_ports.push(port),
+            None => {}
+        }
     }
     if selector.is_empty() && !r.failed {
         let message = "is missing: which proxy is a gateway is told by its labels, so this resource has no effect";
         r.warning(Code::NO_EFFECT, spec.at, &path.field("selector"), message, "write the labels of the workload");
     }
     spec.finish(r, &SPEC);
-    (!r.failed).then_some(Gateway { selector, servers })
+    (!r.failed).then_some(Gateway { selector, servers, plain_ports })
 }
 
-/// A server that ends TLS; `None` for others, and for what is wrong.
-fn server(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>) -> Option<Server> {
+/// What a server is to its clients.
+enum Ends {
+    /// TLS ends here.
+    Tls(Server),
+    /// A port for HTTP without TLS.
+    Plain(Port),
+}
+
+/// `None` for a server that has no effect, and for what is wrong.
+fn server(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>) -> Option<Ends> {
     let mut object = r.object(node, path)?;
     let port = port(r, &mut object);
     let hosts = hosts(r, &mut object);
@@ -88,22 +100,26 @@ fn server(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>) -> Option<Server
     let Some(tls_node) = tls_node else {
         if protocol == Protocol::Tls {
             r.missing(node.at, &tls_path, "a server of protocol HTTPS or TLS must say which certificate it shows");
-        } else {
-            let message = "has no TLS to end: what the proxy listens on is said when it is started";
-            r.info(Code::VALUE_NOT_HONOURED, node.at, path, message);
+            return None;
         }
+        if protocol.is_http() {
+            return Some(Ends::Plain(number));
+        }
+        let message = "has no TLS to end: what the proxy listens on is said when it is started";
+        r.info(Code::VALUE_NOT_HONOURED, node.at, path, message);
         return None;
     };
     let tls = r.object(tls_node, &tls_path)?;
     if protocol != Protocol::Tls {
-        return plain(r, tls, protocol);
+        plain(r, tls, protocol);
+        return protocol.is_http().then_some(Ends::Plain(number));
     }
     let (mode, credential, subject_alt_names, tls12) = settings(r, tls)?;
-    Some(Server { at: node.at, port: number, hosts, mode, credential, subject_alt_names, tls12 })
+    Some(Ends::Tls(Server { at: node.at, port: number, hosts, mode, credential, subject_alt_names, tls12 }))
 }
 
 /// `tls` of a port without TLS: only a redirect to one with TLS may stand there.
-fn plain(r: &mut Reader<'_>, mut tls: Object<'_, '_, '_>, protocol: Protocol) -> Option<Server> {
+fn plain(r: &mut Reader<'_>, mut tls: Object<'_, '_, '_>, protocol: Protocol) {
     let path = tls.path;
     let redirect = tls.field("httpsRedirect");
     let rest = tls.field("mode").is_some() | tls.field("credentialName").is_some();
@@ -116,7 +132,6 @@ fn plain(r: &mut Reader<'_>, mut tls: Object<'_, '_, '_>, protocol: Protocol) ->
         r.not_honoured(node.at, &path.field("httpsRedirect"));
     }
     tls.finish(r, &TLS);
-    None
 }
 
 fn port(r: &mut Reader<'_>, server: &mut Object<'_, '_, '_>) -> Option<(Port, Protocol)> {

@@ -172,7 +172,7 @@ fn gateways_are_checked_as_in_istio() {
         );
     }
     for (server, parts) in [
-        ("port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']", ["4 spec.servers[0]: has no TLS", ""]),
+        ("port: {number: 80, name: tcp, protocol: TCP}, hosts: ['*']", ["4 spec.servers[0]: has no TLS", ""]),
         (
             "port: {number: 80, name: http, protocol: HTTP}, hosts: ['*'], tls: {httpsRedirect: true}",
             ["4 spec.servers[0].tls.httpsRedirect", "not yet honoured"],
@@ -201,7 +201,11 @@ fn gateways_are_checked_as_in_istio() {
     told(&server("mode: ISTIO_MUTUAL").replace("selector: {a: b}, ", ""), &["4 spec.selector", "no effect"]);
     let kept = resources("a.yaml", &server("mode: OPTIONAL_MUTUAL, credentialName: a"));
     let Body::Gateway(gateway) = &kept[0].body else { panic!("{kept:?}") };
-    assert_eq!(gateway.servers[0].mode, ServerMode::OptionalMutual);
+    assert_eq!((gateway.servers[0].mode, gateway.plain_ports.len()), (ServerMode::OptionalMutual, 0));
+    let plain = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: a}\nspec: {selector: {a: b}, servers: [{port: \
+                 {number: 80, name: http, protocol: HTTP}, hosts: ['*']}]}\n";
+    let Body::Gateway(gateway) = &resources("a.yaml", plain)[0].body else { panic!("a gateway") };
+    assert_eq!((gateway.servers.len(), gateway.plain_ports[0].number()), (0, 80));
 }
 
 const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----\nTUVTSFJJTkc=\n-----END CERTIFICATE-----\n";
