@@ -43,6 +43,7 @@ use crate::{
         congestion,
         conn::Conn,
         deadlines::now_ms,
+        futures::Pooled,
         generation::ClusterShared,
         guarded,
         http2::server,
@@ -278,17 +279,13 @@ fn requests<'a>(
     listener: &'a Listener,
     begin: Begin,
     is_fresh: &'a mut bool,
-) -> Pin<Box<dyn Future<Output = End> + 'a>> {
-    Box::pin(request::serve(worker, conn, listener, begin, is_fresh))
+) -> Pooled<'a, End> {
+    Pooled::new(&worker.futures, request::serve(worker, conn, listener, begin, is_fresh))
 }
 
 /// As [`requests`]: a handshake, if there is one.
-fn opened<'a>(
-    worker: &'a Rc<Worker>,
-    conn: &'a mut Conn,
-    listener: &'a Listener,
-) -> Pin<Box<dyn Future<Output = Option<Begin>> + 'a>> {
-    Box::pin(security::open(worker, conn, listener))
+fn opened<'a>(worker: &'a Rc<Worker>, conn: &'a mut Conn, listener: &'a Listener) -> Pooled<'a, Option<Begin>> {
+    Pooled::new(&worker.futures, security::open(worker, conn, listener))
 }
 
 /// As [`requests`]: the beginning of a connection that carries bytes, or may.
@@ -297,8 +294,8 @@ fn first<'a>(
     conn: &'a mut Conn,
     listener: &'a Listener,
     carries: Carries,
-) -> Pin<Box<dyn Future<Output = First> + 'a>> {
-    Box::pin(first::first(worker, conn, listener, carries))
+) -> Pooled<'a, First> {
+    Pooled::new(&worker.futures, first::first(worker, conn, listener, carries))
 }
 
 /// As [`requests`]: a connection of bytes, from its first ones to its upstream.
@@ -317,8 +314,8 @@ fn bytes<'a>(
 }
 
 /// As [`requests`]: the last words to a client whose head has not come in time.
-fn time_out<'a>(worker: &'a Rc<Worker>, conn: &'a mut Conn) -> Pin<Box<dyn Future<Output = ()> + 'a>> {
-    Box::pin(request::time_out(worker, conn))
+fn time_out<'a>(worker: &'a Rc<Worker>, conn: &'a mut Conn) -> Pooled<'a, ()> {
+    Pooled::new(&worker.futures, request::time_out(worker, conn))
 }
 
 /// As [`requests`]: a connection that speaks HTTP/2.
@@ -440,10 +437,14 @@ pub(crate) async fn serve(worker: &Rc<Worker>, conn: &mut Conn, listener: &Rc<Li
                 }
                 Begin::Readable
             }
-            End::Partial(partial) => {
+            End::Partial(mut partial) => {
                 if !conn.readable_until(partial.deadline_ms(), false).await {
                     drop(partial);
                     return time_out(worker, conn).await;
+                }
+                if partial.takes_piece(worker, conn, listener.direction.request_bounds()) {
+                    end = End::Partial(partial);
+                    continue;
                 }
                 Begin::Partial(partial)
             }

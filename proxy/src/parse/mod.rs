@@ -6,6 +6,7 @@
 
 use meshring_core::{
     http::{
+        detect::may_be_http,
         error::Refusal,
         fields::Fields,
         head::{Bounds, HeadScanner},
@@ -23,6 +24,8 @@ use crate::worker::{
 
 /// Of a head that comes in a trickle, in bytes; a larger one keeps a buffer for a while each time.
 const TRICKLED_BYTES_MAX: usize = 2 * 1024;
+/// Of a piece that is taken while its connection goes on waiting, in bytes.
+const PIECE_BYTES_MAX: usize = 256;
 
 /// What is known about the next request before its head is read.
 #[derive(Debug, Default)]
@@ -55,6 +58,32 @@ impl PartialHead {
     /// When the head must be there, in milliseconds of the worker's clock.
     pub(crate) fn deadline_ms(&self) -> u64 {
         self.0.1.deadline_ms
+    }
+
+    /// Takes what has come, where it is a small piece that does not tell more about the head: a trickle brings nothing else, and the
+    /// large future of a request, made and freed for each piece of ten thousand of them, leaves the heap full of holes. False: nothing
+    /// was taken, and whoever reads requests has to look.
+    pub(crate) fn takes_piece(&mut self, worker: &Worker, conn: &Conn, bounds: Bounds) -> bool {
+        let (held, progress) = &mut *self.0;
+        let (mut bytes, len) = ([0; TRICKLED_BYTES_MAX], held.len());
+        let Some(space) = bytes.get_mut(len..len + PIECE_BYTES_MAX) else { return false };
+        if conn.secured_peer().is_some() {
+            return false;
+        }
+        // The end and errors are for the reader of requests, too.
+        let Ok(count @ 1..) = conn.peek(space) else { return false };
+        bytes[..len].copy_from_slice(held);
+        let known = &bytes[..len + count];
+        let mut scanner = progress.scanner;
+        let has_room = worker.buffers.held_bytes() + count <= worker.limits.buffer_bytes_max / 4;
+        if !has_room || !may_be_http(known) || scanner.ready(known, bounds) {
+            return false;
+        }
+        // The same bytes: nobody else reads here.
+        let Ok(count @ 1..) = conn.receive_into_now(&mut bytes[len..len + count]) else { return false };
+        *held = worker.buffers.hold(&bytes[..len + count]);
+        progress.scanner = scanner;
+        true
     }
 }
 

@@ -122,7 +122,8 @@ impl Buffers {
         true
     }
 
-    fn note_freed(&self, bytes: usize) {
+    /// So much went to the allocator.
+    pub(super) fn note_freed(&self, bytes: usize) {
         self.freed.bytes.set(self.freed.bytes.get().saturating_add(bytes));
     }
 

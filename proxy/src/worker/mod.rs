@@ -8,6 +8,7 @@ pub(crate) mod congestion;
 pub(crate) mod conn;
 pub(crate) mod deadlines;
 pub(crate) mod driver;
+pub(crate) mod futures;
 pub(crate) mod generation;
 pub(crate) mod http2;
 pub(crate) mod interrupt;
@@ -45,6 +46,7 @@ use self::{
     buffers::Buffers,
     deadlines::Deadlines,
     driver::Driver,
+    futures::FuturePool,
     generation::{Current, Generations, KnownClusters, Prepared},
     ktls::Probe,
     limits::Limits,
@@ -93,6 +95,8 @@ pub(crate) struct Worker {
     pub(crate) stats: WorkerSlots,
     pub(crate) limits: Limits,
     pub(crate) buffers: Rc<Buffers>,
+    /// Where the futures of requests are.
+    pub(crate) futures: FuturePool,
     pub(crate) deadlines: Rc<Deadlines>,
     pub(crate) current: Current,
     pub(crate) clusters: KnownClusters,
@@ -281,6 +285,7 @@ fn build(start: Start) -> std::io::Result<(Rc<Worker>, Vec<StdTcpListener>, StdU
         listeners,
         sockets: RefCell::new(seconds),
         scratches: RefCell::default(),
+        futures: FuturePool::default(),
         stream_tasks: StreamTasks::default(),
         http2_scratch: RefCell::default(),
         draining: Cell::new(false),

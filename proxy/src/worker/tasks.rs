@@ -57,6 +57,7 @@ pub(super) async fn main(start: Start) -> io::Result<()> {
             swept_ms = now;
             worker.endpoints.sweep(now);
             worker.clusters.sweep();
+            worker.buffers.note_freed(worker.futures.sweep());
             has_burst |= worker.buffers.sweep();
             has_burst = has_burst && !super::allocator::give_back();
         }
