@@ -239,6 +239,9 @@ pub const ACCESS_RULES_EXPLAINED_MAX: usize = 32;
 pub const TLS_HANDSHAKE_REST_BYTES_MAX: usize = 16 * 1024;
 /// TLS records in a row that carry no data: key updates and empty records cost us more than the sender.
 pub const TLS_RECORDS_WITHOUT_DATA_MAX: u32 = 64;
+/// Records that are sealed under one AES-GCM key before it is replaced, or its connection is brought to an end where the protocol
+/// knows no other key; at twice as many nothing more is sealed. RFC 8446 section 5.5 allows 2^24.5 of them, rustls 2^24.
+pub const TLS_RECORDS_PER_KEY_MAX: u64 = 1 << 23;
 /// From the first byte of a TLS connection to the end of its handshake, in milliseconds (Envoy's
 /// `transport_socket_connect_timeout` in Istio: 15 s).
 pub const TLS_HANDSHAKE_MS_MAX: u64 = 10_000;

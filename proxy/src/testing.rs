@@ -161,6 +161,11 @@ impl Parsed {
 
 /// Runs a test on each driver, with a worker that has no clock of its own.
 pub(crate) fn on_each_driver(test: impl AsyncFn(Rc<Worker>)) {
+    on_each_driver_within(Limits::default(), test);
+}
+
+/// Likewise, with other limits.
+pub(crate) fn on_each_driver_within(limits: Limits, test: impl AsyncFn(Rc<Worker>)) {
     for choice in [Choice::Auto, Choice::Epoll] {
         let page = PageWriter::create(Generation(1)).unwrap();
         let (_, stats) = StatsPage::create(1).unwrap();
@@ -179,7 +184,7 @@ pub(crate) fn on_each_driver(test: impl AsyncFn(Rc<Worker>)) {
             first: World::default().prepare(),
             listeners: Vec::new(),
             tuning: Tuning::default(),
-            limits: Limits::default(),
+            limits,
             materials: Arc::default(),
             ktls: kernel_tls(),
             memory_pressure: Arc::default(),

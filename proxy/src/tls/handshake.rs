@@ -515,7 +515,8 @@ fn finish(
             (secrets, KeySchedule::Server(kernel))
         }
     };
-    let tls = Tls::new(fd, &worker.buffers, &secrets, schedule, peer, leftover)?;
+    let records_max = worker.limits.tls_records_per_key_max;
+    let tls = Tls::new(fd, &worker.buffers, &secrets, schedule, peer, leftover, records_max)?;
     if let Some(error) = refused {
         tls.fail(match &error {
             TlsError::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {

@@ -1,5 +1,7 @@
 //! Handshakes and what follows, against rustls' own buffered connections on the other side of a socket, on both drivers.
 
+mod worn;
+
 use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
