@@ -368,6 +368,10 @@ pub const HEAD_FIELDS_MAX: usize = 100;
 /// What one hop adds to a head, in bytes: Via, X-Forwarded-*, Forwarded, X-Request-Id, Date, Connection and framing come
 /// to 1.1 KiB with the longest names and addresses, and a field that was spelled without a space gets one.
 pub const HOP_HEAD_BYTES_MAX: usize = 2 * 1024;
+/// What a proxy says about one client's certificate in X-Forwarded-Client-Cert, in bytes: a gateway writes the whole of it, which
+/// for an RSA key of 4,096 bits and some names is 3 KiB. It comes on top of [`HOP_HEAD_BYTES_MAX`]: a head that nearly fills its
+/// bound may be too large for the next hop with it.
+pub const CLIENT_CERTIFICATE_BYTES_MAX: usize = 8 * 1024;
 /// Fields that one hop adds: at most twelve, see [`HOP_HEAD_BYTES_MAX`].
 pub const HOP_HEAD_FIELDS_MAX: usize = 16;
 /// Largest header section that comes from another sidecar, in bytes: what the first hop accepts the next one must not

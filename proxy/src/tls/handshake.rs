@@ -5,7 +5,7 @@ use std::{fmt, io, sync::Arc};
 
 use aws_lc_rs::digest;
 use meshring_core::{
-    certificate::Names,
+    certificate::Description,
     client_hello::{self, BadHello, ClientHello},
     limits::{TLS_HANDSHAKE_BYTES_MAX, TLS_HANDSHAKE_MS_MAX},
     spiffe::SpiffeId,
@@ -519,7 +519,12 @@ fn finish(
     let mut refused = None;
     if let Some((leaf, intermediates)) = machine.certificates().split_first() {
         peer.certificate_sha256 = digest::digest(&digest::SHA256, leaf).as_ref().try_into().ok();
-        peer.identity = Names::of(leaf).ok().and_then(|names| names.identity().ok()).map(Arc::new);
+        let description = Description::of(leaf).ok();
+        let names = description.as_ref().and_then(|description| description.names.as_ref().ok());
+        peer.identity = names.and_then(|names| names.identity().ok()).map(Arc::new);
+        if matches!(machine, Machine::Server(_)) {
+            peer.describe(leaf, description.as_ref());
+        }
         // A resumed session shows no certificate: what was accepted then must be acceptable now.
         if peer.is_resumed
             && let Some(verifier) = how.verifier
@@ -527,7 +532,6 @@ fn finish(
             refused = verifier.check(leaf, intermediates, how.host, UnixTime::now()).err();
         }
     }
-    peer.describe();
     let (secrets, schedule) = match machine {
         Machine::Client(client) => {
             let (secrets, kernel) = client.dangerous_into_kernel_connection()?;

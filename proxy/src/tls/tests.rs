@@ -203,7 +203,10 @@ fn a_client_is_served_in_either_version_with_new_keys_in_between() {
             assert_eq!(peer.sni.as_deref(), Some("outbound_.9080_._.reviews.default.svc.cluster.local"));
             let element = String::from_utf8(peer.element.as_ref().unwrap().to_vec()).unwrap();
             assert!(element.starts_with(&format!("By={REVIEWS};Hash=")), "{element}");
-            assert!(element.ends_with(&format!(";Subject=\"\";URI={PRODUCTPAGE}")), "{element}");
+            assert!(
+                element.ends_with(&format!(";Subject=\"\";URI={PRODUCTPAGE};DNS=ignored.example.com")),
+                "{element}"
+            );
             echo(&mut conn, &worker).await;
             drop(conn);
             joined(thread).await;
