@@ -1,5 +1,6 @@
 //! Handshakes and what follows, against rustls' own buffered connections on the other side of a socket, on both drivers.
 
+mod proofs;
 mod worn;
 
 use std::{
