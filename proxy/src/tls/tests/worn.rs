@@ -1,9 +1,17 @@
 //! Keys that have been used for long, by us and by peers that never change theirs (RFC 8446 section 5.5).
 
-use std::rc::Rc;
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener},
+    rc::Rc,
+    thread,
+};
 
 use super::{joined, read_exactly, write_bytes};
 use crate::{
+    accept::{Direction, Listener},
+    parse::Begin,
+    request::{self, End},
     testing::{
         can_update_keys, kernel_tls, on_each_driver_within,
         peer::{Peer, Received, Town, Version},
@@ -140,6 +148,70 @@ fn a_message_that_outlasts_a_key_without_a_successor_is_cut_and_does_not_look_wh
             let (bytes, alert) = joined(client).await;
             assert_eq!(bytes.len(), written, "{version:?}");
             assert!(alert.contains("InternalError"), "{version:?}: {alert}");
+        }
+    });
+}
+
+/// Answers each request of each connection.
+fn application() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, mut request) = (stream.unwrap(), [0; 4096]);
+            // What is asked here comes in one piece.
+            while let Ok(1..) = stream.read(&mut request) {
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello").unwrap();
+            }
+        }
+    });
+    address
+}
+
+/// One request after the other on a connection: how many are answered, and how it ends if that is before the last of them.
+fn requests(peer: &mut Peer) -> (usize, Option<Received>) {
+    let mut answers = 0;
+    while answers < ROUNDS {
+        let (mut out, mut answer) = (&b"GET / HTTP/1.1\r\nhost: echo\r\n\r\n"[..], Vec::new());
+        while !answer.ends_with(b"hello") {
+            match peer.exchange(std::mem::take(&mut out), answer.len() + 1, &mut answer) {
+                Received::All => {}
+                how => {
+                    assert!(answer.is_empty(), "in the middle of an answer: {}", String::from_utf8_lossy(&answer));
+                    return (answers, Some(how));
+                }
+            }
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n"), "{}", String::from_utf8_lossy(&answer));
+        answers += 1;
+    }
+    peer.finish_sending();
+    (answers, None)
+}
+
+#[test]
+fn no_answer_is_lost_to_a_worn_key() {
+    let application = application();
+    on_each_driver_within(limits(), async |worker: Rc<Worker>| {
+        let town = Town::new();
+        for version in [Version::Tls12, Version::Tls13] {
+            let (mut conn, client) = town.client_speaking(&worker, Some(version), requests).await;
+            let listener = Listener::new(0, application, Direction::Inbound { application });
+            loop {
+                match request::serve(&worker, &mut conn, &listener, Begin::Readable, &mut false).await {
+                    End::Closed => break,
+                    End::Idle => conn.readable().await.unwrap(),
+                    other => panic!("{version:?}: {other:?}"),
+                }
+            }
+            drop(conn);
+            let (answers, how) = joined(client).await;
+            if without_new_keys().contains(&version) {
+                assert_eq!(how, Some(Received::End), "{version:?}: after {answers} answers");
+                assert!((1..=RECORDS_MAX as usize).contains(&answers), "{version:?}: {answers}");
+            } else {
+                assert_eq!((answers, how), (ROUNDS, None), "{version:?}");
+            }
         }
     });
 }
