@@ -1,14 +1,40 @@
 //! What a leaf certificate says about its owner (RFC 5280 section 4.2.1.6, SPIFFE X.509-SVID section 2).
 
+mod subject;
+
 use crate::spiffe::{BadSpiffeId, SpiffeId};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+
+/// What a certificate says about its owner, read in one go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    /// Its names, or why they prove nothing.
+    pub names: Result<Names, BadCertificate>,
+    /// Its subject as text (RFC 2253, as OpenSSL and Envoy write it), in ASCII without control characters. An SVID's is empty.
+    pub subject: String,
+}
+
+impl Description {
+    /// Of a DER certificate.
+    pub fn of(der: &[u8]) -> Result<Self, BadCertificate> {
+        let certificate = read(der)?;
+        Ok(Self { names: Names::read(&certificate), subject: subject::rfc2253(certificate.subject()) })
+    }
+}
+
+fn read(der: &[u8]) -> Result<X509Certificate<'_>, BadCertificate> {
+    match X509Certificate::from_der(der) {
+        Ok(([], certificate)) => Ok(certificate),
+        _ => Err(BadCertificate::Malformed),
+    }
+}
 
 /// The names in a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
     /// URI names, as they stand.
     pub uris: Vec<String>,
-    /// DNS names in lower case.
+    /// DNS names, as they stand.
     pub dns: Vec<String>,
     /// Whether the certificate may sign others: a workload's must not (SPIFFE X.509-SVID section 4.1).
     pub is_authority: bool,
@@ -39,11 +65,11 @@ pub enum BadCertificate {
 impl Names {
     /// Of a DER certificate. Strict: what is malformed anywhere proves nothing.
     pub fn of(der: &[u8]) -> Result<Self, BadCertificate> {
+        Self::read(&read(der)?)
+    }
+
+    fn read(certificate: &X509Certificate<'_>) -> Result<Self, BadCertificate> {
         let malformed = |_| BadCertificate::Malformed;
-        let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| BadCertificate::Malformed)?;
-        if !rest.is_empty() {
-            return Err(BadCertificate::Malformed);
-        }
         let mut names = Self {
             uris: Vec::new(),
             dns: Vec::new(),
@@ -58,7 +84,7 @@ impl Names {
         for name in &alternative.value.general_names {
             match name {
                 GeneralName::URI(uri) => names.uris.push(sound(uri)?.to_owned()),
-                GeneralName::DNSName(dns) => names.dns.push(sound(dns)?.to_ascii_lowercase()),
+                GeneralName::DNSName(dns) => names.dns.push(sound(dns)?.to_owned()),
                 GeneralName::Invalid(..) => return Err(BadCertificate::Malformed),
                 _ => {}
             }
@@ -95,7 +121,7 @@ mod tests {
     proptest! {
         #[test]
         fn nothing_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Names::of(&bytes);
+            let _ = Description::of(&bytes);
         }
     }
 

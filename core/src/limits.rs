@@ -239,6 +239,9 @@ pub const ACCESS_RULES_EXPLAINED_MAX: usize = 32;
 pub const TLS_HANDSHAKE_REST_BYTES_MAX: usize = 16 * 1024;
 /// TLS records in a row that carry no data: key updates and empty records cost us more than the sender.
 pub const TLS_RECORDS_WITHOUT_DATA_MAX: u32 = 64;
+/// Records that are sealed under one AES-GCM key before it is replaced, or its connection is brought to an end where the protocol
+/// knows no other key; at twice as many nothing more is sealed. RFC 8446 section 5.5 allows 2^24.5 of them, rustls 2^24.
+pub const TLS_RECORDS_PER_KEY_MAX: u64 = 1 << 23;
 /// From the first byte of a TLS connection to the end of its handshake, in milliseconds (Envoy's
 /// `transport_socket_connect_timeout` in Istio: 15 s).
 pub const TLS_HANDSHAKE_MS_MAX: u64 = 10_000;
@@ -368,6 +371,10 @@ pub const HEAD_FIELDS_MAX: usize = 100;
 /// What one hop adds to a head, in bytes: Via, X-Forwarded-*, Forwarded, X-Request-Id, Date, Connection and framing come
 /// to 1.1 KiB with the longest names and addresses, and a field that was spelled without a space gets one.
 pub const HOP_HEAD_BYTES_MAX: usize = 2 * 1024;
+/// What a proxy says about one client's certificate in X-Forwarded-Client-Cert, in bytes: a gateway writes the whole of it, which
+/// for an RSA key of 4,096 bits and some names is 3 KiB. It comes on top of [`HOP_HEAD_BYTES_MAX`]: a head that nearly fills its
+/// bound may be too large for the next hop with it.
+pub const CLIENT_CERTIFICATE_BYTES_MAX: usize = 8 * 1024;
 /// Fields that one hop adds: at most twelve, see [`HOP_HEAD_BYTES_MAX`].
 pub const HOP_HEAD_FIELDS_MAX: usize = 16;
 /// Largest header section that comes from another sidecar, in bytes: what the first hop accepts the next one must not

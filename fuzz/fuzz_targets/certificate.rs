@@ -2,14 +2,17 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use meshring_core::{certificate::Names, identity::Material, spiffe::SpiffeId};
+use meshring_core::{certificate::Description, identity::Material, spiffe::SpiffeId};
 
 fuzz_target!(|data: &[u8]| {
     // The same bytes as what control sends beside certificates.
     if let Ok(material) = Material::decode(data) {
         assert_eq!(Material::decode(&material.encode()), Ok(material));
     }
-    let Ok(names) = Names::of(data) else { return };
+    let Ok(Description { names, subject }) = Description::of(data) else { return };
+    // It becomes a part of a field's value.
+    assert!(subject.bytes().all(|b| matches!(b, b' '..=b'~')), "{subject:?}");
+    let Ok(names) = names else { return };
     for name in names.uris.iter().chain(&names.dns) {
         assert!(name.bytes().all(|b| b.is_ascii_graphic()), "{name:?}");
     }

@@ -23,7 +23,7 @@ use meshring_core::{
         detect::may_be_http,
         error::Refusal,
         fields::Fields,
-        forwarding::{self, Hop},
+        forwarding::{self, ClientCertificate, Hop},
         head::Method,
         http2,
         path::without_parameters,
@@ -34,7 +34,7 @@ use meshring_core::{
     limits::REQUESTS_IN_A_ROW_MAX,
     stats::Counter,
     table::{
-        model::{PathNormalization, Settings},
+        model::{ForwardClientCertificate, PathNormalization, Settings},
         security::MtlsMode,
     },
 };
@@ -362,6 +362,7 @@ async fn exchange(
         record.due(Some(record.started_ms()));
         return deny(worker, conn, input, head, &record, Denial::Late).await;
     }
+    let certificate = client_certificate(&pinned, listener, conn);
     let (plan, out) = if listener.direction != Direction::Outbound {
         let target = Target::Application { endpoint: listener.application(worker), shared: listener.cluster(worker) };
         let extra = passed.to_client.clone();
@@ -369,8 +370,7 @@ async fn exchange(
         let plan = Plan { target, response_edits: Edits::default(), timeout_ms, extra };
         let rewritten = Rewritten { path: request.replaced_path(), authority: None };
         let edits = passed.edits(&pinned, Edits::default(), call.left_ms(timeout_ms, &record));
-        let mut how = Outgoing { edits: &edits, query: passed.query.as_deref(), element: None };
-        how.element = conn.secured_peer().and_then(|peer| peer.element.as_deref());
+        let how = Outgoing { edits: &edits, query: passed.query.as_deref(), certificate };
         let out = serialized(worker, &request, &how, &rewritten, &hop(false), &mut texts.lines);
         (plan, out)
     } else {
@@ -393,7 +393,7 @@ async fn exchange(
                 };
                 let hop = hop(rewritten.authority.is_some());
                 let edits = passed.edits(&pinned, edits, call.left_ms(plan.timeout_ms, &record));
-                let how = Outgoing { edits: &edits, query: passed.query.as_deref(), element: None };
+                let how = Outgoing { edits: &edits, query: passed.query.as_deref(), certificate };
                 let out = serialized(worker, &request, &how, &rewritten, &hop, &mut texts.lines);
                 (plan, out)
             }
@@ -477,8 +477,27 @@ struct Outgoing<'a> {
     edits: &'a Changes<'a>,
     /// Replaces the query.
     query: Option<&'a [u8]>,
-    /// Our element of X-Forwarded-Client-Cert.
-    element: Option<&'a [u8]>,
+    /// What it says of the client's certificate.
+    certificate: ClientCertificate<'a>,
+}
+
+/// What the next one is told of the client's certificate: by a sidecar as Istio has it, by a gateway as the mesh wants it. Of what
+/// the application beside us sends nothing is passed on.
+fn client_certificate<'c>(pinned: &Pinned, listener: &Listener, conn: &'c Conn) -> ClientCertificate<'c> {
+    let element = conn.secured_peer().and_then(|peer| peer.element.as_deref());
+    if listener.direction != Direction::Outbound {
+        return element.map_or(ClientCertificate::Removed, ClientCertificate::Appended);
+    }
+    if !is_guarded(pinned, listener) {
+        return ClientCertificate::Removed;
+    }
+    match (pinned.table().settings().gateway_client_certificate, element) {
+        (ForwardClientCertificate::AlwaysForwardOnly, _) => ClientCertificate::Received,
+        (ForwardClientCertificate::Sanitize, _) | (_, None) => ClientCertificate::Removed,
+        (ForwardClientCertificate::ForwardOnly, Some(_)) => ClientCertificate::Received,
+        (ForwardClientCertificate::AppendForward, Some(element)) => ClientCertificate::Appended(element),
+        (ForwardClientCertificate::SanitizeSet, Some(element)) => ClientCertificate::Set(element),
+    }
 }
 
 /// Whether policies for those who come to this workload apply: its own listeners, and those of a gateway.
@@ -499,14 +518,11 @@ fn serialized(
     hop: &Hop,
     lines: &mut Vec<u8>,
 ) -> Buffer {
-    let Outgoing { edits, query, element } = *outgoing;
+    let Outgoing { edits, query, certificate } = *outgoing;
     let Request { bytes, head, fields, .. } = *request;
     lines.clear();
     let mut drop = forwarding::request_lines(lines, bytes, head, fields, hop, edits);
-    drop = drop.union(match element {
-        Some(element) => forwarding::client_certificate_line(lines, bytes, fields, element, edits),
-        None => forwarding::CLIENT_CERTIFICATE,
-    });
+    drop = drop.union(forwarding::client_certificate_line(lines, bytes, fields, certificate, edits));
     let mut out = worker.buffers.take();
     let how = RequestOut {
         path: rewritten.path.map(|path| [path, b""]),

@@ -32,8 +32,8 @@ use meshring_core::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
 };
 use zeroize::Zeroizing;
 
@@ -161,6 +161,11 @@ impl Parsed {
 
 /// Runs a test on each driver, with a worker that has no clock of its own.
 pub(crate) fn on_each_driver(test: impl AsyncFn(Rc<Worker>)) {
+    on_each_driver_within(Limits::default(), test);
+}
+
+/// Likewise, with other limits.
+pub(crate) fn on_each_driver_within(limits: Limits, test: impl AsyncFn(Rc<Worker>)) {
     for choice in [Choice::Auto, Choice::Epoll] {
         let page = PageWriter::create(Generation(1)).unwrap();
         let (_, stats) = StatsPage::create(1).unwrap();
@@ -179,7 +184,7 @@ pub(crate) fn on_each_driver(test: impl AsyncFn(Rc<Worker>)) {
             first: World::default().prepare(),
             listeners: Vec::new(),
             tuning: Tuning::default(),
-            limits: Limits::default(),
+            limits,
             materials: Arc::default(),
             ktls: kernel_tls(),
             memory_pressure: Arc::default(),
@@ -212,6 +217,7 @@ pub(crate) struct Leaf {
     pub(crate) is_expired: bool,
     pub(crate) is_early: bool,
     pub(crate) is_authority: bool,
+    pub(crate) subject: Vec<(DnType, DnValue)>,
 }
 
 impl Leaf {
@@ -242,6 +248,10 @@ impl Authority {
         let dns = leaf.dns.iter().map(|dns| SanType::DnsName((*dns).try_into().unwrap()));
         params.subject_alt_names = uris.chain(dns).collect();
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.distinguished_name = DistinguishedName::new();
+        for (kind, value) in &leaf.subject {
+            params.distinguished_name.push(kind.clone(), value.clone());
+        }
         if leaf.is_expired {
             params.not_after = date_time_ymd(2020, 1, 1);
         }

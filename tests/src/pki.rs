@@ -13,6 +13,7 @@ use rcgen::{
 };
 use rustls::{
     RootCertStore,
+    crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
 };
 
@@ -41,6 +42,8 @@ pub struct Leaf {
     pub uris: Vec<Vec<u8>>,
     /// DNS names.
     pub dns: Vec<String>,
+    /// Attributes of the subject, the first one first.
+    pub subject: Vec<(DnType, String)>,
     /// From now; negative: before.
     pub begins_s: i64,
     /// From now.
@@ -51,7 +54,7 @@ pub struct Leaf {
 
 impl Default for Leaf {
     fn default() -> Self {
-        Self { uris: Vec::new(), dns: Vec::new(), begins_s: -3_600, ends_s: 3_600, padding: 0 }
+        Self { uris: Vec::new(), dns: Vec::new(), subject: Vec::new(), begins_s: -3_600, ends_s: 3_600, padding: 0 }
     }
 }
 
@@ -94,6 +97,17 @@ pub struct Issued {
 }
 
 impl Issued {
+    /// SHA-256 of the leaf, in hexadecimal.
+    ///
+    /// # Panics
+    /// Never: the suite is one of TLS 1.3.
+    #[must_use]
+    pub fn sha256(&self) -> String {
+        let suite = TLS13_AES_128_GCM_SHA256.tls13().expect("a suite of TLS 1.3");
+        let hash = suite.common.hash_provider.hash(&self.chain[0]);
+        hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// For rustls.
     #[must_use]
     pub fn certified(&self) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
@@ -172,6 +186,9 @@ impl Authority {
     pub fn issue(&self, leaf: &Leaf) -> Issued {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
+        for (kind, value) in &leaf.subject {
+            params.distinguished_name.push(kind.clone(), value.clone());
+        }
         params.not_before = from_now(leaf.begins_s).into();
         params.not_after = from_now(leaf.ends_s).into();
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

@@ -21,12 +21,14 @@ use meshring_tests::{
     upstream::Upstream,
     wait,
 };
+use rcgen::DnType;
 use rustls::AlertDescription;
 
 on_both_drivers! {
     a_gateway_shows_the_certificate_of_the_name_that_is_asked_for
     a_mutual_gateway_wants_a_certificate_of_its_own_roots
     access_rules_hold_at_a_gateway_with_tls_and_without
+    a_gateway_tells_of_its_clients_certificates_what_the_mesh_wants
     h2load_sees_no_failures_over_tls
 }
 
@@ -218,6 +220,55 @@ fn access_rules_hold_at_a_gateway_with_tls_and_without(driver: Driver) {
     let mut client = edge.caller("shop.example.com").connect(edge.gateway.outbound());
     client.get("shop.example.com", "/").expect(200);
     client.get("shop.example.com", "/admin/x").expect(403);
+}
+
+fn a_gateway_tells_of_its_clients_certificates_what_the_mesh_wants(driver: Driver) {
+    let edge = Edge::start(driver);
+    let customers = Authority::new("customers");
+    let issued = edge.authority.issue(&Leaf::server(&["shop.example.com"]));
+    let servers = [server(edge.port(), "shop", "shop.example.com", "mode: MUTUAL, credentialName: shop")];
+    edge.publish(&(gateway(&servers) + &secret("shop", &issued, Some(&customers))), 1);
+    let customer = customers.issue(&Leaf {
+        subject: vec![(DnType::CountryName, "DE".into()), (DnType::CommonName, "customer \"7\"".into())],
+        ..Leaf::server(&["customer-7"])
+    });
+    let caller = Caller::new(&edge.authority, Some(&customer)).asking_for("shop.example.com");
+    let mut client = caller.connect(edge.gateway.outbound());
+    let mut told = || {
+        let lie = [("x-forwarded-client-cert", "By=spiffe://x;Hash=ab")];
+        let text = client.get_with("shop.example.com", "/", &lie).expect(200).text();
+        let lines: Vec<_> =
+            text.lines().filter_map(|line| line.strip_prefix("x-forwarded-client-cert: ").map(str::to_owned)).collect();
+        lines.join("|")
+    };
+    let encode = |byte| match byte {
+        '\n' => "%0A".to_owned(),
+        ' ' => "%20".to_owned(),
+        '+' => "%2B".to_owned(),
+        '/' => "%2F".to_owned(),
+        '=' => "%3D".to_owned(),
+        byte => byte.to_string(),
+    };
+    let pem: String = customer.chain_pem.replace("\r\n", "\n").chars().map(encode).collect();
+    let hash = customer.sha256();
+    let ours = format!(r#"Hash={hash};Cert="{pem}";Subject="CN=customer \"7\",C=DE";URI=;DNS=customer-7"#);
+    let theirs = "By=spiffe://x;Hash=ab";
+    // Istio's default at gateways.
+    assert_eq!(told(), ours);
+    for (how, expected) in [
+        ("SANITIZE", String::new()),
+        ("APPEND_FORWARD", format!("{theirs}, {ours}")),
+        ("FORWARD_ONLY", theirs.to_owned()),
+        ("SANITIZE_SET", ours),
+        ("ALWAYS_FORWARD_ONLY", theirs.to_owned()),
+    ] {
+        let mesh = format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |-\n    \
+             defaultConfig: {{gatewayTopology: {{forwardClientCertDetails: {how}}}}}\n"
+        );
+        edge.control.write("mesh.yaml", &mesh);
+        wait::until(how, || (told() == expected).then_some(()));
+    }
 }
 
 fn h2load_sees_no_failures_over_tls(driver: Driver) {

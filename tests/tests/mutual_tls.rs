@@ -12,6 +12,7 @@ use meshring_tests::{
     upstream::Upstream,
     wait,
 };
+use rcgen::DnType;
 use rustls::AlertDescription;
 
 on_both_drivers! {
@@ -62,6 +63,20 @@ fn an_application_learns_who_calls(driver: Driver) {
     let text = Caller::new(&mesh.authority, Some(&issued)).connect(mesh.inbound()).get("reviews", "/").text();
     let element = field(&text, "x-forwarded-client-cert").unwrap();
     assert!(element.ends_with(&format!("URI={}", spiffe("visitor"))), "{element}");
+
+    // What else a certificate says is told as Istio has it, behind what the client says.
+    let issued = mesh.authority.issue(&Leaf {
+        dns: vec!["visitor.example.com".into(), "guest.example.com".into()],
+        subject: vec![(DnType::OrganizationName, "Visits, Inc.".into()), (DnType::CommonName, "visitor".into())],
+        ..Leaf::workload("visitor")
+    });
+    let mut client = Caller::new(&mesh.authority, Some(&issued)).connect(mesh.inbound());
+    let text = client.get_with("reviews", "/", &[("x-forwarded-client-cert", "Hash=ab")]).expect(200).text();
+    let element = field(&text, "x-forwarded-client-cert").unwrap();
+    let (hash, names) = (issued.sha256(), "DNS=visitor.example.com;DNS=guest.example.com");
+    let (by, uri) = (spiffe("reviews"), spiffe("visitor"));
+    let ours = format!("By={by};Hash={hash};Subject=\"CN=visitor,O=Visits\\, Inc.\";URI={uri};{names}");
+    assert_eq!(element, format!("Hash=ab, {ours}"));
 }
 
 /// Handshakes of a listener or with a cluster: those of the kernel's TLS, and of ours.

@@ -104,27 +104,48 @@ pub fn request_lines<E: HeaderEdits>(
     if hop.is_trusted { lines.drop } else { lines.drop.union(FOR_TRUSTED) }
 }
 
-/// What a request may carry only when [`client_certificate_line`] writes it: who vouches for a client is the proxy that has seen its
-/// certificate, not the application (Envoy's `SANITIZE`).
-pub const CLIENT_CERTIFICATE: KindSet = KindSet::of(&[K::XForwardedClientCert]);
+/// What becomes of X-Forwarded-Client-Cert. Ours is an element in the form of Envoy (`By=..;Hash=..;Subject="..";URI=..;DNS=..`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientCertificate<'a> {
+    /// There is none: who vouches for a client is the proxy that has seen its certificate, not the application (Envoy's
+    /// `SANITIZE`).
+    Removed,
+    /// The received elements (Envoy's `FORWARD_ONLY`).
+    Received,
+    /// The received elements, then ours (`APPEND_FORWARD`).
+    Appended(&'a [u8]),
+    /// Ours only (`SANITIZE_SET`).
+    Set(&'a [u8]),
+}
 
-/// Appends the X-Forwarded-Client-Cert line of a request that came from a client with this certificate, in the form of
-/// Envoy (`By=..;Hash=..;Subject="";URI=..`): the received elements, then ours (Istio's `APPEND_FORWARD`). Returns the kinds of received fields to
-/// leave out, beside those of [`request_lines`].
+/// Appends the X-Forwarded-Client-Cert line of a request. Returns the kinds of received fields to leave out, beside those of
+/// [`request_lines`].
 pub fn client_certificate_line<E: HeaderEdits>(
     out: &mut Vec<u8>,
     buf: &[u8],
     fields: &Fields,
-    element: &[u8],
+    certificate: ClientCertificate<'_>,
     edits: &E,
 ) -> KindSet {
     let mut lines = Lines { out, drop: KindSet::EMPTY, edits };
     let name = b"x-forwarded-client-cert";
-    if lines.writes(K::XForwardedClientCert, name) {
-        if fields.values_of(buf, K::XForwardedClientCert).all(closes_its_quotes) {
+    if !lines.writes(K::XForwardedClientCert, name) {
+        return lines.drop;
+    }
+    let received = || fields.values_of(buf, K::XForwardedClientCert).filter(|value| !value.is_empty());
+    match certificate {
+        ClientCertificate::Removed => {}
+        ClientCertificate::Received => {
+            // Written anew, since it is not for trusted peers only.
+            for value in received() {
+                lines.push(b"x-forwarded-client-cert: ", value);
+            }
+        }
+        ClientCertificate::Appended(element) if received().all(closes_its_quotes) => {
             joined_field(lines.out, buf, fields, K::XForwardedClientCert, name, element);
-        } else {
-            // A list with an open quotation would swallow our element.
+        }
+        // Where a list with an open quotation was received, which would swallow our element, ours is all there is.
+        ClientCertificate::Appended(element) | ClientCertificate::Set(element) => {
             lines.push(b"x-forwarded-client-cert: ", element);
         }
     }

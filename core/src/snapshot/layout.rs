@@ -9,7 +9,7 @@ pub const MAGIC: [u8; 8] = *b"MESHRING";
 pub const HEADER_BYTES: usize = 64;
 
 /// Counted up with each change of the archived types that sizes alone do not show.
-const REVISION: u64 = 5;
+const REVISION: u64 = 6;
 
 /// Identifies what the archive's bytes mean: the revision and the sizes of the archived types. A proxy refuses any
 /// other value, so that control and proxies of different builds never misread each other.

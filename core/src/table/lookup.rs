@@ -5,9 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::{
     model::{
-        ArchivedCluster, ArchivedCondition, ArchivedMatch, ArchivedPathNormalization, ArchivedRoute, ArchivedSettings,
-        ArchivedStringMatch, ArchivedTable, ArchivedVirtualHost, PORT_ANY, PathNormalization, Reach, SCOPE_ALL,
-        Settings,
+        ArchivedCluster, ArchivedCondition, ArchivedForwardClientCertificate, ArchivedMatch, ArchivedPathNormalization,
+        ArchivedRoute, ArchivedSettings, ArchivedStringMatch, ArchivedTable, ArchivedVirtualHost,
+        ForwardClientCertificate, PORT_ANY, PathNormalization, Reach, SCOPE_ALL, Settings,
     },
     protocol::PROTOCOLS_NONE,
     regexes::Regexes,
@@ -311,8 +311,15 @@ impl ArchivedTable {
             ArchivedPathNormalization::MergeSlashes => PathNormalization::MergeSlashes,
             ArchivedPathNormalization::DecodeAndMergeSlashes => PathNormalization::DecodeAndMergeSlashes,
         };
+        let gateway_client_certificate = match self.settings.gateway_client_certificate {
+            ArchivedForwardClientCertificate::Sanitize => ForwardClientCertificate::Sanitize,
+            ArchivedForwardClientCertificate::ForwardOnly => ForwardClientCertificate::ForwardOnly,
+            ArchivedForwardClientCertificate::AppendForward => ForwardClientCertificate::AppendForward,
+            ArchivedForwardClientCertificate::SanitizeSet => ForwardClientCertificate::SanitizeSet,
+            ArchivedForwardClientCertificate::AlwaysForwardOnly => ForwardClientCertificate::AlwaysForwardOnly,
+        };
         let ArchivedSettings { trusted_hops, request_id, mesh_tls12, .. } = self.settings;
-        Settings { path_normalization, trusted_hops, request_id, mesh_tls12 }
+        Settings { path_normalization, trusted_hops, request_id, mesh_tls12, gateway_client_certificate }
     }
 
     /// A cluster.

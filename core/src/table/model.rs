@@ -156,6 +156,8 @@ pub struct Settings {
     /// Whether mutual TLS between workloads may be TLS 1.2 (`meshMTLS.minProtocolVersion` below `TLSV1_3`). Both ends of
     /// ours prefer 1.3.
     pub mesh_tls12: bool,
+    /// `defaultConfig.gatewayTopology.forwardClientCertDetails`, on the ports where gateways end TLS.
+    pub gateway_client_certificate: ForwardClientCertificate,
 }
 
 impl Default for Settings {
@@ -166,6 +168,41 @@ impl Default for Settings {
             trusted_hops: 0,
             request_id: true,
             mesh_tls12: true,
+            gateway_client_certificate: ForwardClientCertificate::SanitizeSet,
+        }
+    }
+}
+
+/// What becomes of X-Forwarded-Client-Cert (Istio `Topology.forwardClientCertDetails`, Envoy `forward_client_cert_details`).
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+#[rkyv(derive(Debug))]
+pub enum ForwardClientCertificate {
+    /// No request has one.
+    Sanitize,
+    /// A client with a certificate may say what it wants.
+    ForwardOnly,
+    /// What a client with a certificate says, and ours behind it.
+    AppendForward,
+    /// Ours, of clients with a certificate. Istio's default for gateways.
+    SanitizeSet,
+    /// Whoever comes may say what it wants.
+    AlwaysForwardOnly,
+}
+
+impl ForwardClientCertificate {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Sanitize, Self::ForwardOnly, Self::AppendForward, Self::SanitizeSet, Self::AlwaysForwardOnly];
+
+    /// As Istio writes it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sanitize => "SANITIZE",
+            Self::ForwardOnly => "FORWARD_ONLY",
+            Self::AppendForward => "APPEND_FORWARD",
+            Self::SanitizeSet => "SANITIZE_SET",
+            Self::AlwaysForwardOnly => "ALWAYS_FORWARD_ONLY",
         }
     }
 }

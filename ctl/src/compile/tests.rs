@@ -5,7 +5,10 @@ use meshring_core::{
     snapshot::{reader::Snapshot, writer},
     table::{
         lookup::{NoRoute, RequestView, Selected, Silent, UriMatch, Viewpoint},
-        model::{ArchivedAction, ArchivedClusterKind, ArchivedHeaderOp, PathNormalization, Settings},
+        model::{
+            ArchivedAction, ArchivedClusterKind, ArchivedHeaderOp, ForwardClientCertificate, PathNormalization,
+            Settings,
+        },
     },
 };
 
@@ -468,6 +471,13 @@ fn the_mesh_config_becomes_the_settings_of_the_table() {
     let proxy = "defaultConfig: {gatewayTopology: {numTrustedProxies: 2}, proxyHeaders: {requestId: {disabled: true}}}";
     let expected = Settings { trusted_hops: 2, request_id: false, ..Settings::default() };
     assert_eq!(settings(&config_map("istio", proxy)), expected);
+    for how in ForwardClientCertificate::ALL {
+        let text = format!("defaultConfig: {{gatewayTopology: {{forwardClientCertDetails: {}}}}}", how.as_str());
+        let expected = Settings { gateway_client_certificate: how, ..Settings::default() };
+        assert_eq!(settings(&config_map("istio", &text)), expected, "{how:?}");
+    }
+    let undefined = "defaultConfig: {gatewayTopology: {forwardClientCertDetails: UNDEFINED}}";
+    assert_eq!(settings(&config_map("istio", undefined)), Settings::default());
     let operator =
         format!("apiVersion: install.istio.io/v1alpha1\nkind: IstioOperator\nspec: {{meshConfig: {{{proxy}}}}}\n");
     assert_eq!(settings(&operator), expected);

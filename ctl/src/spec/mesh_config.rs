@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use meshring_core::table::model::{PathNormalization, Settings};
+use meshring_core::table::model::{ForwardClientCertificate, PathNormalization, Settings};
 use serde::{Serialize, Serializer};
 
 use super::{
@@ -27,6 +27,9 @@ pub struct MeshConfig {
     pub path_normalization: Option<PathNormalization>,
     /// `defaultConfig.gatewayTopology.numTrustedProxies`.
     pub trusted_hops: Option<u8>,
+    /// `defaultConfig.gatewayTopology.forwardClientCertDetails`.
+    #[serde(serialize_with = "forward_client_certificate")]
+    pub gateway_client_certificate: Option<ForwardClientCertificate>,
     /// Inverted, `defaultConfig.proxyHeaders.requestId.disabled`.
     pub request_id: Option<bool>,
     /// `trustDomain`.
@@ -83,6 +86,13 @@ fn normalization<S: Serializer>(level: &Option<PathNormalization>, serializer: S
     level.map(PathNormalization::as_str).serialize(serializer)
 }
 
+fn forward_client_certificate<S: Serializer>(
+    how: &Option<ForwardClientCertificate>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    how.map(ForwardClientCertificate::as_str).serialize(serializer)
+}
+
 impl MeshConfig {
     /// One that says nothing.
     pub fn new(revision: Arc<str>) -> Self {
@@ -90,6 +100,7 @@ impl MeshConfig {
             revision,
             path_normalization: None,
             trusted_hops: None,
+            gateway_client_certificate: None,
             request_id: None,
             trust_domain: None,
             trust_domain_aliases: Vec::new(),
@@ -110,6 +121,7 @@ impl MeshConfig {
             trusted_hops: self.trusted_hops.unwrap_or(default.trusted_hops),
             request_id: self.request_id.unwrap_or(default.request_id),
             mesh_tls12: self.mesh_tls12.unwrap_or(default.mesh_tls12),
+            gateway_client_certificate: self.gateway_client_certificate.unwrap_or(default.gateway_client_certificate),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{rc::Rc, sync::Arc};
 
 use meshring_core::{
     client_hello::HANDSHAKE_RECORD,
-    limits::{DOWNSTREAM_IDLE_MS_MAX, LINGER_BYTES_MAX, PERMISSIVE_MS},
+    limits::{DOWNSTREAM_IDLE_MS_MAX, PERMISSIVE_MS, TLS_HANDSHAKE_BYTES_MAX},
     stats::{Counter, TlsCounter},
     table::security::MtlsMode,
 };
@@ -136,7 +136,9 @@ pub(super) async fn open_bytes(
     let sniffed = match handshake::sniff(worker, conn, b"").await {
         Ok(sniffed) => sniffed,
         Err(error) => {
-            refused(worker, conn, listener, error.into()).await;
+            let error = error.into();
+            warn(conn, &error);
+            refused(worker, conn, listener, error).await;
             return None;
         }
     };
@@ -176,8 +178,11 @@ async fn refused(worker: &Worker, conn: &mut Conn, listener: &Listener, refused:
     worker.stats.add(Counter::TlsRefused, 1);
     worker.stats.listener_tls(listener.index, TlsCounter::Refused);
     worker.log_refusal(refused.code(), conn.peer(), &refused);
-    conn.drain(LINGER_BYTES_MAX, LINGER_MS).await;
+    conn.drain(HANDSHAKE_LINGER_BYTES_MAX, LINGER_MS).await;
 }
+
+/// What is still read behind a handshake that was refused: a client with too long a chain sends all of it before it reads why.
+const HANDSHAKE_LINGER_BYTES_MAX: usize = 2 * TLS_HANDSHAKE_BYTES_MAX;
 
 /// How long a client may take to read why it was refused, in milliseconds.
 const LINGER_MS: u64 = 1_000;

@@ -48,6 +48,7 @@ pub(super) fn limits(tuning: &Tuning, workers: usize, descriptors: u64, memory: 
         tunnel_idle_ms_max: tuning.tunnel_idle_timeout.0,
         buffer_bytes_max: tuning.buffer_bytes_max.unwrap_or_else(|| default_budget(memory, workers)),
         connections_max: tuning.connections_max.map_or(connections, |count| count as usize),
+        ..Limits::default()
     };
     tracing::debug!(?limits, %memory, "limits per worker");
     limits

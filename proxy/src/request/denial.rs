@@ -209,7 +209,7 @@ pub(super) async fn deny(
         // RFC 9110 section 15.5.6 asks for the field.
         Denial::ConnectNotConfigured => b"allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE\r\n",
         // Section 11.6.1.
-        Denial::BadToken(refused) if !refused.www_authenticate.is_empty() => {
+        Denial::BadToken(refused) => {
             serialize::field(&mut challenge, b"www-authenticate", refused.www_authenticate.as_bytes());
             &challenge
         }

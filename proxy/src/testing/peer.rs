@@ -136,6 +136,32 @@ impl Peer {
         into
     }
 
+    /// All that comes until the other side says by an alert what is wrong, and what that is.
+    pub(crate) fn until_alert(&mut self) -> (Vec<u8>, String) {
+        let (began, mut into) = (Instant::now(), Vec::new());
+        loop {
+            assert!(began.elapsed() < PATIENCE, "nothing comes behind {} bytes", into.len());
+            match self.receive_some(&mut into) {
+                Ok(0) => panic!("an end like any other, behind {} bytes", into.len()),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.wait(false),
+                Err(error) => {
+                    // What has come in the same read as the alert.
+                    if let Some(tls) = &mut self.tls {
+                        let _ = tls.reader().read_to_end(&mut into);
+                    }
+                    return (into, error.to_string());
+                }
+            }
+        }
+    }
+
+    /// How many records it has sent and received under the keys that are in use now. Nothing can be said any more.
+    pub(crate) fn records_under_keys(&mut self) -> (u64, u64) {
+        let secrets = self.tls.take().unwrap().dangerous_extract_secrets().unwrap();
+        (secrets.tx.0, secrets.rx.0)
+    }
+
     /// All that comes, and how it ends.
     pub(crate) fn rest(&mut self) -> (Vec<u8>, Received) {
         let mut into = Vec::new();
@@ -182,6 +208,13 @@ impl Peer {
     }
 }
 
+/// What a peer speaks, and nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Version {
+    Tls12,
+    Tls13,
+}
+
 /// Both sides' certificates for the tests' peers.
 pub(crate) struct Town {
     authority: Authority,
@@ -202,16 +235,28 @@ impl Town {
         is_secured: bool,
         script: impl FnOnce(&mut Peer) -> T + Send + 'static,
     ) -> (Conn, JoinHandle<T>) {
+        self.client_speaking(worker, is_secured.then_some(Version::Tls13), script).await
+    }
+
+    /// Likewise, of a given version.
+    pub(crate) async fn client_speaking<T: Send + 'static>(
+        &self,
+        worker: &Worker,
+        version: Option<Version>,
+        script: impl FnOnce(&mut Peer) -> T + Send + 'static,
+    ) -> (Conn, JoinHandle<T>) {
         let (mut conn, socket) = pair(worker);
-        let tls = is_secured.then(|| {
+        let tls = version.map(|version| {
             let leaf = Leaf::of(CLIENT);
-            let mut config = client_config(&self.authority, Some((&self.authority, &leaf)), true);
+            let is_tls13 = version == Version::Tls13;
+            let mut config = client_config(&self.authority, Some((&self.authority, &leaf)), is_tls13);
+            config.enable_secret_extraction = true;
             config.dangerous().set_certificate_verifier(any_server());
             Connection::from(ClientConnection::new(Arc::new(config), asked()).unwrap())
         });
         let client = Peer::run(socket, tls, script);
-        if is_secured {
-            let server = self.ours.mesh_server(false).unwrap();
+        if let Some(version) = version {
+            let server = self.ours.mesh_server(version == Version::Tls12).unwrap();
             let opening = handshake::opening(worker, &mut conn).await.unwrap();
             handshake::accept(worker, &mut conn, &server, opening, None).await.unwrap();
         }
@@ -225,17 +270,28 @@ impl Town {
         is_secured: bool,
         script: impl FnOnce(&mut Peer) -> T + Send + 'static,
     ) -> (Lease, JoinHandle<T>) {
+        self.upstream_speaking(worker, is_secured.then_some(Version::Tls13), script).await
+    }
+
+    /// Likewise, of a given version.
+    pub(crate) async fn upstream_speaking<T: Send + 'static>(
+        &self,
+        worker: &Worker,
+        version: Option<Version>,
+        script: impl FnOnce(&mut Peer) -> T + Send + 'static,
+    ) -> (Lease, JoinHandle<T>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = worker.endpoints.of(listener.local_addr().unwrap(), None);
         let mut lease = endpoint.lease(&worker.deadlines, Reuse::Never, 10_000).await.unwrap();
         let (socket, _) = listener.accept().unwrap();
-        let tls = is_secured.then(|| {
-            let config = server_config(&self.authority, &Leaf::of(REVIEWS), true);
+        let tls = version.map(|version| {
+            let mut config = server_config(&self.authority, &Leaf::of(REVIEWS), version == Version::Tls13);
+            config.enable_secret_extraction = true;
             Connection::from(ServerConnection::new(Arc::new(config)).unwrap())
         });
         let upstream = Peer::run(socket, tls, script);
-        if is_secured {
-            let way = self.ours.cluster(&mutual(&[REVIEWS]), false, Offer::Bytes).unwrap();
+        if let Some(version) = version {
+            let way = self.ours.cluster(&mutual(&[REVIEWS]), version == Version::Tls12, Offer::Bytes).unwrap();
             handshake::connect(worker, &mut lease.conn, &way, &asked(), 10_000).await.unwrap();
         }
         (lease, upstream)

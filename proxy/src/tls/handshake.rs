@@ -5,14 +5,14 @@ use std::{fmt, io, sync::Arc};
 
 use aws_lc_rs::digest;
 use meshring_core::{
-    certificate::Names,
+    certificate::Description,
     client_hello::{self, BadHello, ClientHello},
     limits::{TLS_HANDSHAKE_BYTES_MAX, TLS_HANDSHAKE_MS_MAX},
     spiffe::SpiffeId,
     stats::Counter,
 };
 use rustls::{
-    AlertDescription, CertificateError, Error as TlsError, HandshakeKind, OtherError,
+    AlertDescription, CertificateError, Error as TlsError, HandshakeKind, InvalidMessage, OtherError,
     client::UnbufferedClientConnection,
     pki_types::{CertificateDer, ServerName, UnixTime},
     server::UnbufferedServerConnection,
@@ -86,7 +86,7 @@ impl HandshakeError {
         match self {
             Self::TimedOut => "tls.timeout",
             Self::Closed | Self::Io(_) => "tls.closed",
-            Self::TooLong => "tls.too_long",
+            Self::TooLong | Self::Hello(BadHello::TooLong) => "tls.too_long",
             Self::Overload => "overload",
             Self::Hello(_) => "tls.bad_hello",
             Self::Suite(_) => "tls.no_common_suite",
@@ -96,6 +96,9 @@ impl HandshakeError {
                 TlsError::AlertReceived(alert) => alert_code(*alert),
                 TlsError::PeerIncompatible(_) => "tls.no_common_suite",
                 TlsError::NoApplicationProtocol => "tls.no_common_protocol",
+                TlsError::InvalidMessage(
+                    InvalidMessage::HandshakePayloadTooLarge | InvalidMessage::CertificatePayloadTooLarge,
+                ) => "tls.too_long",
                 _ => "tls.malformed",
             },
         }
@@ -296,8 +299,11 @@ pub(crate) async fn sniff(worker: &Worker, conn: &mut Conn, received: &[u8]) -> 
                 Err(bad) => break Ok(Sniffed { bytes, until_ms, hello: Err(bad) }),
             }
         }
-        if let Err(error) = receive(worker, conn, &mut bytes).await {
-            break Err(error);
+        match receive(worker, conn, &mut bytes).await {
+            Ok(()) => {}
+            // What has not ended is a ClientHello still.
+            Err(HandshakeError::TooLong) => break Err(BadHello::TooLong.into()),
+            Err(error) => break Err(error),
         }
     };
     conn.timer.clear();
@@ -385,8 +391,8 @@ async fn run(
     }
     conn.timer.clear();
     if let Err(error) = result {
-        if matches!(error, HandshakeError::Tls(_)) {
-            last_words(conn, &mut machine, &mut received.bytes_mut()[..fed]);
+        if matches!(error, HandshakeError::Tls(_) | HandshakeError::TooLong) {
+            last_words(conn, &mut machine, &received[..fed], &error);
         }
         return Err(error);
     }
@@ -420,8 +426,6 @@ async fn shake(
                 flush(conn, &mut out).await?;
                 loop {
                     let next = &received[*fed..];
-                    // RFC 8446 section 5.1: the peer is told with `record_overflow` by whoever reads the record; here it is
-                    // a peer without a handshake, which hears nothing but the end.
                     match record_len(next).map_err(|_: BadRecord| HandshakeError::TooLong)? {
                         Some(len) if next.len() >= len => {
                             *fed += len;
@@ -465,13 +469,32 @@ async fn flush(conn: &mut Conn, out: &mut Vec<u8>) -> Result<(), HandshakeError>
     }
 }
 
-/// The alert that rustls has for the peer, if any.
+/// The header of a record that is longer than any.
+const ENDLESS_RECORD: [u8; 5] = [22, 3, 3, 0xff, 0xff];
+
+/// The alert that the peer is to hear, if any.
 ///
 /// It comes before anything else that the state machine does. `fed`: what it has been given and not consumed; without it a
 /// message that was not whole would have it look for bytes that are not there.
-fn last_words(conn: &Conn, machine: &mut Machine, fed: &mut [u8]) {
-    let mut alert = Vec::new();
-    let _ = machine.step(fed, &mut alert);
+///
+/// What is too long for us may not be for rustls, and a message that is too long for rustls has no alert there (0.23: it leaves
+/// in the middle of reading). Only rustls has the keys of the handshake, so it is led to say `decode_error`, by a record that
+/// cannot be: RFC 8446 section 6.2 has that alert for a length that is out of range, rustls for every message that it cannot
+/// read. (OpenSSL and BoringSSL say `illegal_parameter` of long messages; for a record, section 5.2 would have
+/// `record_overflow`.)
+fn last_words(conn: &Conn, machine: &mut Machine, fed: &[u8], error: &HandshakeError) {
+    let (mut fed, mut alert) = (fed.to_vec(), Vec::new());
+    let mut step = |fed: &mut Vec<u8>| {
+        let (discard, _) = machine.step(fed, &mut alert);
+        fed.drain(..discard);
+        !alert.is_empty()
+    };
+    let is_said = step(&mut fed);
+    if !is_said && matches!(error, HandshakeError::TooLong | HandshakeError::Tls(TlsError::InvalidMessage(_))) {
+        fed.extend_from_slice(&ENDLESS_RECORD);
+        // One makes the alert, the other one gives it.
+        let _ = step(&mut fed) || step(&mut fed);
+    }
     if !alert.is_empty() {
         conn.send_now(&alert);
     }
@@ -496,7 +519,12 @@ fn finish(
     let mut refused = None;
     if let Some((leaf, intermediates)) = machine.certificates().split_first() {
         peer.certificate_sha256 = digest::digest(&digest::SHA256, leaf).as_ref().try_into().ok();
-        peer.identity = Names::of(leaf).ok().and_then(|names| names.identity().ok()).map(Arc::new);
+        let description = Description::of(leaf).ok();
+        let names = description.as_ref().and_then(|description| description.names.as_ref().ok());
+        peer.identity = names.and_then(|names| names.identity().ok()).map(Arc::new);
+        if matches!(machine, Machine::Server(_)) {
+            peer.describe(leaf, description.as_ref());
+        }
         // A resumed session shows no certificate: what was accepted then must be acceptable now.
         if peer.is_resumed
             && let Some(verifier) = how.verifier
@@ -504,7 +532,6 @@ fn finish(
             refused = verifier.check(leaf, intermediates, how.host, UnixTime::now()).err();
         }
     }
-    peer.describe();
     let (secrets, schedule) = match machine {
         Machine::Client(client) => {
             let (secrets, kernel) = client.dangerous_into_kernel_connection()?;
@@ -515,7 +542,8 @@ fn finish(
             (secrets, KeySchedule::Server(kernel))
         }
     };
-    let tls = Tls::new(fd, &worker.buffers, &secrets, schedule, peer, leftover)?;
+    let records_max = worker.limits.tls_records_per_key_max;
+    let tls = Tls::new(fd, &worker.buffers, &secrets, schedule, peer, leftover, records_max)?;
     if let Some(error) = refused {
         tls.fail(match &error {
             TlsError::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {

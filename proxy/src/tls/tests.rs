@@ -1,5 +1,8 @@
 //! Handshakes and what follows, against rustls' own buffered connections on the other side of a socket, on both drivers.
 
+mod proofs;
+mod worn;
+
 use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
@@ -201,7 +204,10 @@ fn a_client_is_served_in_either_version_with_new_keys_in_between() {
             assert_eq!(peer.sni.as_deref(), Some("outbound_.9080_._.reviews.default.svc.cluster.local"));
             let element = String::from_utf8(peer.element.as_ref().unwrap().to_vec()).unwrap();
             assert!(element.starts_with(&format!("By={REVIEWS};Hash=")), "{element}");
-            assert!(element.ends_with(&format!(";Subject=\"\";URI={PRODUCTPAGE}")), "{element}");
+            assert!(
+                element.ends_with(&format!(";Subject=\"\";URI={PRODUCTPAGE};DNS=ignored.example.com")),
+                "{element}"
+            );
             echo(&mut conn, &worker).await;
             drop(conn);
             joined(thread).await;
@@ -394,27 +400,83 @@ fn a_chain_that_is_too_long_ends_the_handshake_and_nothing_else() {
     on_each_driver(async |worker: Rc<Worker>| {
         let authority = Authority::new();
         let materials = materials(&authority, REVIEWS);
-        let (mut conn, peer) = pair(&worker);
-        let (certificate, der) = authority.sign(&Leaf::of(PRODUCTPAGE));
-        let mut chain: Vec<CertificateDer<'static>> = vec![certificate.into()];
-        chain.extend((0..5).map(|_| CertificateDer::from(vec![0x30; 16 * 1024])));
-        let mut config = ClientConfig::builder_with_protocol_versions(&[&TLS13])
-            .with_root_certificates(roots(&authority))
-            .with_client_auth_cert(chain, key(der))
-            .unwrap();
-        config.dangerous().set_certificate_verifier(any_server());
-        let thread = thread::spawn(move || {
-            let client = ClientConnection::new(Arc::new(config), asked()).unwrap();
-            let mut stream = StreamOwned::new(client, blocking(peer));
-            stream.write_all(b"hello").and_then(|()| stream.read(&mut [0; 16]).map(drop)).is_err()
-        });
-        let error = accepted(&worker, &mut conn, &materials).await.unwrap_err();
-        assert!(matches!(error.code(), "tls.too_long" | "tls.malformed"), "{}: {error}", error.code());
-        conn.drain(1 << 20, 1_000).await;
-        drop(conn);
-        assert!(joined(thread).await);
-        assert_eq!(worker.buffers.used_bytes(), 0);
+        let cases: [(bool, Chain, Option<usize>); 3] = [
+            // A message beyond what rustls takes, which is found in its first record.
+            (true, LONG, None),
+            (false, LONG, None),
+            // One that it would take, in records whose overhead makes them too long for us.
+            (true, (3, 20_000), Some(40)),
+        ];
+        for (is_tls13, chain, fragment) in cases {
+            let (mut conn, peer) = pair(&worker);
+            let (chain, key) = with_chain(&authority, PRODUCTPAGE, chain);
+            let versions = if is_tls13 { &[&TLS13] } else { &[&TLS12] };
+            let mut config = ClientConfig::builder_with_protocol_versions(versions)
+                .with_root_certificates(roots(&authority))
+                .with_client_auth_cert(chain, key)
+                .unwrap();
+            config.max_fragment_size = fragment;
+            config.dangerous().set_certificate_verifier(any_server());
+            let thread = thread::spawn(move || {
+                let client = ClientConnection::new(Arc::new(config), asked()).unwrap();
+                let mut stream = StreamOwned::new(client, blocking(peer));
+                stream.write_all(b"hello").and_then(|()| stream.read(&mut [0; 16])).unwrap_err().to_string()
+            });
+            let error = accepted(&worker, &mut conn, &materials).await.unwrap_err();
+            assert_eq!(error.code(), "tls.too_long", "{error}");
+            conn.drain(1 << 20, 1_000).await;
+            drop(conn);
+            let told = joined(thread).await;
+            assert!(told.contains("DecodeError"), "TLS 1.3: {is_tls13}, fragments {fragment:?}: {told}");
+            assert_eq!(worker.buffers.used_bytes(), 0);
+        }
     });
+}
+
+#[test]
+fn a_server_with_too_long_a_chain_is_told_so() {
+    on_each_driver(async |worker: Rc<Worker>| {
+        let authority = Authority::new();
+        let materials = materials(&authority, PRODUCTPAGE);
+        for is_tls13 in [true, false] {
+            let (mut conn, peer) = pair(&worker);
+            let (chain, key) = with_chain(&authority, REVIEWS, LONG);
+            let versions = if is_tls13 { &[&TLS13] } else { &[&TLS12] };
+            let config = ServerConfig::builder_with_protocol_versions(versions)
+                .with_no_client_auth()
+                .with_single_cert(chain, key)
+                .unwrap();
+            let thread = thread::spawn(move || {
+                let server = ServerConnection::new(Arc::new(config)).unwrap();
+                let mut stream = StreamOwned::new(server, blocking(peer));
+                stream.read(&mut [0; 16]).unwrap_err().to_string()
+            });
+            let client = materials.cluster(&mutual(&[REVIEWS]), true, Offer::Http1).unwrap();
+            let error = handshake::connect(&worker, &mut conn, &client, &asked(), 10_000).await.unwrap_err();
+            assert_eq!(error.code(), "tls.too_long", "{error}");
+            conn.drain(1 << 20, 1_000).await;
+            drop(conn);
+            let told = joined(thread).await;
+            assert!(told.contains("DecodeError"), "TLS 1.3: {is_tls13}: {told}");
+        }
+    });
+}
+
+/// How many certificates of how many bytes come behind the leaf.
+type Chain = (usize, usize);
+
+/// More than any handshake may have.
+const LONG: Chain = (5, 16 * 1024);
+
+fn with_chain(
+    authority: &Authority,
+    uri: &'static str,
+    (count, bytes): Chain,
+) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    let (certificate, der) = authority.sign(&Leaf::of(uri));
+    let mut chain = vec![CertificateDer::from(certificate)];
+    chain.extend((0..count).map(|_| CertificateDer::from(vec![0x30; bytes])));
+    (chain, key(der))
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! What one worker may use, and how long it waits for a client.
 
 use meshring_core::limits::{
-    BODY_GRACE_MS, BODY_RATE_MIN, BUDGET_BYTES_MAX, CONNECTIONS_PER_WORKER_MAX, REQUEST_HEAD_MS_MAX, TUNNEL_IDLE_MS_MAX,
+    BODY_GRACE_MS, BODY_RATE_MIN, BUDGET_BYTES_MAX, CONNECTIONS_PER_WORKER_MAX, REQUEST_HEAD_MS_MAX,
+    TLS_RECORDS_PER_KEY_MAX, TUNNEL_IDLE_MS_MAX,
 };
 
 /// Resolved once at start, from the command line and the machine.
@@ -21,6 +22,8 @@ pub(crate) struct Limits {
     pub(crate) buffer_bytes_max: usize,
     /// Downstream connections.
     pub(crate) connections_max: usize,
+    /// Records that are sealed under one AES-GCM key; no setting, tests have less time.
+    pub(crate) tls_records_per_key_max: u64,
 }
 
 impl Default for Limits {
@@ -34,6 +37,7 @@ impl Default for Limits {
             tunnel_idle_ms_max: TUNNEL_IDLE_MS_MAX,
             buffer_bytes_max: BUDGET_BYTES_MAX,
             connections_max: CONNECTIONS_PER_WORKER_MAX,
+            tls_records_per_key_max: TLS_RECORDS_PER_KEY_MAX,
         }
     }
 }

@@ -3,7 +3,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use proptest::prelude::*;
 
 use super::super::forwarding::{
-    Hop, client_address, client_certificate_line, kept_request_id, new_request_id, request_lines,
+    ClientCertificate, Hop, client_address, client_certificate_line, kept_request_id, new_request_id, request_lines,
 };
 use super::super::serialize::Via;
 use super::super::{
@@ -436,21 +436,31 @@ fn kinds_that_are_dropped_are_those_that_are_written_or_not_for_strangers() {
 #[test]
 fn a_client_certificate_is_appended_to_what_peers_have_said_of_theirs() {
     let ours = b"By=spiffe://a/b;Hash=00;Subject=\"\";URI=spiffe://a/c";
-    let line = |received: &str| {
+    let written = |received: &str, certificate: ClientCertificate<'_>| {
         let head = format!("GET / HTTP/1.1\r\nHost: a\r\n{received}\r\n");
         let mut fields = Fields::new();
         request::parse(head.as_bytes(), &mut fields, Bounds::FIRST_HOP).unwrap().unwrap();
         let mut out = Vec::new();
-        let drop = client_certificate_line(&mut out, head.as_bytes(), &fields, ours, &NoEdits);
+        let drop = client_certificate_line(&mut out, head.as_bytes(), &fields, certificate, &NoEdits);
         assert!(drop.contains(FieldKind::XForwardedClientCert));
         String::from_utf8(out).unwrap()
     };
+    let line = |received: &str| written(received, ClientCertificate::Appended(ours));
     let ours = String::from_utf8_lossy(ours);
     assert_eq!(line(""), format!("x-forwarded-client-cert: {ours}\r\n"));
     let theirs = "By=spiffe://a/x;URI=spiffe://a/y";
     let received = format!("X-Forwarded-Client-Cert: {theirs}\r\n");
     assert_eq!(line(&received), format!("x-forwarded-client-cert: {theirs}, {ours}\r\n"));
     // An open quotation would swallow ours.
-    let received = "X-Forwarded-Client-Cert: Subject=\"a;URI=spiffe://a/y\r\n";
-    assert_eq!(line(received), format!("x-forwarded-client-cert: {ours}\r\n"));
+    let open = "X-Forwarded-Client-Cert: Subject=\"a;URI=spiffe://a/y\r\n";
+    assert_eq!(line(open), format!("x-forwarded-client-cert: {ours}\r\n"));
+    // What a gateway may be told to do.
+    assert_eq!(written(&received, ClientCertificate::Removed), "");
+    let only_ours = written(&received, ClientCertificate::Set(ours.as_bytes()));
+    assert_eq!(only_ours, format!("x-forwarded-client-cert: {ours}\r\n"));
+    assert_eq!(
+        written(&received, ClientCertificate::Received),
+        received.to_ascii_lowercase().replace("by=", "By=").replace("uri=", "URI=")
+    );
+    assert_eq!(written("", ClientCertificate::Received), "");
 }

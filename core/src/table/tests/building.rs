@@ -9,7 +9,7 @@ use super::{
 use crate::{
     id::EndpointId,
     limits::CONNECT_MS_MAX,
-    table::model::{PathNormalization, Reach, Settings},
+    table::model::{ForwardClientCertificate, PathNormalization, Reach, Settings},
 };
 
 #[test]
@@ -163,15 +163,28 @@ fn endpoint_weights_that_sum_beyond_32_bits_are_refused() {
 
 #[test]
 fn the_settings_of_a_table_survive_the_archive() {
-    for path_normalization in PathNormalization::ALL {
-        let settings = Settings { path_normalization, trusted_hops: 3, request_id: false, mesh_tls12: false };
+    let levels = PathNormalization::ALL.into_iter().cycle();
+    for (path_normalization, gateway_client_certificate) in levels.zip(ForwardClientCertificate::ALL) {
+        let settings = Settings {
+            path_normalization,
+            trusted_hops: 3,
+            request_id: false,
+            mesh_tls12: false,
+            gateway_client_certificate,
+        };
         let mut builder = TableBuilder::new("cluster.local");
         builder.settings(settings);
         assert_eq!(finished(builder).table().settings(), settings);
     }
     let unset = finished(TableBuilder::new("cluster.local"));
     let level = PathNormalization::DecodeAndMergeSlashes;
-    let expected = Settings { path_normalization: level, trusted_hops: 0, request_id: true, mesh_tls12: true };
+    let expected = Settings {
+        path_normalization: level,
+        trusted_hops: 0,
+        request_id: true,
+        mesh_tls12: true,
+        gateway_client_certificate: ForwardClientCertificate::SanitizeSet,
+    };
     assert_eq!(unset.table().settings(), expected);
 }
 

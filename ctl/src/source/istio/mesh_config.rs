@@ -3,7 +3,11 @@
 
 use std::sync::Arc;
 
-use meshring_core::{limits::TRUSTED_HOPS_MAX, spiffe::check_trust_domain, table::model::PathNormalization};
+use meshring_core::{
+    limits::TRUSTED_HOPS_MAX,
+    spiffe::check_trust_domain,
+    table::model::{ForwardClientCertificate, PathNormalization},
+};
 
 use super::{connection_pool::upgrade_policy, extension_provider};
 use crate::{
@@ -141,7 +145,7 @@ const PROXY: Fields = Fields {
     silent: &[],
 };
 const TOPOLOGY: Fields =
-    Fields { honoured: &["numTrustedProxies"], not_yet: &["forwardClientCertDetails", "proxyProtocol"], silent: &[] };
+    Fields { honoured: &["forwardClientCertDetails", "numTrustedProxies"], not_yet: &["proxyProtocol"], silent: &[] };
 const PROXY_HEADERS: Fields = Fields {
     honoured: &["requestId"],
     not_yet: &[
@@ -271,7 +275,7 @@ fn read(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>, config: &mut MeshC
     }
     let proxy_path = path.field("defaultConfig");
     if let Some(mut proxy) = mesh.field("defaultConfig").and_then(|node| r.object(node, &proxy_path)) {
-        config.trusted_hops = trusted_hops(r, &mut proxy);
+        topology(r, &mut proxy, config);
         config.request_id = request_id(r, &mut proxy);
         proxy.finish(r, &PROXY);
     }
@@ -339,17 +343,36 @@ fn normalization(r: &mut Reader<'_>, object: &mut Object<'_, '_, '_>) -> Option<
     level
 }
 
-fn trusted_hops(r: &mut Reader<'_>, proxy: &mut Object<'_, '_, '_>) -> Option<u8> {
+fn topology(r: &mut Reader<'_>, proxy: &mut Object<'_, '_, '_>, config: &mut MeshConfig) {
     let path = proxy.path.field("gatewayTopology");
-    let mut topology = proxy.field("gatewayTopology").and_then(|node| r.object(node, &path))?;
-    let number = topology.integer(r, "numTrustedProxies");
+    let Some(mut topology) = proxy.field("gatewayTopology").and_then(|node| r.object(node, &path)) else { return };
+    config.trusted_hops = trusted_hops(r, &mut topology);
+    config.gateway_client_certificate = forward_client_certificate(r, &mut topology);
     topology.finish(r, &TOPOLOGY);
-    let (number, at) = number?;
+}
+
+/// `None` for `UNDEFINED`, too: the default.
+fn forward_client_certificate(
+    r: &mut Reader<'_>,
+    topology: &mut Object<'_, '_, '_>,
+) -> Option<ForwardClientCertificate> {
+    let (text, at) = topology.text(r, "forwardClientCertDetails")?;
+    let known = ForwardClientCertificate::ALL.into_iter().find(|how| how.as_str() == text);
+    if known.is_none() && text != "UNDEFINED" {
+        let message = format!("`{text}` is no way to forward client certificates");
+        let hint = "write SANITIZE, FORWARD_ONLY, APPEND_FORWARD, SANITIZE_SET or ALWAYS_FORWARD_ONLY";
+        r.error(Code::INVALID_VALUE, at, &topology.path.field("forwardClientCertDetails"), message, hint);
+    }
+    known
+}
+
+fn trusted_hops(r: &mut Reader<'_>, topology: &mut Object<'_, '_, '_>) -> Option<u8> {
+    let (number, at) = topology.integer(r, "numTrustedProxies")?;
     let hops = u8::try_from(number).ok().filter(|hops| *hops <= TRUSTED_HOPS_MAX);
     if hops.is_none() {
         let message = format!("{number} is not between 0 and {TRUSTED_HOPS_MAX}");
         let hint = "write how many trusted proxies stand before the mesh";
-        r.error(Code::INVALID_VALUE, at, &path.field("numTrustedProxies"), message, hint);
+        r.error(Code::INVALID_VALUE, at, &topology.path.field("numTrustedProxies"), message, hint);
     }
     hops
 }

@@ -102,7 +102,7 @@ pub(crate) struct Valid<'t> {
 pub(crate) struct Refused {
     /// What is wrong with the token: status, code for logs, body.
     pub(crate) bad: BadToken,
-    /// The value of WWW-Authenticate (RFC 6750 section 3); empty with 403.
+    /// The value of WWW-Authenticate (RFC 6750 section 3), with 403, too, as Envoy has it.
     pub(crate) www_authenticate: String,
 }
 
@@ -137,7 +137,7 @@ impl Jwt {
         }
         match worst {
             None => Outcome::NoToken,
-            Some(bad) => Outcome::Refused(Refused { bad, www_authenticate: challenge(bad, view) }),
+            Some(bad) => Outcome::Refused(Refused { bad, www_authenticate: challenge(view) }),
         }
     }
 
@@ -207,10 +207,7 @@ fn is_cors_preflight(view: &impl TokenView) -> bool {
     view.method() == b"OPTIONS" && has("origin") && has("access-control-request-method")
 }
 
-fn challenge(bad: BadToken, view: &impl TokenView) -> String {
-    if bad.status() != 401 {
-        return String::new();
-    }
+fn challenge(view: &impl TokenView) -> String {
     let mut text = String::from("Bearer realm=\"");
     let pieces = [view.scheme(), b"://", view.authority(), view.path()];
     // A quoted-string (RFC 9110 section 5.6.4): what would end it, or is no text, is left out.

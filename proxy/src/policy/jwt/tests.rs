@@ -514,6 +514,18 @@ fn a_refusal_says_why_without_breaking_its_field() {
 }
 
 #[test]
+fn a_token_for_somebody_else_is_challenged_too() {
+    let signer = Signer::es256();
+    let mesh =
+        snapshot(|builder| vec![JwtRule { audiences: vec!["app".into()], ..rule(builder, ISSUER, signer.set()) }]);
+    let token = signer.token(&format!(r#"{{"iss":"{ISSUER}","sub":"alice","aud":"elsewhere"}}"#));
+    let asked = get(&[("authorization", &format!("Bearer {token}"))]);
+    let Outcome::Refused(refused) = check(&mesh, &verifier(&mesh), &asked) else { panic!("accepted") };
+    assert_eq!((refused.bad, refused.bad.status()), (BadToken::Audience, 403));
+    assert_eq!(refused.www_authenticate, r#"Bearer realm="http://app:80/ab", error="invalid_token""#);
+}
+
+#[test]
 fn what_goes_on_is_the_tokens_and_not_the_clients() {
     let signer = Signer::es256();
     let payload = format!(r#"{{"iss":"{ISSUER}","sub":"alice","bad":"a\r\nb: c","n":{{"m":"v"}}}}"#);

@@ -100,6 +100,7 @@ fn what_the_command_line_says_holds() {
         tunnel_idle_ms_max: 60_000,
         buffer_bytes_max: 1_048_576,
         connections_max: 60_000,
+        ..Limits::default()
     };
     assert_eq!(limits, expected);
 }

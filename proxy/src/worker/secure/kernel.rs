@@ -7,8 +7,8 @@ use rustix::io::Errno;
 use rustls::{ContentType, ExtractedSecrets};
 
 use super::{
-    ALERT_WARNING, CLOSE_NOTIFY, KEY_UPDATE_MESSAGE, KeySchedule, Tls,
-    record::{BadRecord, Content, PLAINTEXT_BYTES_MAX, RecordKey},
+    ALERT_WARNING, CLOSE_NOTIFY, KeySchedule, Tls,
+    record::{Content, PLAINTEXT_BYTES_MAX},
 };
 use crate::worker::{
     ktls::{self, EnableError, Probe, Received, Secrets},
@@ -53,7 +53,11 @@ impl Tls {
                 Ok(Some(0))
             }
             Ok(count) => {
-                self.reader.borrow_mut().without_data = 0;
+                let mut reader = self.reader.borrow_mut();
+                reader.without_data = 0;
+                // The kernel does not say how many they were: at least so many.
+                reader.key.count(count.div_ceil(PLAINTEXT_BYTES_MAX) as u64);
+                self.ask_for_keys(&mut reader);
                 Ok(Some(count))
             }
             Err(error) if Errno::from_io_error(&error) == Some(Errno::IO) => {
@@ -95,15 +99,17 @@ impl Tls {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         writer.key.count(bytes.div_ceil(PLAINTEXT_BYTES_MAX) as u64 + 1);
-        if writer.key.is_exhausted() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, BadRecord::Exhausted));
+        let has_next = writer.key.is_tls13() && self.can_rekey.get();
+        if writer.key.is_exhausted() && !has_next {
+            drop(writer);
+            return Err(self.exhausted());
         }
-        writer.owes_key_update |= writer.key.is_worn() && writer.key.is_tls13() && self.can_rekey.get();
+        writer.owes_key_update |= writer.key.is_worn() && has_next;
         if !writer.owes_key_update {
             return Ok(());
         }
-        ktls::send_record(self.fd, ContentType::Handshake, &KEY_UPDATE_MESSAGE)?;
-        writer.owes_key_update = false;
+        ktls::send_record(self.fd, ContentType::Handshake, &writer.key_update_message())?;
+        writer.key_update_sent();
         // From here on there is no way back to the old key: what fails now ends the connection without a word.
         writer.closed = true;
         let mut schedule = self.schedule.borrow_mut();
@@ -111,7 +117,7 @@ impl Tls {
         let version = schedule.version();
         ktls::rekey_tx(self.fd, Secrets { version, secrets: &secrets, sequence })?;
         // Its count begins anew.
-        writer.key = RecordKey::new(&secrets, sequence, version).map_err(io::Error::other)?;
+        writer.key = writer.key.next(&secrets, sequence).map_err(io::Error::other)?;
         writer.closed = false;
         Ok(())
     }

@@ -67,12 +67,11 @@ const NEW_SESSION_TICKET: u8 = 4;
 const KEY_UPDATE: u8 = 24;
 const HANDSHAKE_HEADER_BYTES: usize = 4;
 const KEY_UPDATE_REQUESTED: u8 = 1;
-/// `KeyUpdate { update_not_requested }`.
-const KEY_UPDATE_MESSAGE: [u8; 5] = [KEY_UPDATE, 0, 0, 1, 0];
 const ALERT_WARNING: u8 = 1;
 const ALERT_FATAL: u8 = 2;
 const CLOSE_NOTIFY: u8 = 0;
 const UNEXPECTED_MESSAGE: u8 = 10;
+const INTERNAL_ERROR: u8 = 80;
 const USER_CANCELED: u8 = 90;
 
 /// A secured connection.
@@ -105,6 +104,21 @@ struct Writer {
     closed: bool,
     /// The peer wants new keys, or the present one is worn: before the next record.
     owes_key_update: bool,
+    /// And the peer is asked for new ones of its own.
+    asks_for_keys: bool,
+}
+
+impl Writer {
+    /// The message that is owed (RFC 8446 section 4.6.3): `request_update` says whether the peer is to answer in kind.
+    fn key_update_message(&self) -> [u8; 5] {
+        [KEY_UPDATE, 0, 0, 1, u8::from(self.asks_for_keys)]
+    }
+
+    /// It is on its way.
+    fn key_update_sent(&mut self) {
+        self.owes_key_update = false;
+        self.asks_for_keys = false;
+    }
 }
 
 /// What a reader has found in its buffer.
@@ -119,7 +133,7 @@ pub(crate) enum Taken {
 }
 
 impl Tls {
-    /// After a handshake. `leftover`: what has come behind it.
+    /// After a handshake. `leftover`: what has come behind it. `records_max`: see [`RecordKey::new`].
     pub(crate) fn new(
         fd: RawFd,
         pool: &Rc<Buffers>,
@@ -127,6 +141,7 @@ impl Tls {
         schedule: KeySchedule,
         peer: Peer,
         leftover: &[u8],
+        records_max: u64,
     ) -> Result<Self, UnknownSecrets> {
         let version = schedule.version();
         let mut bytes = pool.lazy();
@@ -135,7 +150,8 @@ impl Tls {
             bytes.extend_from_slice(leftover);
         }
         let reader = Reader {
-            key: RecordKey::new(&secrets.rx.1, secrets.rx.0, version)?,
+            key: RecordKey::new(&secrets.rx.1, secrets.rx.0, version, records_max)?,
+            has_asked: false,
             bytes,
             held: None,
             plain: 0..0,
@@ -144,8 +160,8 @@ impl Tls {
             handshake: Vec::new(),
             without_data: 0,
         };
-        let key = RecordKey::new(&secrets.tx.1, secrets.tx.0, version)?;
-        let writer = Writer { key, busy: false, closed: false, owes_key_update: false };
+        let key = RecordKey::new(&secrets.tx.1, secrets.tx.0, version, records_max)?;
+        let writer = Writer { key, busy: false, closed: false, owes_key_update: false, asks_for_keys: false };
         Ok(Self {
             fd,
             pool: Rc::clone(pool),
@@ -212,7 +228,7 @@ impl Tls {
                 return Ok(Taken::Closed);
             }
             match reader.open() {
-                Ok(Some(Content::Data)) => {}
+                Ok(Some(Content::Data)) => self.ask_for_keys(&mut reader),
                 Ok(Some(content)) => {
                     let message = reader.take_message();
                     drop(reader);
@@ -226,6 +242,24 @@ impl Tls {
                 }
             }
         }
+    }
+
+    /// Asks the peer for new keys with our next record, once, where it has used one for longer than we would: its limit is its own
+    /// affair and no reason to end anything, and it may know none. At twice our own bound: who has one has changed the key by then.
+    fn ask_for_keys(&self, reader: &mut Reader) {
+        if reader.key.is_exhausted() && reader.key.is_tls13() && self.can_rekey.get() && !reader.has_asked {
+            reader.has_asked = true;
+            let mut writer = self.writer.borrow_mut();
+            writer.owes_key_update = true;
+            writer.asks_for_keys = true;
+        }
+    }
+
+    /// No key may be used any longer, and there is no other one. The message that is on its way is cut, and must not look whole:
+    /// an error, not close_notify. What could end in time has done so, see [`is_worn`](Self::is_worn).
+    fn exhausted(&self) -> io::Error {
+        self.fail(INTERNAL_ERROR);
+        io::Error::new(io::ErrorKind::InvalidData, BadRecord::Exhausted)
     }
 
     /// An alert or a message of the handshake protocol.
@@ -277,10 +311,10 @@ impl Tls {
                     let (sequence, secrets) = schedule.next_rx().map_err(io::Error::other)?;
                     if self.is_kernel.get() {
                         self.kernel_rekey(Secrets { version, secrets: &secrets, sequence })?;
-                    } else {
-                        let key = RecordKey::new(&secrets, sequence, version).map_err(io::Error::other)?;
-                        self.reader.borrow_mut().key = key;
                     }
+                    let mut reader = self.reader.borrow_mut();
+                    reader.key = reader.key.next(&secrets, sequence).map_err(io::Error::other)?;
+                    reader.has_asked = false;
                     self.writer.borrow_mut().owes_key_update |= body == [KEY_UPDATE_REQUESTED];
                 }
                 _ => return Err(self.unexpected()),
@@ -372,6 +406,10 @@ impl Tls {
         if writer.closed {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
+        if writer.key.is_exhausted() && !writer.key.is_tls13() {
+            drop(writer);
+            return Err(self.exhausted());
+        }
         let sealed = self.seal_records(&mut writer, plaintext, out);
         if let Ok(count) = sealed {
             writer.busy = true;
@@ -385,18 +423,20 @@ impl Tls {
         let failed = |bad| io::Error::new(io::ErrorKind::InvalidData, bad);
         // TLS 1.2 has no new keys: such a connection ends with its message, see `is_worn`, and at the bound in any case.
         writer.owes_key_update |= writer.key.is_worn() && writer.key.is_tls13();
-        if std::mem::take(&mut writer.owes_key_update) {
-            writer.key.seal(Content::Handshake, &KEY_UPDATE_MESSAGE, out).map_err(failed)?;
-            let mut schedule = self.schedule.borrow_mut();
-            let (sequence, secrets) = schedule.next_tx().map_err(io::Error::other)?;
-            writer.key = RecordKey::new(&secrets, sequence, schedule.version()).map_err(io::Error::other)?;
+        if writer.owes_key_update {
+            let message = writer.key_update_message();
+            writer.key.seal(Content::Handshake, &message, out).map_err(failed)?;
+            writer.key_update_sent();
+            let (sequence, secrets) = self.schedule.borrow_mut().next_tx().map_err(io::Error::other)?;
+            writer.key = writer.key.next(&secrets, sequence).map_err(io::Error::other)?;
         }
         let mut sealed = 0;
         while sealed < plaintext.len() {
             let rest = &plaintext[sealed..];
             let room = out.capacity().saturating_sub(out.len() + OVERHEAD_BYTES_MAX);
             let part = rest.len().min(PLAINTEXT_BYTES_MAX);
-            if sealed > 0 && room < part {
+            // What is sealed already goes out first: the alert of a key at its end has the number behind it.
+            if sealed > 0 && (room < part || writer.key.is_exhausted()) {
                 break;
             }
             let part = part.min(room.max(1));

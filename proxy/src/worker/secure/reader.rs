@@ -11,6 +11,8 @@ use crate::worker::buffers::{Buffer, Buffers, Held, Input};
 /// What has come.
 pub(super) struct Reader {
     pub(super) key: RecordKey,
+    /// The peer was asked to replace it.
+    pub(super) has_asked: bool,
     /// Opened plaintext that nobody has taken (`plain`), and records behind it (from `next`).
     pub(super) bytes: Buffer,
     /// The beginning of a record, while its connection waits without a buffer.

@@ -18,8 +18,6 @@ pub(crate) const PLAINTEXT_BYTES_MAX: usize = 1 << 14;
 pub(crate) const OVERHEAD_BYTES_MAX: usize = HEADER_BYTES + EXPLICIT_NONCE_BYTES + 1 + TAG_BYTES;
 /// The longest record that is accepted: TLS 1.3 allows 256 bytes of padding and type, TLS 1.2 needs less than that.
 pub(crate) const RECORD_BYTES_MAX: usize = HEADER_BYTES + PLAINTEXT_BYTES_MAX + 256;
-/// Records under one key: half of what AES-GCM allows (RFC 8446 section 5.5). Then the key is updated, or the connection ends.
-const RECORDS_PER_KEY_MAX: u64 = 1 << 23;
 
 /// What a record holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +56,7 @@ pub(crate) enum BadRecord {
     Decrypt,
     #[error("a TLS record of a type that must not come here")]
     Unexpected,
+    /// Ours: nothing that the peer has done.
     #[error("too many TLS records under one key")]
     Exhausted,
 }
@@ -85,6 +84,9 @@ pub(crate) struct RecordKey {
     has_explicit_nonce: bool,
     /// Records under this key.
     used: u64,
+    /// When it is worn; `u64::MAX` with ChaCha20-Poly1305, whose sequence numbers end before its security does (RFC 8446
+    /// section 5.5).
+    records_max: u64,
 }
 
 impl std::fmt::Debug for RecordKey {
@@ -107,11 +109,13 @@ pub(crate) struct Opened {
 pub(crate) struct UnknownSecrets;
 
 impl RecordKey {
-    /// From what rustls has derived; `sequence` is that of the next record.
+    /// From what rustls has derived; `sequence` is that of the next record. `records_max`: when a key of AES-GCM is worn, see
+    /// [`TLS_RECORDS_PER_KEY_MAX`](meshring_core::limits::TLS_RECORDS_PER_KEY_MAX).
     pub(crate) fn new(
         secrets: &ConnectionTrafficSecrets,
         sequence: u64,
         version: ProtocolVersion,
+        records_max: u64,
     ) -> Result<Self, UnknownSecrets> {
         let (algorithm, key, iv): (&'static Algorithm, _, _) = match secrets {
             ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
@@ -122,8 +126,15 @@ impl RecordKey {
         let is_tls13 = version == ProtocolVersion::TLSv1_3;
         let key = UnboundKey::new(algorithm, key.as_ref()).map_err(|_| UnknownSecrets)?;
         let iv = iv.as_ref().try_into().map_err(|_| UnknownSecrets)?;
-        let has_explicit_nonce = !is_tls13 && !std::ptr::eq(algorithm, &CHACHA20_POLY1305);
-        Ok(Self { key: LessSafeKey::new(key), iv, sequence, is_tls13, has_explicit_nonce, used: 0 })
+        let is_gcm = !std::ptr::eq(algorithm, &CHACHA20_POLY1305);
+        let has_explicit_nonce = !is_tls13 && is_gcm;
+        let records_max = if is_gcm { records_max } else { u64::MAX };
+        Ok(Self { key: LessSafeKey::new(key), iv, sequence, is_tls13, has_explicit_nonce, used: 0, records_max })
+    }
+
+    /// The key after this one, which only TLS 1.3 has.
+    pub(crate) fn next(&self, secrets: &ConnectionTrafficSecrets, sequence: u64) -> Result<Self, UnknownSecrets> {
+        Self::new(secrets, sequence, ProtocolVersion::TLSv1_3, self.records_max)
     }
 
     /// Whether the protocol can change this key (RFC 8446 section 4.6.3).
@@ -133,17 +144,19 @@ impl RecordKey {
 
     /// Whether it is time for another key.
     pub(crate) fn is_worn(&self) -> bool {
-        self.used >= RECORDS_PER_KEY_MAX
+        self.used >= self.records_max
     }
 
-    /// Whether nothing more may be sealed with it: what should have been replaced was not.
+    /// Whether nothing more may be sealed with it, but an alert: what should have been replaced was not. It is no limit for
+    /// opening: that reveals nothing which sealing has not, and a single forgery ends the connection (the limits for those in
+    /// RFC 9147 section 4.5.3 are for protocols that go on).
     pub(crate) fn is_exhausted(&self) -> bool {
-        self.used >= 2 * RECORDS_PER_KEY_MAX
+        self.used >= self.records_max.saturating_mul(2)
     }
 
-    /// Counts records that the kernel seals under this key.
+    /// Counts records that the kernel seals or opens under this key.
     pub(crate) fn count(&mut self, records: u64) {
-        self.used += records;
+        self.used = self.used.saturating_add(records);
     }
 
     fn nonce(&self) -> [u8; 12] {
@@ -164,17 +177,16 @@ impl RecordKey {
     }
 
     fn advance(&mut self) -> Result<(), BadRecord> {
-        // Twice the bound at which a key is replaced: somebody did not replace it.
-        if self.is_exhausted() {
-            return Err(BadRecord::Exhausted);
-        }
-        self.used += 1;
+        self.count(1);
         self.sequence = self.sequence.checked_add(1).ok_or(BadRecord::Exhausted)?;
         Ok(())
     }
 
     /// Appends a record with this plaintext (at most [`PLAINTEXT_BYTES_MAX`]) to `out`.
     pub(crate) fn seal(&mut self, content: Content, plaintext: &[u8], out: &mut Vec<u8>) -> Result<(), BadRecord> {
+        if self.is_exhausted() && content != Content::Alert {
+            return Err(BadRecord::Exhausted);
+        }
         let nonce = self.nonce();
         let (outer, explicit, inner) = match self.is_tls13 {
             true => (Content::Data, 0, 1),
@@ -285,8 +297,10 @@ mod tests {
         }
     }
 
+    const RECORDS_MAX: u64 = 10;
+
     fn pair(which: u8, version: ProtocolVersion) -> (RecordKey, RecordKey) {
-        let key = || RecordKey::new(&secrets(which), 3, version).unwrap();
+        let key = || RecordKey::new(&secrets(which), 3, version, RECORDS_MAX).unwrap();
         (key(), key())
     }
 
@@ -348,6 +362,33 @@ mod tests {
         let missing: Vec<_> = (0..=records.len()).map(|len| missing_len(&records[..len]).unwrap()).collect();
         assert_eq!(missing, [0, 4, 3, 2, 1, 1, 0, 4, 3, 2, 1, 3, 2, 1, 0]);
         assert_eq!(missing_len(&[23, 3, 3, 0xff, 0xff]), Err(BadRecord::TooLarge));
+    }
+
+    #[test]
+    fn a_key_of_aes_gcm_wears_out_for_the_one_who_seals_and_only_an_alert_goes_further() {
+        for (which, version) in CASES {
+            let (mut sealer, mut opener) = pair(which, version);
+            let (mut wire, mut sealed) = (Vec::new(), 0);
+            while sealed < 5 * RECORDS_MAX && sealer.seal(Content::Data, b"one", &mut wire).is_ok() {
+                sealed += 1;
+                assert_eq!(sealer.is_worn(), which == 0 && sealed >= RECORDS_MAX);
+                assert_eq!(opener.open(&mut wire).map(|opened| opened.len), Ok(3));
+                wire.clear();
+            }
+            assert_eq!(sealed, if which == 0 { 2 * RECORDS_MAX } else { 5 * RECORDS_MAX });
+            assert!(wire.is_empty(), "what is refused leaves nothing behind");
+            sealer.seal(Content::Alert, &[2, 80], &mut wire).unwrap();
+            assert_eq!(opener.open(&mut wire).map(|opened| opened.content), Ok(Content::Alert));
+        }
+    }
+
+    #[test]
+    fn the_next_key_begins_anew() {
+        let (mut sealer, _) = pair(0, ProtocolVersion::TLSv1_3);
+        sealer.count(2 * RECORDS_MAX);
+        assert!(sealer.is_exhausted());
+        let next = sealer.next(&secrets(0), 0).unwrap();
+        assert!(!next.is_worn() && next.is_tls13() && next.records_max == RECORDS_MAX);
     }
 
     #[test]

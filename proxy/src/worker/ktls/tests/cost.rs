@@ -111,7 +111,7 @@ fn sealed_by_the_kernel() -> Option<Cost> {
 fn opened_in_userspace() -> Cost {
     let (mut ours, mut peer) = pair(default_suite(), Ours::Server);
     let ExtractedSecrets { rx: (sequence, secrets), .. } = &ours.secrets;
-    let mut key = RecordKey::new(secrets, *sequence, ours.version).unwrap();
+    let mut key = RecordKey::new(secrets, *sequence, ours.version, u64::MAX).unwrap();
     let (mut plain, mut far) = sockets();
     let mut cost = Cost::default();
     let (chunk, mut received) = (super::pattern(CHUNK_BYTES), vec![0; CHUNK_BYTES]);
@@ -138,7 +138,7 @@ fn opened_in_userspace() -> Cost {
 fn sealed_in_userspace() -> Cost {
     let (mut ours, mut peer) = pair(default_suite(), Ours::Server);
     let ExtractedSecrets { tx: (sequence, secrets), .. } = &ours.secrets;
-    let mut key = RecordKey::new(secrets, *sequence, ours.version).unwrap();
+    let mut key = RecordKey::new(secrets, *sequence, ours.version, u64::MAX).unwrap();
     let (mut plain, mut far) = sockets();
     let mut cost = Cost::default();
     let (chunk, mut bytes) = (super::pattern(CHUNK_BYTES), vec![0; CHUNK_BYTES]);
