@@ -48,8 +48,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 }
 
 fn sources(files: Files) -> Vec<SourceFile> {
-    let source =
-        |file: super::types::File| SourceFile { path: file.path.as_str().into(), text: file.text.as_str().into() };
+    let source = |file: super::types::File| SourceFile { path: file.path.as_str().into(), text: file.text.into() };
     files.files.into_iter().map(source).collect()
 }
 

@@ -3,7 +3,10 @@
 use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Args;
-use meshring_core::limits::{SVID_LIFETIME_S_MAX, SVID_LIFETIME_S_MIN};
+use meshring_core::{
+    limits::{SVID_LIFETIME_S_MAX, SVID_LIFETIME_S_MIN},
+    secret::core_dumps,
+};
 use tracing_subscriber::EnvFilter;
 
 use super::{Done, certs, refused};
@@ -53,6 +56,9 @@ pub(super) struct Options {
     /// Only of processes in this cgroup [default: all]
     #[arg(long, value_name = "PATH")]
     bypass_cgroup: Option<PathBuf>,
+    /// Let the kernel write a core when this process crashes: one holds private keys
+    #[arg(long)]
+    core_dumps: bool,
     /// What processes of this user get from the Workload API; may be given several times
     #[arg(long = "workload-uid", value_name = "UID=NAMESPACE/SERVICE-ACCOUNT")]
     workload_uids: Vec<WorkloadUid>,
@@ -75,6 +81,11 @@ pub(super) fn run(options: Options, run_dir: PathBuf) -> Done {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
+    if !options.core_dumps
+        && let Err(error) = core_dumps::forbid()
+    {
+        tracing::warn!("core dumps, which would hold private keys, cannot be switched off: {error}");
+    }
     let operator = options.ca_cert.zip(options.ca_key);
     let operator = operator.map(|(certificate, key)| OperatorFiles { certificate, key, chain: options.ca_chain });
     let identities = Identities { trust_domain: options.trust_domain, svid_lifetime: options.svid_lifetime, operator };
