@@ -301,6 +301,8 @@ pub const JOIN_TOKENS_MAX: usize = 4096;
 pub const JOIN_TOKEN_TTL_S_MAX: u64 = 30 * 24 * 3600;
 /// Greetings of foreign users that are being read at a time: each costs a thread for up to five seconds.
 pub const FOREIGN_GREETINGS_MAX: usize = 64;
+/// Of them, those of one user: one that says nothing must not keep the others out.
+pub const FOREIGN_GREETINGS_PER_USER_MAX: usize = 8;
 /// Connections to the Workload API of one user, and of all together. A process needs one; who opens more waits for his
 /// own, and nobody can take another user's.
 pub const WORKLOAD_API_CONNECTIONS_PER_USER_MAX: usize = 64;

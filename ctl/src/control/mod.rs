@@ -324,7 +324,7 @@ fn link_shared(control: &Arc<Control>) -> link::Shared {
         bypass: Arc::clone(&control.bypass),
         world: Box::new(move || in_effect(&view)),
         recognise: Box::new(move |generation, checksum| publishing.publisher().recognise(generation, checksum)),
-        greeting: std::sync::atomic::AtomicUsize::new(0),
+        greeting: link::Greetings::default(),
     }
 }
 
