@@ -339,6 +339,13 @@ pub const JWT_TOKENS_MAX: usize = 8;
 pub const JWKS_KEYS_MAX: usize = 64;
 /// Largest JWK set, in bytes: [`JWKS_KEYS_MAX`] RSA keys with their certificate chains come to 500 KiB.
 pub const JWKS_BYTES_MAX: usize = 1024 * 1024;
+/// Pause between two fetches of a key set, in seconds, where `--jwks-refresh` says nothing (Istio's
+/// `PILOT_JWT_PUB_KEY_REFRESH_INTERVAL`: 20 minutes).
+pub const JWKS_REFRESH_S: u64 = 20 * 60;
+/// Shortest such pause, in seconds: an issuer must not be flooded.
+pub const JWKS_REFRESH_S_MIN: u64 = 1;
+/// Longest, in seconds: keys that an issuer has taken back must be gone within a day.
+pub const JWKS_REFRESH_S_MAX: u64 = 24 * 3600;
 /// Keys that are tried for one token whose header names none: each costs a verification.
 pub const JWT_KEYS_TRIED_MAX: usize = 8;
 /// Difference between our clock and an issuer's, in seconds (Envoy's `clock_skew_seconds`: 60).

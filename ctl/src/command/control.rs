@@ -4,7 +4,7 @@ use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Args;
 use meshring_core::{
-    limits::{SVID_LIFETIME_S_MAX, SVID_LIFETIME_S_MIN},
+    limits::{JWKS_REFRESH_S_MAX, JWKS_REFRESH_S_MIN, SVID_LIFETIME_S_MAX, SVID_LIFETIME_S_MIN},
     secret::core_dumps,
 };
 use tracing_subscriber::EnvFilter;
@@ -46,6 +46,9 @@ pub(super) struct Options {
     /// Take identities from the SPIRE agent at this socket in place of issuing them
     #[arg(long, value_name = "PATH", conflicts_with_all = ["ca_cert", "svid_lifetime"])]
     spire_socket: Option<PathBuf>,
+    /// Fetch the key sets of token issuers (jwksUri) again after so long
+    #[arg(long, default_value = "20m", value_name = "DURATION", value_parser = jwks_refresh)]
+    jwks_refresh: Duration,
     /// Serve the SPIFFE Workload API at this socket [default: workload-api.sock in the run directory]
     #[arg(long, value_name = "PATH")]
     workload_api: Option<PathBuf>,
@@ -73,6 +76,15 @@ fn svid_lifetime(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn jwks_refresh(text: &str) -> Result<Duration, String> {
+    let interval = certs::long_duration(text)?;
+    if (JWKS_REFRESH_S_MIN..=JWKS_REFRESH_S_MAX).contains(&interval.as_secs()) {
+        Ok(interval)
+    } else {
+        Err(format!("{text:?} is not between {JWKS_REFRESH_S_MIN}s and {}h", JWKS_REFRESH_S_MAX / 3_600))
+    }
+}
+
 pub(super) fn run(options: Options, run_dir: PathBuf) -> Done {
     let filter = EnvFilter::try_from_env("MESHRING_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
@@ -94,8 +106,8 @@ pub(super) fn run(options: Options, run_dir: PathBuf) -> Done {
         uids: options.workload_uids,
         spire_socket: options.spire_socket,
     };
-    let Options { config, admin, bypass: mode, bypass_cgroup: cgroup, .. } = options;
+    let Options { config, admin, jwks_refresh, bypass: mode, bypass_cgroup: cgroup, .. } = options;
     let bypass = bypass::Settings { mode, cgroup };
-    let options = crate::control::Options { config, run_dir, admin, identities, workload_api, bypass };
+    let options = crate::control::Options { config, run_dir, admin, identities, workload_api, jwks_refresh, bypass };
     crate::control::run(options).map_err(refused)
 }
