@@ -47,7 +47,10 @@ pub const CLUSTER_SLOTS: usize = 1024;
 /// Listeners with statistics of their own, in the order of the command line; those beyond it share the last slot. A sidecar has a
 /// handful, one that has a listener for each service without interception a few dozen.
 pub const LISTENER_SLOTS: usize = 64;
-/// Longest cluster name in the statistics page, in bytes; longer ones are cut.
+/// Peers (SPIFFE ids) with statistics of their own, of those that come and those that are gone to. Beyond it, they are counted under the last
+/// slot (`other`): who has a certificate of the mesh cannot make the page grow.
+pub const PEER_SLOTS: usize = 128;
+/// Longest name of a cluster or peer in the statistics page, in bytes; longer ones are cut.
 pub const CLUSTER_NAME_BYTES_MAX: usize = 184;
 
 // ---- data path ----------------------------------------------------------------------------------------------------

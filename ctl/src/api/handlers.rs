@@ -276,6 +276,7 @@ pub(super) async fn stats(State(control): Shared) -> Json<export::Stats> {
 
 pub(super) async fn metrics(State(control): Shared) -> impl IntoResponse {
     let mut text = export::prometheus::render(&control.fleet, &control.view());
+    export::principals::render(&mut text, &control.fleet, &control.materials.identities());
     export::certificates::render(&mut text, &control.materials);
     export::bypass::render(&mut text, &control.bypass);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)

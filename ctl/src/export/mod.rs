@@ -2,6 +2,7 @@
 
 pub mod bypass;
 pub mod certificates;
+pub mod principals;
 pub mod prometheus;
 
 use std::collections::BTreeMap;
