@@ -4,9 +4,10 @@
 //! Layout: the magic, then a sequence of fields, each a tag (1 byte), a length (4 bytes, little endian) and so many bytes.
 //! Unknown tags are an error: control and proxy of different builds must not guess about keys.
 
-use zeroize::Zeroizing;
-
-use crate::limits::{MATERIAL_BYTES_MAX, MATERIAL_CERTIFICATES_MAX};
+use crate::{
+    limits::{MATERIAL_BYTES_MAX, MATERIAL_CERTIFICATES_MAX},
+    secret::SecretBytes,
+};
 
 /// The name of the material with the workload's own identity.
 pub const OWN: &str = "";
@@ -19,7 +20,7 @@ pub struct Material {
     /// DER, the leaf first. Empty where there are only roots.
     pub chain: Vec<Vec<u8>>,
     /// PKCS #8 DER. Empty where there are only roots.
-    pub key: Zeroizing<Vec<u8>>,
+    pub key: SecretBytes,
     /// Whom to trust. For a workload's identity one bundle per trust domain; else one without a trust domain.
     pub bundles: Vec<TrustBundle>,
     /// End of the leaf's validity in seconds since 1970; 0 where there is no leaf.
@@ -78,12 +79,11 @@ const NOT_AFTER: u8 = 6;
 impl Material {
     /// As bytes for a memfd. They hold the key: they are wiped when dropped, and must not be copied elsewhere.
     #[must_use]
-    pub fn encode(&self) -> Zeroizing<Vec<u8>> {
+    pub fn encode(&self) -> SecretBytes {
         let roots = self.bundles.iter().flat_map(|bundle| &bundle.roots);
         let lengths = self.chain.iter().chain(roots).map(|der| der.len() + 5).sum::<usize>();
         let names = self.bundles.iter().map(|bundle| bundle.trust_domain.len() + 5).sum::<usize>();
-        // At once: a vector that grows leaves copies of the key behind.
-        let mut out = Zeroizing::new(Vec::with_capacity(64 + self.name.len() + self.key.len() + lengths + names));
+        let mut out = SecretBytes::with_capacity(64 + self.name.len() + self.key.len() + lengths + names);
         out.extend_from_slice(MAGIC);
         let mut field = |tag: u8, bytes: &[u8]| {
             out.push(tag);
@@ -118,7 +118,7 @@ impl Material {
             match tag {
                 NAME => material.name = text()?,
                 CERTIFICATE => material.chain.push(value.to_vec()),
-                KEY => material.key = Zeroizing::new(value.to_vec()),
+                KEY => material.key = value.into(),
                 NOT_AFTER => {
                     let value = value.try_into().map_err(|_| BadMaterial::Tag(tag))?;
                     material.not_after_s = u64::from_le_bytes(value);
@@ -150,13 +150,7 @@ mod tests {
             .prop_map(|(trust_domain, roots)| TrustBundle { trust_domain, roots });
         let chain = proptest::collection::vec(der(), 0..3);
         ("[a-z:/]{0,20}", chain, der(), proptest::collection::vec(bundle, 0..3), any::<u64>()).prop_map(
-            |(name, chain, key, bundles, not_after_s)| Material {
-                name,
-                chain,
-                key: Zeroizing::new(key),
-                bundles,
-                not_after_s,
-            },
+            |(name, chain, key, bundles, not_after_s)| Material { name, chain, key: key.into(), bundles, not_after_s },
         )
     }
 
@@ -177,7 +171,7 @@ mod tests {
 
     #[test]
     fn the_key_is_never_shown() {
-        let material = Material { key: Zeroizing::new(b"secret".to_vec()), ..Material::default() };
+        let material = Material { key: b"secret"[..].into(), ..Material::default() };
         assert!(!format!("{material:?}").contains("secret"));
         assert!(!format!("{material:?}").contains("115"));
     }

@@ -2,7 +2,7 @@
 //! layout, the statistics layout, the link protocol and the pure HTTP codecs.
 //!
 //! This crate has no async runtime and opens no listener: a fuzzer, a simulation or a bench drives every part of it
-//! with bytes. The two places that touch file descriptors are [`snapshot::region`] (sealed memfds) and
+//! with bytes. The places that touch file descriptors are [`snapshot::region`] (sealed memfds) and
 //! [`link::channel`] (one seqpacket message with descriptors), because both processes need the very same checks there.
 
 pub mod certificate;
@@ -13,6 +13,7 @@ pub mod id;
 pub mod identity;
 pub mod limits;
 pub mod link;
+pub mod secret;
 pub mod snapshot;
 pub mod spiffe;
 pub mod stats;

@@ -47,7 +47,10 @@ pub const CLUSTER_SLOTS: usize = 1024;
 /// Listeners with statistics of their own, in the order of the command line; those beyond it share the last slot. A sidecar has a
 /// handful, one that has a listener for each service without interception a few dozen.
 pub const LISTENER_SLOTS: usize = 64;
-/// Longest cluster name in the statistics page, in bytes; longer ones are cut.
+/// Peers (SPIFFE ids) with statistics of their own, of those that come and those that are gone to. Beyond it, they are counted under the last
+/// slot (`other`): who has a certificate of the mesh cannot make the page grow.
+pub const PEER_SLOTS: usize = 128;
+/// Longest name of a cluster or peer in the statistics page, in bytes; longer ones are cut.
 pub const CLUSTER_NAME_BYTES_MAX: usize = 184;
 
 // ---- data path ----------------------------------------------------------------------------------------------------
@@ -304,6 +307,8 @@ pub const JOIN_TOKENS_MAX: usize = 4096;
 pub const JOIN_TOKEN_TTL_S_MAX: u64 = 30 * 24 * 3600;
 /// Greetings of foreign users that are being read at a time: each costs a thread for up to five seconds.
 pub const FOREIGN_GREETINGS_MAX: usize = 64;
+/// Of them, those of one user: one that says nothing must not keep the others out.
+pub const FOREIGN_GREETINGS_PER_USER_MAX: usize = 8;
 /// Connections to the Workload API of one user, and of all together. A process needs one; who opens more waits for his
 /// own, and nobody can take another user's.
 pub const WORKLOAD_API_CONNECTIONS_PER_USER_MAX: usize = 64;
@@ -340,6 +345,13 @@ pub const JWT_TOKENS_MAX: usize = 8;
 pub const JWKS_KEYS_MAX: usize = 64;
 /// Largest JWK set, in bytes: [`JWKS_KEYS_MAX`] RSA keys with their certificate chains come to 500 KiB.
 pub const JWKS_BYTES_MAX: usize = 1024 * 1024;
+/// Pause between two fetches of a key set, in seconds, where `--jwks-refresh` says nothing (Istio's
+/// `PILOT_JWT_PUB_KEY_REFRESH_INTERVAL`: 20 minutes).
+pub const JWKS_REFRESH_S: u64 = 20 * 60;
+/// Shortest such pause, in seconds: an issuer must not be flooded.
+pub const JWKS_REFRESH_S_MIN: u64 = 1;
+/// Longest, in seconds: keys that an issuer has taken back must be gone within a day.
+pub const JWKS_REFRESH_S_MAX: u64 = 24 * 3600;
 /// Keys that are tried for one token whose header names none: each costs a verification.
 pub const JWT_KEYS_TRIED_MAX: usize = 8;
 /// Difference between our clock and an issuer's, in seconds (Envoy's `clock_skew_seconds`: 60).

@@ -99,10 +99,20 @@ fn a_proxy_gets_its_identity_and_the_command_line_tells_it() {
     for expected in ["trust domain cluster.local", "no root is being replaced", "default/reviews-v1", "installed"] {
         assert!(table.contains(expected), "{expected}\n{table}");
     }
+    let id = item["identity"].as_str().unwrap();
+    for command in [&["proxies"][..], &["proxies", "-o", "json"], &["top", "--once", "--interval", "10ms"]] {
+        let shown = node.ok(command);
+        assert!(shown.contains(id), "{command:?}: {shown}");
+    }
     assert_eq!(node.ok(&["certs", "bundle"]), pem(&material.bundles[0].roots));
     assert!(!all.to_string().contains("PRIVATE") && !node.log().contains("PRIVATE"));
     let metrics = metrics(&node);
-    let labels = format!("{{proxy=\"default/reviews-v1\",pid=\"{}\"}}", std::process::id());
+    let labels = format!(
+        "{{proxy=\"default/reviews-v1\",pid=\"{}\",spiffe_id=\"{}\"}}",
+        std::process::id(),
+        item["identity"].as_str().unwrap()
+    );
+    assert!(labels.contains("spiffe://cluster.local/ns/default/sa/"), "{labels}");
     let value = |name: &str| {
         let line =
             metrics.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{name}: {metrics}"));

@@ -71,6 +71,10 @@ pub(crate) struct Config {
     #[arg(long, value_name = "FILE")]
     pub(crate) join_token: Option<PathBuf>,
 
+    /// Let the kernel write a core when this process crashes: one holds private keys.
+    #[arg(long)]
+    pub(crate) core_dumps: bool,
+
     /// What each worker goes by.
     #[command(flatten)]
     pub(crate) tuning: Tuning,

@@ -34,6 +34,11 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_target(false)
         .init();
+    if !config.core_dumps
+        && let Err(error) = meshring_core::secret::core_dumps::forbid()
+    {
+        tracing::warn!(%error, "core dumps, which would hold private keys, cannot be switched off");
+    }
     match process::run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

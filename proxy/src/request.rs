@@ -281,6 +281,9 @@ async fn exchange(
     head: &RequestHead,
 ) -> After {
     let record = Record::start(&worker.stats);
+    if let Some(slot) = conn.secured_peer().and_then(|peer| peer.slot) {
+        record.source(slot);
+    }
     let call = Call::of(&input.unread()[..head.len], &scratch.request);
     if call.is_grpc() {
         record.call();

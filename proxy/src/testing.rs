@@ -35,7 +35,6 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
 };
-use zeroize::Zeroizing;
 
 use crate::{
     config::Tuning,
@@ -271,13 +270,7 @@ impl Authority {
     pub(crate) fn material(&self, leaf: &Leaf, trust_domain: &str) -> Material {
         let (certificate, key) = self.sign(leaf);
         let bundle = TrustBundle { trust_domain: trust_domain.into(), roots: vec![self.root.clone()] };
-        Material {
-            name: OWN.into(),
-            chain: vec![certificate],
-            key: Zeroizing::new(key),
-            bundles: vec![bundle],
-            not_after_s: 1,
-        }
+        Material { name: OWN.into(), chain: vec![certificate], key: key.into(), bundles: vec![bundle], not_after_s: 1 }
     }
 }
 

@@ -128,7 +128,7 @@ fn nonsense_on_the_link_costs_only_its_connection() {
     proxy.connect().get("reviews", "/").expect(200);
 }
 
-/// The file system keeps others out by the mode of the run directory; here it is opened to them on purpose.
+/// The file system keeps others out by the mode of the socket; here it is opened to them on purpose.
 #[test]
 fn the_api_refuses_other_users_by_their_credentials() {
     use std::os::unix::fs::PermissionsExt as _;
@@ -140,12 +140,11 @@ fn the_api_refuses_other_users_by_their_credentials() {
         return;
     }
     let control = Control::start(&[]);
-    let mode = std::fs::metadata(control.run_dir()).unwrap().permissions().mode();
-    assert_eq!(mode & 0o777, 0o700);
-    for path in [control.dir().to_owned(), control.run_dir(), control.run_dir().join("control.sock")] {
+    let socket = control.run_dir().join("control.sock");
+    assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    for path in [control.dir(), &socket] {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
     }
-    let socket = control.run_dir().join("control.sock");
     let ask = |wrapper: &[&str]| {
         let mut words = wrapper.to_vec();
         words.extend(["curl", "-sS", "--max-time", "10", "-w", "%{http_code}", "--unix-socket"]);

@@ -9,7 +9,7 @@ use meshring_tests::{
     pki::{Leaf, spiffe},
     proxy::Driver,
     tls::{Caller, Mesh, expect_alert, peer_authentication},
-    upstream::Upstream,
+    upstream::{Upstream, ok, response},
     wait,
 };
 use rcgen::DnType;
@@ -18,6 +18,7 @@ use rustls::AlertDescription;
 on_both_drivers! {
     an_application_learns_who_calls
     statistics_say_which_tls_ran
+    statistics_say_who_has_spoken_to_whom
     strict_takes_mutual_tls_only
     permissive_takes_both_and_disable_plain_text_only
     a_port_can_have_a_mode_of_its_own
@@ -120,6 +121,45 @@ fn statistics_say_which_tls_ran(driver: Driver) {
     let line = line.unwrap_or_else(|| panic!("{shown}"));
     let figures: Vec<_> = line.split_whitespace().rev().take(3).collect();
     assert_eq!(figures, ["1", "3", "0"], "resumed, userspace, kernel in {line}");
+}
+
+fn statistics_say_who_has_spoken_to_whom(driver: Driver) {
+    let application = Upstream::answering(|request| match request.target() {
+        "/" => ok("here"),
+        _ => response(404, &[], b"nothing"),
+    });
+    let mesh = Mesh::start(driver, &[application.address()], &[("mode.yaml", &mode("PERMISSIVE"))]);
+    let mut client = mesh.client.connect();
+    for _ in 0..3 {
+        client.get("reviews", "/").expect(200);
+    }
+    let mut visitor = mesh.caller(&Leaf::workload("visitor")).connect(mesh.inbound());
+    visitor.get("reviews", "/").expect(200);
+    visitor.get("reviews", "/missing").expect(404);
+    // Who proves nothing is counted for nobody.
+    Client::connect(mesh.inbound()).get("reviews", "/").expect(200);
+    let count = |name: &str, of: [&str; 3], more: &str| {
+        let [reporter, source, destination] = of;
+        let labels = format!(
+            "reporter=\"{reporter}\",source_principal=\"{}\",destination_principal=\"{}\"{more}",
+            spiffe(source),
+            spiffe(destination)
+        );
+        mesh.control.find_metric(&format!("meshring_principal_{name}_total"), &labels)
+    };
+    // Counted when the response is out, which the client may have before.
+    wait::until("the last response", || {
+        let of = |source, class| count("responses", ["destination", source, "reviews"], class);
+        (of("client", ",class=\"2xx\"") == Some(3) && of("visitor", ",class=\"4xx\"") == Some(1)).then_some(())
+    });
+    assert_eq!(count("responses", ["destination", "visitor", "reviews"], ",class=\"2xx\""), Some(1));
+    assert_eq!(count("requests", ["destination", "client", "reviews"], ""), Some(3));
+    assert_eq!(count("requests", ["destination", "visitor", "reviews"], ""), Some(2));
+    assert_eq!(mesh.control.metric("meshring_principal_requests_total", ""), 5);
+    // Both ends of the one connection between the sidecars tell of it.
+    assert_eq!(count("connections", ["destination", "client", "reviews"], ""), Some(1));
+    assert_eq!(count("connections", ["source", "client", "reviews"], ""), Some(1));
+    assert_eq!(count("connections", ["destination", "visitor", "reviews"], ""), Some(1));
 }
 
 fn strict_takes_mutual_tls_only(driver: Driver) {

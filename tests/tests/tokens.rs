@@ -201,3 +201,41 @@ fn keys_come_from_a_server_and_its_new_keys_are_taken() {
     wait::until("the new keys", || (ask(&mut client, "/any", Some(&issuer["rotated"])).status == 200).then_some(()));
     ask(&mut client, "/any", Some(&issuer["good"]["RS256"])).expect(401);
 }
+
+/// What issuers do every few weeks: new keys at the same address, and nobody changes a configuration.
+#[test]
+fn keys_that_change_at_their_address_are_taken_at_the_next_look() {
+    let Some(issuer) = issuer() else { return };
+    let application = Upstream::echoing();
+    let current = Arc::new(Mutex::new(ok(&issuer["jwks"].to_string())));
+    let shown = Arc::clone(&current);
+    let server = Upstream::answering(move |_| shown.lock().unwrap().clone());
+    let keys = format!("jwksUri: \"http://{}/keys\"", server.address());
+    let files = authentication(&keys, "");
+    let mesh = Mesh::self_signed(
+        Driver::Auto,
+        &[application.address()],
+        &[("jwt.yaml", files.as_str())],
+        &["--jwks-refresh", "1s"],
+    );
+    let (old, new) = (&issuer["good"]["RS256"], &issuer["rotated"]);
+    let mut client = mesh.client.connect();
+    ask(&mut client, "/any", Some(old)).expect(200);
+    ask(&mut client, "/any", Some(new)).expect(401);
+
+    // It is asked again and again, and the same answer makes no generation.
+    let (asked, generation) = (server.received().len(), mesh.control.generation());
+    wait::until("two more looks", || (server.received().len() >= asked + 2).then_some(()));
+    assert_eq!(mesh.control.generation(), generation);
+
+    *current.lock().unwrap() = ok(&issuer["other_jwks"].to_string());
+    wait::until("the new keys", || (ask(&mut client, "/any", Some(new)).status == 200).then_some(()));
+    ask(&mut client, "/any", Some(old)).expect(401);
+
+    // An issuer that is out of order takes nothing away.
+    *current.lock().unwrap() = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n".into();
+    wait::until("the failed look", || mesh.control.process.line("the last good one goes on"));
+    ask(&mut client, "/any", Some(new)).expect(200);
+    ask(&mut client, "/any", Some(old)).expect(401);
+    assert!(mesh.control.generation() > generation);
+}

@@ -10,7 +10,17 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use meshring_tests::{binaries, process::Process, wait};
+use meshring_tests::{
+    binaries,
+    client::Client,
+    load::{self, Load},
+    pki::spiffe,
+    process::Process,
+    proxy::Driver,
+    tls::{Mesh as Sidecars, peer_authentication},
+    upstream::Upstream,
+    wait,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -185,6 +195,13 @@ fn without_the_security_header_nothing_is_told() {
     }
 }
 
+/// A stand-in for a SPIRE agent, which serves these identities.
+fn agent(python: &Path, socket: &str, life_s: &str, ids: [&str; 2]) -> Process {
+    let mut agent = Process::start("agent", &mut judge(python, &["agent", socket, life_s, ids[0], ids[1]]));
+    agent.wait_for_line("serves");
+    agent
+}
+
 /// grpcio -> our server -> our client -> an agent of grpcio. The agent signs; we hand on.
 #[test]
 fn identities_of_an_external_agent_reach_applications_and_outlive_it() {
@@ -193,12 +210,8 @@ fn identities_of_an_external_agent_reach_applications_and_outlive_it() {
     let agent_socket = dir.path().join("agent.sock");
     let agent_socket = agent_socket.to_str().unwrap();
     let ids = ["spiffe://cluster.local/ns/shop/sa/reviews", "spiffe://cluster.local/ns/shop/sa/ratings"];
-    let start = |life_s: &str| {
-        let mut agent = Process::start("agent", &mut judge(&python, &["agent", agent_socket, life_s, ids[0], ids[1]]));
-        agent.wait_for_line("serves");
-        agent
-    };
-    let mut agent = start("600");
+    let start = || agent(&python, agent_socket, "600", ids);
+    let mut agent = start();
     let mut mesh = Mesh::start(python.clone(), own_uid(), &["--spire-socket", agent_socket]);
     mesh.control.wait_for_line("2 identities");
     let got = mesh.dir.path().join("got");
@@ -214,7 +227,93 @@ fn identities_of_an_external_agent_reach_applications_and_outlive_it() {
     assert_eq!(watch(&mesh)["serial"], first["serial"], "the last good one is not in use");
 
     fs::remove_file(agent_socket).unwrap_or_default();
-    let _agent = start("600");
+    let _agent = start();
     wait::until("the new agent's certificate", || (watch(&mesh)["serial"] != first["serial"]).then_some(()));
     verify(&got, 0);
+}
+
+/// Serial numbers of the two sidecars' certificates, installed and not, by service account.
+fn serials(sidecars: &Sidecars) -> [Option<String>; 2] {
+    let certs = sidecars.control.api("/v1/certs");
+    ["client", "reviews"].map(|account| {
+        let mut identities = certs["identities"].as_array().unwrap().iter();
+        let item = identities.find(|item| item["identity"] == spiffe(account) && item["state"] == "installed")?;
+        item["serial"].as_str().map(str::to_owned)
+    })
+}
+
+/// Two real sidecars whose identities are SPIRE's: mutual TLS between them, while the agent replaces every certificate, and after it has
+/// come back with another root.
+#[test]
+fn sidecars_speak_mutual_tls_on_identities_of_an_external_agent_that_rotates_them() {
+    let Some(python) = python() else { return };
+    let dir = TempDir::new().unwrap();
+    let socket = dir.path().join("agent.sock");
+    let socket = socket.to_str().unwrap();
+    let (client, reviews) = (spiffe("client"), spiffe("reviews"));
+    let start = |life_s: &str| agent(&python, socket, life_s, [&client, &reviews]);
+    let mut first = start("12");
+    let application = Upstream::echoing();
+    let mode = peer_authentication("STRICT", "");
+    let files = [("mode.yaml", mode.as_str())];
+    let sidecars = Sidecars::self_signed(Driver::Auto, &[application.address()], &files, &["--spire-socket", socket]);
+    // The client's certificate as the application hears of it: whose it is, and its hash.
+    let caller = |client: &mut Client| -> String {
+        let text = client.get("reviews", "/").expect(200).text();
+        let element = text.lines().find_map(|line| line.strip_prefix("x-forwarded-client-cert: ")).unwrap().to_owned();
+        assert!(element.starts_with(&format!("By={reviews};Hash=")), "{element}");
+        assert!(element.ends_with(&format!("URI={}", spiffe("client"))), "{element}");
+        element
+    };
+    let before = caller(&mut sidecars.client.connect());
+    // Strangers, plain text or with a certificate of somebody else, have no way in.
+    Client::connect(sidecars.inbound()).get("reviews", "/").expect(403);
+    let stranger = sidecars.caller(&meshring_tests::pki::Leaf::workload("client"));
+    stranger.refused(sidecars.inbound());
+
+    // What the sidecars use is what the agent has issued, not control.
+    let old = serials(&sidecars);
+    for serial in &old {
+        let serial = serial.as_deref().unwrap();
+        wait::until("the agent's word", || first.line(&format!("\"serial\": \"{}\"", serial.trim_start_matches('0'))));
+    }
+    let load = Load::start(
+        sidecars.client.outbound(),
+        4,
+        meshring_tests::client::request("GET", "reviews", "/", &[]),
+        load::is_ok,
+    );
+    load.pass(100);
+    let replaced = |old: &[Option<String>; 2]| {
+        let now = serials(&sidecars);
+        now.iter().zip(old).all(|(now, old)| now.is_some() && now != old).then_some(now)
+    };
+    wait::until("a second certificate of each", || replaced(&old));
+    load.pass(100);
+    assert!(load.finish() > 200);
+    // The connections of before have gone on; a sidecar that starts now begins with what is new.
+    let late = sidecars.control.proxy("default/client").start();
+    wait::until("its certificate", || {
+        let certs = sidecars.control.api("/v1/certs");
+        let installed = certs["identities"].as_array()?.iter().filter(|item| item["state"] == "installed").count();
+        (installed == 3).then_some(())
+    });
+    assert_ne!(caller(&mut late.connect()), before, "the certificate has not changed");
+    drop(late);
+
+    // Another root: nothing that the first one has signed is good any more.
+    let old = serials(&sidecars);
+    first.kill();
+    fs::remove_file(socket).unwrap_or_default();
+    let second = start("600");
+    let new = wait::until("certificates of the new root", || replaced(&old));
+    for serial in &new {
+        let serial = serial.as_deref().unwrap().trim_start_matches('0');
+        wait::until("the new agent's word", || second.line(&format!("\"serial\": \"{serial}\"")));
+    }
+    let late = sidecars.control.proxy("default/client").start();
+    wait::until("a request between certificates of the new root", || {
+        (late.connect().get("reviews", "/").status == 200).then_some(())
+    });
+    caller(&mut late.connect());
 }

@@ -5,7 +5,12 @@
     reason = "reads a validated archive without re-validating it; the invariant stands at each block"
 )]
 
-use std::{fs, io, os::fd::AsFd, path::Path};
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    os::{fd::AsFd, unix::fs::OpenOptionsExt as _},
+    path::Path,
+};
 
 use rkyv::rancor::Error;
 
@@ -108,10 +113,17 @@ impl Snapshot {
         Self::open(fd)
     }
 
-    /// Stores it where [`load`](Self::load) finds it; atomically, so that a crash leaves the old or the new one.
+    /// Stores it where [`load`](Self::load) finds it; atomically, so that a crash leaves the old or the new one. Other users cannot
+    /// read it: it says what is in the mesh.
     pub fn store(&self, path: &Path) -> io::Result<()> {
         let temporary = path.with_extension("tmp");
-        fs::write(&temporary, self.bytes())?;
+        // One that a crash has left has the mode that it was made with.
+        match fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        file.write_all(self.bytes())?;
         fs::rename(&temporary, path)
     }
 

@@ -1,4 +1,4 @@
-//! Sealed memfds and their mappings: the only place of the workspace that maps memory.
+//! Sealed memfds and their mappings.
 
 #![allow(unsafe_code, reason = "mmap; the invariants stand at each block")]
 
@@ -14,7 +14,8 @@ use rustix::{
     io::pread,
     mm::{MapFlags, ProtFlags, mmap, munmap},
 };
-use zeroize::Zeroizing;
+
+use crate::secret::SecretBytes;
 
 /// Seals of a snapshot: nobody, control included, can change or cut it any more.
 pub const SEALS_IMMUTABLE: SealFlags =
@@ -78,9 +79,8 @@ pub fn sealed(name: &str, parts: &[&[u8]]) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// The content of a memfd that nobody can change any more, at most `bytes_max` bytes, without mapping it: in memory that is wiped when it
-/// is dropped, since it may be a key.
-pub fn read_sealed(fd: impl AsFd, bytes_max: usize) -> Result<Zeroizing<Vec<u8>>, BadRegion> {
+/// The content of a memfd that nobody can change any more, at most `bytes_max` bytes, without mapping it: it may be a key.
+pub fn read_sealed(fd: impl AsFd, bytes_max: usize) -> Result<SecretBytes, BadRegion> {
     let present = fcntl_get_seals(&fd).map_err(system("fcntl(F_GET_SEALS)"))?;
     if !present.contains(SEALS_IMMUTABLE) {
         return Err(BadRegion::NotSealed);
@@ -89,7 +89,7 @@ pub fn read_sealed(fd: impl AsFd, bytes_max: usize) -> Result<Zeroizing<Vec<u8>>
     if actual > bytes_max as u64 {
         return Err(BadRegion::Size { actual, min: 0, max: bytes_max as u64 });
     }
-    let mut bytes = Zeroizing::new(vec![0; actual as usize]);
+    let mut bytes = SecretBytes::zeroed(actual as usize);
     let mut read = 0;
     while read < bytes.len() {
         // Positioned: the sender's own offset, which the descriptor shares, does not matter.

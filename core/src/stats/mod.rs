@@ -3,9 +3,11 @@
 pub mod declare;
 pub mod histogram;
 pub mod page;
+mod peers;
 
 pub use declare::Counter;
 pub use page::{ClusterCounter, ClusterTcp, GrpcStatus, StatsPage, TlsCounter, WorkerSlots};
+pub use peers::{PeerCounter, PeerSlot};
 
 #[cfg(test)]
 mod tests;

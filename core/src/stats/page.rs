@@ -15,10 +15,14 @@ use std::{
     },
 };
 
-use super::{declare::Counter, histogram};
+use super::{
+    declare::Counter,
+    histogram,
+    peers::{PeerCounter, PeerSlot},
+};
 use crate::{
     id::Generation,
-    limits::{CLUSTER_NAME_BYTES_MAX, CLUSTER_SLOTS, LISTENER_SLOTS, WORKERS_MAX},
+    limits::{CLUSTER_NAME_BYTES_MAX, CLUSTER_SLOTS, LISTENER_SLOTS, PEER_SLOTS, WORKERS_MAX},
     snapshot::{
         publication::Acknowledged,
         region::{BadRegion, Region, SEALS_SINGLE_WRITER},
@@ -27,19 +31,22 @@ use crate::{
 
 const MAGIC: u64 = u64::from_le_bytes(*b"MESHSTAT");
 /// Words per cache line.
-const LINE: usize = 8;
+pub(super) const LINE: usize = 8;
 
 // Header words.
 const H_MAGIC: usize = 0;
 const H_LAYOUT: usize = 1;
 const H_WORKERS: usize = 2;
 const H_CLUSTERS: usize = 3;
+pub(super) const H_PEERS: usize = 4;
 const HEADER_WORDS: usize = 512;
 
 const NAME_WORDS: usize = CLUSTER_NAME_BYTES_MAX / 8;
 /// One directory entry: the name's length, then its bytes.
 const ENTRY_WORDS: usize = 1 + NAME_WORDS;
-const DIRECTORY_WORDS: usize = ENTRY_WORDS * CLUSTER_SLOTS;
+/// The clusters' entries, then the peers'.
+pub(super) const PEER_ENTRIES: usize = CLUSTER_SLOTS;
+const DIRECTORY_WORDS: usize = ENTRY_WORDS * (CLUSTER_SLOTS + PEER_SLOTS);
 
 // Words of a worker's block, each part on cache lines of its own.
 const W_GENERATION: usize = 0;
@@ -54,10 +61,12 @@ const W_TCP: usize = W_GRPC + CLUSTER_SLOTS * GRPC_WORDS;
 /// Of one listener, one cache line, and of one cluster likewise: touched by handshakes alone.
 const W_LISTENER_TLS: usize = W_TCP + CLUSTER_SLOTS * LINE;
 const W_CLUSTER_TLS: usize = W_LISTENER_TLS + LISTENER_SLOTS * LINE;
-const BLOCK_WORDS: usize = W_CLUSTER_TLS + CLUSTER_SLOTS * LINE;
+/// Of one peer, one cache line, touched by what comes and goes over mutual TLS.
+const W_PEERS: usize = W_CLUSTER_TLS + CLUSTER_SLOTS * LINE;
+const BLOCK_WORDS: usize = W_PEERS + PEER_SLOTS * LINE;
 
 /// Changes with the meaning of any word: control refuses a page of another layout.
-const LAYOUT: u64 = 4 << 32 | (Counter::ALL.len() as u64) << 16 | histogram::BUCKETS as u64;
+const LAYOUT: u64 = 5 << 32 | (Counter::ALL.len() as u64) << 16 | histogram::BUCKETS as u64;
 
 /// What is counted per cluster and worker: one cache line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -163,6 +172,8 @@ pub struct StatsPage {
     workers: usize,
     /// Names to slots, on the proxy's side only; control reads the directory.
     directory: Mutex<std::collections::HashMap<String, usize>>,
+    /// Likewise of peers.
+    pub(super) peers: Mutex<std::collections::HashMap<String, PeerSlot>>,
 }
 
 /// The writing end of one worker.
@@ -178,7 +189,7 @@ impl StatsPage {
         let workers = workers.clamp(1, WORKERS_MAX);
         let words = HEADER_WORDS + DIRECTORY_WORDS + workers * BLOCK_WORDS;
         let (fd, region) = Region::create("meshring-stats", words * 8)?;
-        let page = Self { region, workers, directory: Mutex::default() };
+        let page = Self { region, workers, directory: Mutex::default(), peers: Mutex::default() };
         page.word(H_LAYOUT).store(LAYOUT, Relaxed);
         page.word(H_WORKERS).store(workers as u64, Relaxed);
         page.word(H_MAGIC).store(MAGIC, Release);
@@ -195,6 +206,7 @@ impl StatsPage {
             region,
             workers: (words - HEADER_WORDS - DIRECTORY_WORDS) / BLOCK_WORDS,
             directory: Mutex::default(),
+            peers: Mutex::default(),
         };
         let (magic, layout) = (page.word(H_MAGIC).load(Acquire), page.word(H_LAYOUT).load(Relaxed));
         if magic != MAGIC || layout != LAYOUT {
@@ -211,11 +223,11 @@ impl StatsPage {
     }
 
     #[inline]
-    fn word(&self, index: usize) -> &AtomicU64 {
+    pub(super) fn word(&self, index: usize) -> &AtomicU64 {
         &self.words()[index]
     }
 
-    fn block(worker: usize) -> usize {
+    pub(super) fn block(worker: usize) -> usize {
         HEADER_WORDS + DIRECTORY_WORDS + worker * BLOCK_WORDS
     }
 
@@ -252,13 +264,11 @@ impl StatsPage {
         count
     }
 
-    fn write_name(&self, slot: usize, name: &str) {
-        let mut end = name.len().min(CLUSTER_NAME_BYTES_MAX);
-        while !name.is_char_boundary(end) {
-            end -= 1;
-        }
-        let entry = HEADER_WORDS + slot * ENTRY_WORDS;
-        for (index, chunk) in name.as_bytes()[..end].chunks(8).enumerate() {
+    /// Writes an entry of the directory.
+    pub(super) fn write_name(&self, entry: usize, name: &str) {
+        let name = cut(name);
+        let (end, entry) = (name.len(), HEADER_WORDS + entry * ENTRY_WORDS);
+        for (index, chunk) in name.as_bytes().chunks(8).enumerate() {
             let mut raw = [0; 8];
             raw[..chunk.len()].copy_from_slice(chunk);
             self.word(entry + 1 + index).store(u64::from_le_bytes(raw), Relaxed);
@@ -273,8 +283,9 @@ impl StatsPage {
         (0..count).map(|slot| self.read_name(slot)).collect()
     }
 
-    fn read_name(&self, slot: usize) -> String {
-        let entry = HEADER_WORDS + slot * ENTRY_WORDS;
+    /// Reads an entry of the directory.
+    pub(super) fn read_name(&self, entry: usize) -> String {
+        let entry = HEADER_WORDS + entry * ENTRY_WORDS;
         let len = (self.word(entry).load(Relaxed) as usize).min(CLUSTER_NAME_BYTES_MAX);
         let bytes: Vec<u8> =
             (0..len.div_ceil(8)).flat_map(|i| self.word(entry + 1 + i).load(Relaxed).to_le_bytes()).collect();
@@ -346,6 +357,20 @@ impl StatsPage {
     }
 }
 
+/// As much of a name as there is room for.
+pub(super) fn cut(name: &str) -> &str {
+    let mut end = name.len().min(CLUSTER_NAME_BYTES_MAX);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    &name[..end]
+}
+
+/// Of a worker's block.
+pub(super) fn peer(slot: PeerSlot, counter: PeerCounter) -> usize {
+    W_PEERS + slot.index() * LINE + counter as usize
+}
+
 fn listener_tls(listener: usize, counter: TlsCounter) -> usize {
     W_LISTENER_TLS + listener.min(LISTENER_SLOTS - 1) * LINE + counter as usize
 }
@@ -404,6 +429,12 @@ impl WorkerSlots {
     #[inline]
     pub fn cluster_tls(&self, slot: usize, counter: TlsCounter) {
         self.add_word(self.base + W_CLUSTER_TLS + slot * LINE + counter as usize, 1);
+    }
+
+    /// Counts something of a peer.
+    #[inline]
+    pub fn peer(&self, slot: PeerSlot, counter: PeerCounter) {
+        self.add_word(self.base + peer(slot, counter), 1);
     }
 
     /// Says which generation this worker's new requests run on.

@@ -2,10 +2,10 @@
 
 use std::{sync::Arc, thread};
 
-use super::{ClusterCounter, ClusterTcp, Counter, GrpcStatus, StatsPage, TlsCounter, histogram};
+use super::{ClusterCounter, ClusterTcp, Counter, GrpcStatus, PeerCounter, StatsPage, TlsCounter, histogram};
 use crate::{
     id::Generation,
-    limits::{CLUSTER_NAME_BYTES_MAX, CLUSTER_SLOTS, LISTENER_SLOTS, WORKERS_MAX},
+    limits::{CLUSTER_NAME_BYTES_MAX, CLUSTER_SLOTS, LISTENER_SLOTS, PEER_SLOTS, WORKERS_MAX},
     snapshot::region::{self, BadRegion, Region},
 };
 
@@ -226,4 +226,33 @@ fn a_foreign_page_is_refused() {
     assert!(matches!(StatsPage::open(&small), Err(BadRegion::Size { .. })));
     let sealed = region::sealed("test", &[&vec![0; len]]).expect("a memfd");
     assert!(matches!(StatsPage::open(&sealed), Err(BadRegion::NotSealed)));
+}
+
+#[test]
+fn peers_are_counted_by_identity_and_beyond_the_last_slot_as_other() {
+    let (proxy, control) = both(2);
+    assert_eq!(control.peers(), []);
+    let slots: Vec<_> = (0..PEER_SLOTS + 10).map(|i| proxy.peer_slot(&format!("spiffe://a/ns/b/sa/{i}"))).collect();
+    assert_eq!(proxy.peer_slot("spiffe://a/ns/b/sa/1"), slots[1]);
+    assert_ne!(slots[0], slots[1]);
+    assert!(slots[PEER_SLOTS - 1..].iter().all(|&slot| slot == slots[PEER_SLOTS - 1]));
+    proxy.worker(0).peer(slots[1], PeerCounter::Requests);
+    proxy.worker(1).peer(slots[1], PeerCounter::Requests);
+    proxy.worker(1).peer(slots[1], PeerCounter::UpstreamConnections);
+    proxy.worker(1).peer(slots[PEER_SLOTS + 5], PeerCounter::UpstreamConnections);
+    let seen = control.peers();
+    assert_eq!(seen.len(), PEER_SLOTS);
+    assert_eq!(seen[1], (slots[1], "spiffe://a/ns/b/sa/1".into()));
+    let last = &seen[PEER_SLOTS - 1];
+    assert_eq!(last.1, "other");
+    assert_eq!(control.peer_total(slots[1], PeerCounter::Requests), 2);
+    assert_eq!(control.peer_total(slots[0], PeerCounter::Requests), 0);
+    assert_eq!([slots[1], last.0].map(|slot| control.peer_total(slot, PeerCounter::UpstreamConnections)), [1, 1]);
+    // They are nobody else's words.
+    assert_eq!(control.cluster_tls_total(CLUSTER_SLOTS - 1, TlsCounter::Refused), 0);
+    assert_eq!(control.acknowledged(1).0, 0);
+    // What looks the same in the page is the same.
+    let (proxy, _) = both(1);
+    let long = "x".repeat(CLUSTER_NAME_BYTES_MAX);
+    assert_eq!(proxy.peer_slot(&format!("{long}a")), proxy.peer_slot(&format!("{long}b")));
 }

@@ -48,8 +48,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 }
 
 fn sources(files: Files) -> Vec<SourceFile> {
-    let source =
-        |file: super::types::File| SourceFile { path: file.path.as_str().into(), text: file.text.as_str().into() };
+    let source = |file: super::types::File| SourceFile { path: file.path.as_str().into(), text: file.text.into() };
     files.files.into_iter().map(source).collect()
 }
 
@@ -186,7 +185,7 @@ pub(super) async fn resources(
     Ok(Json(items.collect()))
 }
 
-fn item(proxy: &Proxy, active: Generation) -> ProxyItem {
+fn item(proxy: &Proxy, active: Generation, identity: Option<String>) -> ProxyItem {
     let generations = proxy.worker_generations();
     let (state, detail) = if let Some(reason) = proxy.refusal(active) {
         ("refused", Some(format!("generation {active}: {reason}")))
@@ -204,6 +203,7 @@ fn item(proxy: &Proxy, active: Generation) -> ProxyItem {
         namespace: hello.namespace.clone(),
         workload: hello.workload.clone(),
         pid: hello.pid,
+        identity,
         state: state.to_owned(),
         detail,
         generations,
@@ -215,7 +215,13 @@ fn item(proxy: &Proxy, active: Generation) -> ProxyItem {
 
 fn proxy_items(control: &Control) -> Vec<ProxyItem> {
     let active = control.fleet.active();
-    control.fleet.proxies().iter().map(|proxy| item(proxy, active)).collect()
+    let mut identities = control.materials.identities();
+    let items = control.fleet.proxies().into_iter().map(|proxy| {
+        let hello = &proxy.hello;
+        let identity = identities.remove(&(hello.namespace.clone(), hello.workload.clone(), hello.pid));
+        item(&proxy, active, identity)
+    });
+    items.collect()
 }
 
 pub(super) async fn proxies(State(control): Shared) -> Json<Vec<ProxyItem>> {
@@ -258,7 +264,7 @@ pub(super) async fn status(State(control): Shared) -> Json<Status> {
 }
 
 pub(super) async fn stats(State(control): Shared) -> Json<export::Stats> {
-    let mut stats = export::Stats::read(&control.fleet);
+    let mut stats = export::Stats::read(&control.fleet, &control.materials.identities());
     for shown in control.bypass.show(false).map(|shown| shown.proxies).unwrap_or_default() {
         let of_pid = |proxy: &&mut export::ProxyStats| proxy.pid == shown.pid && proxy.proxy == shown.proxy;
         if let Some(proxy) = stats.proxies.iter_mut().find(of_pid) {
@@ -270,6 +276,7 @@ pub(super) async fn stats(State(control): Shared) -> Json<export::Stats> {
 
 pub(super) async fn metrics(State(control): Shared) -> impl IntoResponse {
     let mut text = export::prometheus::render(&control.fleet, &control.view());
+    export::principals::render(&mut text, &control.fleet, &control.materials.identities());
     export::certificates::render(&mut text, &control.materials);
     export::bypass::render(&mut text, &control.bypass);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)

@@ -312,6 +312,9 @@ pub struct ProxyItem {
     pub workload: String,
     /// Its process id.
     pub pid: u32,
+    /// Its SPIFFE id, where it was given one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<String>,
     /// `current`, `applying`, `stale`, `refused`, `empty`.
     pub state: String,
     /// Why it is not `current`.

@@ -2,12 +2,15 @@
 //! names of the files it came from, so that every message still points to the right line.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap, HashSet},
     io,
     sync::Arc,
 };
 
+use meshring_core::secret::SecretBytes;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use crate::{
     control::run_dir::RunDir,
@@ -27,14 +30,14 @@ pub struct Overlay {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Stored {
-    files: Vec<StoredFile>,
+struct Stored<'a> {
+    files: Vec<StoredFile<'a>>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct StoredFile {
+struct StoredFile<'a> {
     path: String,
-    text: String,
+    text: Cow<'a, str>,
     /// Which of the resources in it are in effect: `VirtualService default/reviews`.
     resources: Vec<String>,
 }
@@ -87,28 +90,32 @@ impl Overlay {
 
     /// Writes it to the run directory.
     pub fn store(&self, run_dir: &RunDir) -> io::Result<()> {
-        let mut files: Vec<StoredFile> = Vec::new();
+        let mut files: Vec<StoredFile<'_>> = Vec::new();
         let mut index: HashMap<(Arc<str>, *const u8), usize> = HashMap::new();
         for resource in self.resources.values() {
             let (path, text) = (&resource.place.file, &resource.raw.file_text);
             let at = *index.entry((Arc::clone(path), text.as_ptr())).or_insert_with(|| {
-                files.push(StoredFile { path: path.to_string(), text: text.to_string(), resources: Vec::new() });
+                files.push(StoredFile { path: path.to_string(), text: Cow::Borrowed(text), resources: Vec::new() });
                 files.len() - 1
             });
             files[at].resources.push(resource.key.to_string());
         }
-        run_dir.store(FILE_NAME, &serde_json::to_vec(&Stored { files })?)
+        // With the Secrets among them, in a file for control alone.
+        let mut bytes = SecretBytes::default();
+        serde_json::to_writer(&mut bytes, &Stored { files })?;
+        run_dir.store(FILE_NAME, &bytes)
     }
 
     /// Reads what a predecessor has stored. Errors among the diagnostics mean that this version refuses what an earlier
     /// one accepted.
     pub fn load(run_dir: &RunDir) -> io::Result<(Self, Vec<Diagnostic>)> {
         let Some(content) = run_dir.load(FILE_NAME)? else { return Ok(Default::default()) };
-        let stored: Stored = serde_json::from_slice(&content)
+        let content = Zeroizing::new(content);
+        let stored: Stored<'_> = serde_json::from_slice(&content)
             .map_err(|error| io::Error::other(format!("{}: {error}", run_dir.join(FILE_NAME).display())))?;
         let (mut overlay, mut diagnostics) = (Self::default(), Vec::new());
         for file in stored.files {
-            let source = SourceFile { path: file.path.as_str().into(), text: file.text.as_str().into() };
+            let source = SourceFile { path: file.path.as_str().into(), text: file.text.into_owned().into() };
             let mut reading = source::read_files(&[source], &mut Cache::default());
             let wanted: HashSet<&str> = file.resources.iter().map(String::as_str).collect();
             reading.resources.retain(|resource| wanted.contains(resource.key.to_string().as_str()));

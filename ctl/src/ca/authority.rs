@@ -15,7 +15,6 @@ use meshring_core::{
     limits::{INTERMEDIATE_LIFETIME_S, ROOT_LIFETIME_S, SVID_LIFETIME_S_MIN},
 };
 use tokio::sync::watch;
-use zeroize::Zeroizing;
 
 use super::{
     BadSpiffeId, IdentitySource, IssueError, SpiffeId, Svid,
@@ -333,7 +332,7 @@ impl From<IssueError> for RotationError {
     }
 }
 
-fn stored_signer(signer: &Signer, key: &Zeroizing<Vec<u8>>) -> StoredSigner {
+fn stored_signer(signer: &Signer, key: &[u8]) -> StoredSigner {
     StoredSigner { certificate: pem::of_certificate(&signer.der), key: Secret::of_key(key) }
 }
 

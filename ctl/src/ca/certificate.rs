@@ -6,14 +6,14 @@ use aws_lc_rs::{
     digest,
     signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _},
 };
-use meshring_core::limits::CERTIFICATE_BACKDATE_S;
+use meshring_core::{limits::CERTIFICATE_BACKDATE_S, secret::SecretBytes};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use x509_parser::prelude::{FromDer, X509Certificate};
-use zeroize::Zeroizing;
+use zeroize::Zeroize;
 
 use super::{IssueError, SpiffeId, Svid};
 
@@ -219,19 +219,14 @@ impl Signer {
     /// From a certificate and its key.
     pub(super) fn new(der: Vec<u8>, pkcs8: &[u8]) -> Result<Self, IssueError> {
         let facts = Facts::of(&der).map_err(|error| IssueError::Failed(error.to_string()))?;
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8));
-        let key = KeyPair::try_from(&key).map_err(|error| failed(&error))?;
+        let key = key_pair(pkcs8)?;
         let issuer =
             Issuer::from_ca_cert_der(&CertificateDer::from(der.as_slice()), key).map_err(|error| failed(&error))?;
         Ok(Self { der, facts, issuer })
     }
 
     /// A new self-signed root.
-    pub(super) fn root(
-        trust_domain: &str,
-        now: SystemTime,
-        life: Duration,
-    ) -> Result<(Self, Zeroizing<Vec<u8>>), IssueError> {
+    pub(super) fn root(trust_domain: &str, now: SystemTime, life: Duration) -> Result<(Self, SecretBytes), IssueError> {
         let mut params = authority_params("root", trust_domain, 1)?;
         params.not_before = (now - Duration::from_secs(CERTIFICATE_BACKDATE_S)).into();
         params.not_after = (now + life).into();
@@ -246,7 +241,7 @@ impl Signer {
         trust_domain: &str,
         now: SystemTime,
         life: Duration,
-    ) -> Result<(Self, Zeroizing<Vec<u8>>), IssueError> {
+    ) -> Result<(Self, SecretBytes), IssueError> {
         let mut params = authority_params("intermediate", trust_domain, 0)?;
         let (begin, end) = self.validity(now, life);
         (params.not_before, params.not_after) = (begin.into(), end.into());
@@ -326,24 +321,31 @@ fn authority_params(what: &str, trust_domain: &str, path_length: u8) -> Result<C
 }
 
 /// A signing key and its PKCS #8 form, to be stored.
-fn new_key() -> Result<(KeyPair, Zeroizing<Vec<u8>>), IssueError> {
+fn new_key() -> Result<(KeyPair, SecretBytes), IssueError> {
     let key = LeafKey::generate()?;
-    let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.pkcs8.as_slice()));
-    Ok((KeyPair::try_from(&der).map_err(|error| failed(&error))?, key.pkcs8))
+    Ok((key_pair(&key.pkcs8)?, key.pkcs8))
+}
+
+/// A key that can sign, and no more: what rcgen keeps of the PKCS #8, to give it out again, is wiped at once.
+fn key_pair(pkcs8: &[u8]) -> Result<KeyPair, IssueError> {
+    let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8));
+    let mut key = KeyPair::try_from(&der).map_err(|error| failed(&error))?;
+    key.zeroize();
+    Ok(key)
 }
 
 /// A key that signs nothing here, so rcgen gets to see its public half only and keeps no copy.
-struct LeafKey {
-    pkcs8: Zeroizing<Vec<u8>>,
+pub(super) struct LeafKey {
+    pub(super) pkcs8: SecretBytes,
     public: Vec<u8>,
 }
 
 impl LeafKey {
-    fn generate() -> Result<Self, IssueError> {
+    pub(super) fn generate() -> Result<Self, IssueError> {
         let failed = |_| IssueError::Failed("no key can be made".into());
         let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).map_err(failed)?;
         let pkcs8 = key.to_pkcs8v1().map_err(failed)?;
-        Ok(Self { pkcs8: Zeroizing::new(pkcs8.as_ref().to_vec()), public: key.public_key().as_ref().to_vec() })
+        Ok(Self { pkcs8: pkcs8.as_ref().into(), public: key.public_key().as_ref().to_vec() })
     }
 }
 

@@ -15,9 +15,9 @@ use jsonwebtoken::{
     jwk::{Jwk, JwkSet, PublicKeyUse, ThumbprintHash},
 };
 use meshring_core::limits::JWT_SVID_LIFE_S;
-use rcgen::KeyPair;
 use serde::Serialize;
-use zeroize::Zeroizing;
+
+use super::certificate::LeafKey;
 
 /// How long what lives.
 #[derive(Debug, Clone, Copy)]
@@ -59,9 +59,8 @@ struct Key {
 
 impl Key {
     fn new(signs_from: SystemTime, lives: Lives) -> Result<Self, JwtKeyError> {
-        let pair = KeyPair::generate().map_err(failed)?;
-        let der = Zeroizing::new(pair.serialize_der());
-        let private = EncodingKey::from_ec_der(&der);
+        // The copy that this makes is wiped with it, too.
+        let private = EncodingKey::from_ec_der(&LeafKey::generate().map_err(failed)?.pkcs8);
         let mut jwk = Jwk::from_encoding_key(&private, Algorithm::ES256).map_err(failed)?;
         let id = jwk.thumbprint(ThumbprintHash::SHA256).map_err(failed)?;
         jwk.common.key_id = Some(id.clone());

@@ -16,9 +16,8 @@ pub mod tokens;
 
 use std::{fmt, time::SystemTime};
 
-use meshring_core::identity::TrustBundle;
 pub use meshring_core::spiffe::{BadSpiffeId, SpiffeId};
-use zeroize::Zeroizing;
+use meshring_core::{identity::TrustBundle, secret::SecretBytes};
 
 pub use authority::{Authority, AuthorityError, CaCertificate, Settings};
 pub use certificate::{BadCertificate, Facts, fingerprint};
@@ -34,7 +33,7 @@ pub struct Svid {
     /// DER, the leaf first, then intermediates; without the root.
     pub chain: Vec<Vec<u8>>,
     /// PKCS #8 DER; wiped when dropped.
-    pub key: Zeroizing<Vec<u8>>,
+    pub key: SecretBytes,
     /// Begin of the leaf's validity, a little before it was issued.
     pub not_before: SystemTime,
     /// End of the leaf's validity.

@@ -1,12 +1,12 @@
 //! An operator's own CA, from files. Everything that would make certificates that nobody accepts is found here, at the start.
 
 use std::{
-    fs,
+    fs::File,
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
-use zeroize::Zeroizing;
+use meshring_core::{limits::MATERIAL_BYTES_MAX, secret::SecretBytes};
 
 use super::{
     BadCertificate, Facts, SpiffeId,
@@ -47,7 +47,10 @@ impl OperatorFiles {
     /// Reads and checks them.
     pub(super) fn load(&self, trust_domain: &str, now: SystemTime) -> Result<Operator, BadOperatorCa> {
         let bad = |path: &Path, reason: String| BadOperatorCa { path: path.to_owned(), reason };
-        let read = |path: &Path| fs::read(path).map_err(|error| bad(path, error.to_string()));
+        let read = |path: &Path| {
+            let read = File::open(path).and_then(|file| SecretBytes::read_from(file, MATERIAL_BYTES_MAX));
+            read.map_err(|error| bad(path, error.to_string()))
+        };
         let syntax = |path: &Path, error: BadPem| bad(path, error.to_string());
         let certificates = |path: &Path| pem::certificates(&read(path)?).map_err(|error| syntax(path, error));
         let mut pool: Vec<(&Path, Vec<u8>, Facts)> = Vec::new();
@@ -62,7 +65,7 @@ impl OperatorFiles {
         for (path, _, facts) in &pool {
             check(facts, trust_domain, now).map_err(|reason| bad(path, reason))?;
         }
-        let key_text = Zeroizing::new(read(&self.key)?);
+        let key_text = read(&self.key)?;
         let key = pem::private_key(&key_text).map_err(|error| syntax(&self.key, error))?;
         let (_, issuer, facts) = &pool[0];
         if key.public != facts.public_key {

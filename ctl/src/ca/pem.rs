@@ -8,9 +8,13 @@ use aws_lc_rs::{
         Ed25519KeyPair, KeyPair as _,
     },
 };
-use meshring_core::limits::{MATERIAL_BYTES_MAX, MATERIAL_CERTIFICATES_MAX};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
-use zeroize::Zeroizing;
+use meshring_core::{
+    limits::{MATERIAL_BYTES_MAX, MATERIAL_CERTIFICATES_MAX},
+    secret::SecretBytes,
+};
+use rustls_pki_types::{CertificateDer, pem::PemObject};
+
+use crate::source::istio::route::base64 as decode;
 
 /// A text that does not hold what it should. Nothing of its content is told: it may be a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -58,7 +62,7 @@ pub fn certificates(pem: &[u8]) -> Result<Vec<Vec<u8>>, BadPem> {
 /// A private key and what certificates hold of it.
 pub struct PrivateKey {
     /// PKCS #8 DER; wiped when dropped.
-    pub pkcs8: Zeroizing<Vec<u8>>,
+    pub pkcs8: SecretBytes,
     /// The content of `subjectPublicKey` in a certificate of this key.
     pub public: Vec<u8>,
 }
@@ -74,26 +78,51 @@ impl std::fmt::Debug for PrivateKey {
 /// # Errors
 /// See [`BadPem`].
 pub fn private_key(pem: &[u8]) -> Result<PrivateKey, BadPem> {
-    use rustls_pki_types::pem::Error;
     if pem.len() > MATERIAL_BYTES_MAX {
         return Err(BadPem::TooLarge);
     }
-    let key = PrivateKeyDer::from_pem_slice(pem).map_err(|error| match error {
-        Error::NoItemsFound => BadPem::NoKey,
-        _ => BadPem::Syntax,
-    })?;
-    let parsed = match &key {
-        PrivateKeyDer::Pkcs8(pkcs8) => parse(pkcs8.secret_pkcs8_der()),
-        PrivateKeyDer::Sec1(sec1) => ecdsa(sec1.secret_sec1_der()),
-        PrivateKeyDer::Pkcs1(pkcs1) => {
-            rsa::KeyPair::from_der(pkcs1.secret_pkcs1_der()).ok().and_then(|key| of_rsa(&key))
-        }
-        _ => None,
+    let (form, der) = key_section(pem)?;
+    let parsed = match form {
+        Form::Pkcs8 => parse(&der),
+        Form::Sec1 => ecdsa(&der),
+        Form::Pkcs1 => rsa::KeyPair::from_der(&der).ok().and_then(|key| of_rsa(&key)),
     };
-    // The parser's copy.
-    let mut key = key;
-    zeroize::Zeroize::zeroize(&mut key);
     parsed.ok_or(BadPem::UnknownKey)
+}
+
+/// What a section's label says about the DER in it.
+#[derive(Clone, Copy)]
+enum Form {
+    Pkcs8,
+    Sec1,
+    Pkcs1,
+}
+
+const FORMS: [(&[u8], Form); 3] =
+    [(b"PRIVATE KEY", Form::Pkcs8), (b"EC PRIVATE KEY", Form::Sec1), (b"RSA PRIVATE KEY", Form::Pkcs1)];
+
+/// The first section with a private key. Not by a library's reader: that would leave the text of the key on the heap.
+fn key_section(pem: &[u8]) -> Result<(Form, SecretBytes), BadPem> {
+    let mut lines = pem.split(|byte| *byte == b'\n');
+    let marked =
+        |line: &[u8], mark: &[u8]| Some(line.trim_ascii().strip_prefix(mark)?.strip_suffix(b"-----")?.to_vec());
+    while let Some(line) = lines.next() {
+        let Some(label) = marked(line, b"-----BEGIN ") else { continue };
+        let mut text = SecretBytes::default();
+        loop {
+            let line = lines.next().ok_or(BadPem::Syntax)?;
+            match marked(line, b"-----END ") {
+                Some(end) if end == label => break,
+                Some(_) => return Err(BadPem::Syntax),
+                None => text.extend_from_slice(line),
+            }
+        }
+        if let Some((_, form)) = FORMS.iter().find(|(known, _)| *known == label) {
+            let der = str::from_utf8(&text).ok().and_then(decode).ok_or(BadPem::Syntax)?;
+            return Ok((*form, der.into()));
+        }
+    }
+    Err(BadPem::NoKey)
 }
 
 fn parse(pkcs8: &[u8]) -> Option<PrivateKey> {
@@ -102,7 +131,7 @@ fn parse(pkcs8: &[u8]) -> Option<PrivateKey> {
     }
     if let Ok(key) = Ed25519KeyPair::from_pkcs8_maybe_unchecked(pkcs8) {
         let public = key.public_key().as_ref().to_vec();
-        return Some(PrivateKey { pkcs8: Zeroizing::new(pkcs8.to_vec()), public });
+        return Some(PrivateKey { pkcs8: pkcs8.into(), public });
     }
     rsa::KeyPair::from_pkcs8(pkcs8).ok().and_then(|key| of_rsa(&key))
 }
@@ -112,12 +141,12 @@ fn ecdsa(der: &[u8]) -> Option<PrivateKey> {
     let curves = [&ECDSA_P256_SHA256_ASN1_SIGNING, &ECDSA_P384_SHA384_ASN1_SIGNING, &ECDSA_P521_SHA512_ASN1_SIGNING];
     let key = curves.into_iter().find_map(|curve| EcdsaKeyPair::from_private_key_der(curve, der).ok())?;
     let pkcs8 = key.to_pkcs8v1().ok()?;
-    Some(PrivateKey { pkcs8: Zeroizing::new(pkcs8.as_ref().to_vec()), public: key.public_key().as_ref().to_vec() })
+    Some(PrivateKey { pkcs8: pkcs8.as_ref().into(), public: key.public_key().as_ref().to_vec() })
 }
 
 fn of_rsa(key: &rsa::KeyPair) -> Option<PrivateKey> {
     let pkcs8: Pkcs8V1Der<'_> = key.as_der().ok()?;
-    Some(PrivateKey { pkcs8: Zeroizing::new(pkcs8.as_ref().to_vec()), public: key.public_key().as_ref().to_vec() })
+    Some(PrivateKey { pkcs8: pkcs8.as_ref().into(), public: key.public_key().as_ref().to_vec() })
 }
 
 /// A certificate as PEM.
@@ -193,6 +222,16 @@ mod tests {
         assert_eq!(private_key(&pair.as_bytes()[..100]).unwrap_err(), BadPem::Syntax);
         assert_eq!(certificates(&vec![b'a'; MATERIAL_BYTES_MAX + 1]).unwrap_err(), BadPem::TooLarge);
         let garbage = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+        for broken in [
+            garbage.replace("END PRIVATE", "END EC PRIVATE"),
+            garbage.replace("AAAA", "Proc-Type: 4,ENCRYPTED"),
+            garbage.replace("AAAA", "-----BEGIN PRIVATE KEY-----"),
+        ] {
+            assert_eq!(private_key(broken.as_bytes()).unwrap_err(), BadPem::Syntax, "{broken}");
+        }
+        let encrypted = garbage.replace("PRIVATE", "ENCRYPTED PRIVATE");
+        assert_eq!(private_key(encrypted.as_bytes()).unwrap_err(), BadPem::NoKey);
+        private_key(format!("text before\r\n{encrypted}\r\n{}", pair.replace('\n', "\r\n")).as_bytes()).unwrap();
         assert_eq!(private_key(garbage.as_bytes()).unwrap_err(), BadPem::UnknownKey);
     }
 }

@@ -17,7 +17,7 @@ use rcgen::PublicKeyData as _;
 use tokio::{sync::watch, task::JoinHandle};
 use tonic::{Code, Status};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
-use zeroize::Zeroizing;
+use zeroize::Zeroize as _;
 
 use super::{IdentitySource, IssueError, SpiffeId, Svid};
 use crate::workload_api::{
@@ -336,8 +336,10 @@ fn parse_svid(svid: &X509Svid) -> Result<Svid, String> {
     if uris != [id.as_str()] {
         return Err(format!("the leaf is for {uris:?}"));
     }
-    let pair = rcgen::KeyPair::try_from(svid.x509_svid_key.as_slice())
+    let mut pair = rcgen::KeyPair::try_from(svid.x509_svid_key.as_slice())
         .map_err(|_| "the key is not PKCS #8, or of a kind that is not known")?;
+    // It is asked for the public half only.
+    pair.zeroize();
     if pair.der_bytes() != leaf.public_key().subject_public_key.data.as_ref() {
         return Err("the key does not belong to the certificate".into());
     }
@@ -350,7 +352,7 @@ fn parse_svid(svid: &X509Svid) -> Result<Svid, String> {
         not_before: time(&validity.not_before)?,
         not_after: time(&validity.not_after)?,
         serial: leaf.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
-        key: Zeroizing::new(svid.x509_svid_key.clone()),
+        key: svid.x509_svid_key.as_slice().into(),
         chain: chain.into_iter().map(|(der, _)| der).collect(),
         id,
     })

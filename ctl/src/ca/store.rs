@@ -8,13 +8,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
-use zeroize::Zeroizing;
+use meshring_core::secret::SecretBytes;
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{DeserializeOwned, Visitor},
+};
 
 use super::rotation::Phase;
 
-/// Written at once: a buffer that grows leaves copies of keys behind. A root with its key is 1.5 KB.
-const FILE_BYTES: usize = 64 * 1024;
+/// A file is this long at most. A root with its key is 1.5 KB.
+const FILE_BYTES_MAX: usize = 1024 * 1024;
 
 /// A directory of files with mode 0600.
 #[derive(Debug, Clone)]
@@ -33,8 +36,8 @@ impl Folder {
 
     /// Replaces a file; after a crash there is the old content or the new one.
     pub(super) fn store(&self, name: &str, content: &impl Serialize) -> io::Result<()> {
-        let mut bytes = Zeroizing::new(Vec::with_capacity(FILE_BYTES));
-        serde_json::to_writer_pretty(&mut *bytes, content).map_err(io::Error::other)?;
+        let mut bytes = SecretBytes::default();
+        serde_json::to_writer_pretty(&mut bytes, content).map_err(io::Error::other)?;
         let temporary = self.0.join(format!("{name}.tmp"));
         // A leftover of a crash could have another mode.
         match fs::remove_file(&temporary) {
@@ -55,8 +58,8 @@ impl Folder {
     /// A file's content, `None` where it does not exist.
     pub(super) fn load<T: DeserializeOwned>(&self, name: &str) -> io::Result<Option<T>> {
         let path = self.0.join(name);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => Zeroizing::new(bytes),
+        let bytes = match File::open(&path).and_then(|file| SecretBytes::read_from(file, FILE_BYTES_MAX)) {
+            Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
@@ -76,25 +79,24 @@ impl Folder {
 
 /// A text that is wiped when dropped and never shown.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct Secret(Zeroizing<String>);
+pub(super) struct Secret(SecretBytes);
 
 impl Secret {
     /// PKCS #8 as hexadecimal digits.
     pub(super) fn of_key(pkcs8: &[u8]) -> Self {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut text = String::with_capacity(pkcs8.len() * 2);
+        let mut text = SecretBytes::with_capacity(pkcs8.len() * 2);
         for byte in pkcs8 {
-            text.push(char::from(DIGITS[usize::from(byte >> 4)]));
-            text.push(char::from(DIGITS[usize::from(byte & 15)]));
+            text.push(DIGITS[usize::from(byte >> 4)]);
+            text.push(DIGITS[usize::from(byte & 15)]);
         }
-        Self(Zeroizing::new(text))
+        Self(text)
     }
 
     /// The key again; `None` where the text is none.
-    pub(super) fn key(&self) -> Option<Zeroizing<Vec<u8>>> {
-        let text = self.0.as_bytes();
-        let mut key = Zeroizing::new(Vec::with_capacity(text.len() / 2));
-        for pair in text.chunks(2) {
+    pub(super) fn key(&self) -> Option<SecretBytes> {
+        let mut key = SecretBytes::with_capacity(self.0.len() / 2);
+        for pair in self.0.chunks(2) {
             let digit = |byte: u8| char::from(byte).to_digit(16);
             let [high, low] = pair else { return None };
             key.push((digit(*high)? << 4 | digit(*low)?) as u8);
@@ -111,13 +113,27 @@ impl fmt::Debug for Secret {
 
 impl Serialize for Secret {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0)
+        // Hexadecimal digits, or what was read as a string.
+        serializer.serialize_str(std::str::from_utf8(&self.0).unwrap_or_default())
     }
 }
 
 impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer).map(|text| Self(Zeroizing::new(text)))
+        struct Text;
+        impl Visitor<'_> for Text {
+            type Value = Secret;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            // Out of the buffer itself, as what we write has no escapes: a `String` would be a copy that nobody wipes.
+            fn visit_str<E>(self, text: &str) -> Result<Secret, E> {
+                Ok(Secret(text.as_bytes().into()))
+            }
+        }
+        deserializer.deserialize_str(Text)
     }
 }
 

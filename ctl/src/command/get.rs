@@ -140,7 +140,8 @@ pub(super) async fn proxies(client: &Client, options: &OutputOption) -> Done {
         ));
         return Ok(());
     }
-    let head = ["PROXY", "PID", "STATE", "GENERATIONS", "DRIVER", "LISTENERS", "AGE"].map(str::to_owned).to_vec();
+    let head = ["PROXY", "PID", "IDENTITY", "STATE", "GENERATIONS", "DRIVER", "LISTENERS", "AGE"];
+    let head = head.map(str::to_owned).to_vec();
     let row = |proxy: &ProxyItem| {
         let generations: Vec<_> = proxy.generations.iter().map(ToString::to_string).collect();
         let state = match &proxy.detail {
@@ -150,6 +151,7 @@ pub(super) async fn proxies(client: &Client, options: &OutputOption) -> Done {
         vec![
             format!("{}/{}", proxy.namespace, proxy.workload),
             proxy.pid.to_string(),
+            proxy.identity.clone().unwrap_or_else(|| "-".into()),
             state,
             generations.join(","),
             proxy.driver.clone(),

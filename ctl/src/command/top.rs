@@ -42,6 +42,8 @@ struct Picture {
 struct ProxyRates {
     proxy: String,
     pid: u32,
+    /// The SPIFFE id.
+    identity: Option<String>,
     requests_per_second: f64,
     errors_per_second: f64,
     p50_us: u64,
@@ -218,6 +220,7 @@ fn proxy_rates(old: Option<&ProxyStats>, new: &ProxyStats, seconds: f64) -> Prox
     ProxyRates {
         proxy: new.proxy.clone(),
         pid: new.pid,
+        identity: new.identity.clone(),
         requests_per_second: rate(new.requests, old.map(|old| old.requests)),
         errors_per_second: rate(new.responses_5xx, old.map(|old| old.responses_5xx)),
         p50_us: histogram::quantile_us(&durations, 0.5),
@@ -236,9 +239,20 @@ fn milliseconds(us: f64) -> String {
 
 fn text(picture: &Picture) -> String {
     let proxies = count(picture.proxies.len(), "proxy", "proxies");
-    let head = ["PROXY", "PID", "REQ/S", "5XX/S", "P50", "P99", "CONNECTIONS", "TLS/S", "TLS REFUSED/S", "DENIED/S"]
-        .map(str::to_owned)
-        .to_vec();
+    let head = [
+        "PROXY",
+        "PID",
+        "REQ/S",
+        "5XX/S",
+        "P50",
+        "P99",
+        "CONNECTIONS",
+        "TLS/S",
+        "TLS REFUSED/S",
+        "DENIED/S",
+        "IDENTITY",
+    ];
+    let head = head.map(str::to_owned).to_vec();
     let rows = picture.proxies.iter().map(|proxy| {
         vec![
             proxy.proxy.clone(),
@@ -252,6 +266,7 @@ fn text(picture: &Picture) -> String {
             format!("{:.1}", proxy.tls_refused_per_second),
             // By a policy, or for a token: 403 and 401.
             format!("{:.0}", proxy.access_denied_per_second + proxy.jwt_refused_per_second),
+            proxy.identity.clone().unwrap_or_else(|| "-".into()),
         ]
     });
     let mut text = format!("generation {}, {proxies}\n\n", picture.generation);
@@ -333,6 +348,7 @@ mod tests {
         let proxy = ProxyStats {
             proxy: "default/a".into(),
             pid: 1,
+            identity: Some("spiffe://cluster.local/ns/default/sa/a".into()),
             requests: v1 + v2,
             responses_5xx: 0,
             connections_active: 3,
@@ -373,5 +389,6 @@ mod tests {
         assert_eq!((listener.since_start.kernel, listener.since_start.userspace), (8, 1));
         assert_eq!((v1.handshakes_per_second, v2.handshakes_per_second), (2.0, 8.0));
         assert!(text(&picture).contains("IN KERNEL"));
+        assert!(text(&picture).contains("spiffe://cluster.local/ns/default/sa/a"));
     }
 }

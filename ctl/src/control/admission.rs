@@ -53,7 +53,11 @@ fn judge(foreign: Option<String>, uid: u32, hello: &Hello, tokens: &Tokens, worl
     // A foreign user gets nothing at all as another workload than its own: not its tables, not a word in a publication.
     match (identity("any", &grant, hello, world), &grant) {
         (Ok(_), _) => Ok(grant),
-        (Err(_), Grant::User(_)) => Err(foreign),
+        // Not why: that would tell a stranger about a workload of others.
+        (Err(_), Grant::User(_)) => Err(format!(
+            "{foreign}, annotate {}/{} with meshring.io/unix-uid, or give the proxy a join token (--join-token)",
+            hello.namespace, hello.workload
+        )),
         (Err(reason), _) => Err(reason),
     }
 }

@@ -17,16 +17,14 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use meshring_core::limits::JWKS_BYTES_MAX;
+use meshring_core::limits::{JWKS_BYTES_MAX, JWKS_REFRESH_S_MIN};
 
 use super::run_dir::RunDir;
 use crate::{compile::JwksTable, spec::request_authentication::KeySource};
 
-/// Pause between two fetches of a set, in milliseconds (Istio's `PILOT_JWT_PUB_KEY_REFRESH_INTERVAL`: 20 minutes).
-const REFRESH_MS: u64 = 20 * 60 * 1_000;
 /// A pause is shorter by up to this part of it, so that not all processes ask an issuer at once.
 const JITTER_DIVISOR: u64 = 10;
-/// First pause after a failure, in milliseconds; each further one doubles it, up to [`REFRESH_MS`].
+/// First pause after a failure, in milliseconds; each further one doubles it, up to that between two fetches that succeed.
 const RETRY_MS_MIN: u64 = 1_000;
 /// How long a compilation waits for sets that are new, in milliseconds. What comes later makes a generation of its own.
 const FIRST_MS_MAX: u64 = 2_000;
@@ -120,8 +118,10 @@ pub fn learn(known: &mut JwksTable, sources: &[KeySource], run_dir: &RunDir) {
 }
 
 /// When each set is due, and what came of the last fetch.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Refresher {
+    /// From one fetch of a set to the next.
+    interval: Duration,
     due: BTreeMap<KeySource, Due>,
 }
 
@@ -134,6 +134,12 @@ struct Due {
 }
 
 impl Refresher {
+    /// One that fetches each set again after so long, at least [`JWKS_REFRESH_S_MIN`].
+    #[must_use]
+    pub fn new(interval: Duration) -> Self {
+        Self { interval: interval.max(Duration::from_secs(JWKS_REFRESH_S_MIN)), due: BTreeMap::new() }
+    }
+
     /// Fetches the sets of `sources` that are due; `known` says which are there already. Returns those that came.
     pub fn refresh(&mut self, sources: &[KeySource], known: &JwksTable) -> Vec<(KeySource, Arc<str>)> {
         self.due.retain(|source, _| sources.binary_search(source).is_ok());
@@ -175,15 +181,16 @@ impl Refresher {
                 }
             }
         }
-        due.at = Instant::now() + pause(due.failures, spread(source));
+        due.at = Instant::now() + pause(due.failures, spread(source), self.interval);
     }
 }
 
-/// The pause after so many failures in a row; `spread` is any number.
-fn pause(failures: u32, spread: u64) -> Duration {
+/// The pause after so many failures in a row, at most `interval`; `spread` is any number.
+fn pause(failures: u32, spread: u64, interval: Duration) -> Duration {
+    let interval_ms = interval.as_millis() as u64;
     let ms = match failures {
-        0 => REFRESH_MS,
-        _ => RETRY_MS_MIN.saturating_mul(1 << (failures - 1).min(20)).min(REFRESH_MS),
+        0 => interval_ms,
+        _ => RETRY_MS_MIN.saturating_mul(1 << (failures - 1).min(20)).min(interval_ms),
     };
     Duration::from_millis(ms - spread % (ms / JITTER_DIVISOR))
 }
@@ -349,6 +356,8 @@ mod tests {
         net::TcpListener,
     };
 
+    use meshring_core::limits::JWKS_REFRESH_S;
+
     use super::*;
 
     const SET: &str = r#"{"keys":[{"kty":"RSA"}]}"#;
@@ -436,10 +445,13 @@ mod tests {
     #[test]
     fn pauses_grow_with_failures_and_stay_below_the_period() {
         for spread in [0, 1, 12_345, u64::MAX] {
-            let ms = |failures| u64::try_from(pause(failures, spread).as_millis()).unwrap();
-            assert!((REFRESH_MS - REFRESH_MS / 10..=REFRESH_MS).contains(&ms(0)));
+            let of = |failures, s| u64::try_from(pause(failures, spread, Duration::from_secs(s)).as_millis()).unwrap();
+            let ms = |failures| of(failures, JWKS_REFRESH_S);
+            let whole = 1_000 * JWKS_REFRESH_S;
+            assert!((whole - whole / 10..=whole).contains(&ms(0)));
             assert!((900..=1_000).contains(&ms(1)) && (3_600..=4_000).contains(&ms(3)));
-            assert!((REFRESH_MS - REFRESH_MS / 10..=REFRESH_MS).contains(&ms(u32::MAX)));
+            assert!((whole - whole / 10..=whole).contains(&ms(u32::MAX)));
+            assert!((900..=1_000).contains(&of(0, 1)) && (900..=1_000).contains(&of(5, 1)));
         }
     }
 
@@ -458,7 +470,7 @@ mod tests {
         // The issuer is gone: what is known is not asked for again, and a failing refresh takes nothing away.
         learn(&mut restarted, &sources, &run_dir);
         assert_eq!(restarted, known);
-        let mut refresher = Refresher::default();
+        let mut refresher = Refresher::new(Duration::from_secs(JWKS_REFRESH_S));
         assert_eq!(refresher.refresh(&sources, &known), []);
         refresher.due.get_mut(&sources[0]).unwrap().at = Instant::now();
         assert_eq!(refresher.refresh(&sources, &known), []);

@@ -3,17 +3,15 @@
 //! A foreign unix user is let in only with a right to a workload ([`admission`]); control's own user and root always.
 
 use std::{
+    collections::BTreeMap,
     os::fd::{AsFd, OwnedFd},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use meshring_core::{
     id::Generation,
-    limits::FOREIGN_GREETINGS_MAX,
+    limits::{FOREIGN_GREETINGS_MAX, FOREIGN_GREETINGS_PER_USER_MAX},
     link::{
         Hello, PROTOCOL, ToControl, ToProxy,
         channel::{self, LinkError},
@@ -55,8 +53,8 @@ pub struct Shared {
     pub world: Box<dyn Fn() -> Arc<World> + Send + Sync>,
     /// See [`Recognise`].
     pub recognise: Box<Recognise>,
-    /// Foreign users whose greeting is awaited.
-    pub greeting: AtomicUsize,
+    /// Greetings of foreign users that are awaited.
+    pub greeting: Greetings,
 }
 
 impl std::fmt::Debug for Shared {
@@ -149,7 +147,11 @@ fn introduce(socket: &Arc<OwnedFd>, shared: &Shared) -> Result<(Hello, StatsPage
     let uid = socket_peercred(socket)?.uid.as_raw();
     let foreign = permission::check(uid).err();
     let _turn = match &foreign {
-        Some(denied) => Some(Turn::take(&shared.greeting).ok_or_else(|| LinkEnd::Rejected(denied.to_string()))?),
+        Some(denied) => {
+            let turn = Turn::take(&shared.greeting, uid);
+            let busy = || LinkEnd::Rejected(format!("{denied}; too many of its connections say nothing yet"));
+            Some(turn.ok_or_else(busy)?)
+        }
         None => None,
     };
     let deadline = Instant::now() + Duration::from_millis(HELLO_MS_MAX);
@@ -165,22 +167,39 @@ fn introduce(socket: &Arc<OwnedFd>, shared: &Shared) -> Result<(Hello, StatsPage
     Ok((hello, stats, grant))
 }
 
+/// How many greetings of each foreign user are awaited; users without any are not in it.
+#[derive(Debug, Default)]
+pub struct Greetings(Mutex<BTreeMap<u32, usize>>);
+
+impl Greetings {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// One of the few greetings of foreign users that are read at a time.
-struct Turn<'a>(&'a AtomicUsize);
+struct Turn<'a>(&'a Greetings, u32);
 
 impl<'a> Turn<'a> {
-    fn take(greeting: &'a AtomicUsize) -> Option<Self> {
-        let turn = (greeting.fetch_add(1, Ordering::Relaxed) < FOREIGN_GREETINGS_MAX).then_some(Self(greeting));
-        if turn.is_none() {
-            greeting.fetch_sub(1, Ordering::Relaxed);
+    fn take(greetings: &'a Greetings, uid: u32) -> Option<Self> {
+        let mut awaited = greetings.lock();
+        let is_full = awaited.values().sum::<usize>() >= FOREIGN_GREETINGS_MAX;
+        let own = awaited.get(&uid).copied().unwrap_or(0);
+        if is_full || own >= FOREIGN_GREETINGS_PER_USER_MAX {
+            return None;
         }
-        turn
+        awaited.insert(uid, own + 1);
+        Some(Self(greetings, uid))
     }
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        let mut awaited = self.0.lock();
+        match awaited.get(&self.1).copied() {
+            Some(own @ 2..) => drop(awaited.insert(self.1, own - 1)),
+            _ => drop(awaited.remove(&self.1)),
+        }
     }
 }
 
@@ -236,5 +255,26 @@ fn receive(socket: impl AsFd, deadline: Option<Instant>) -> Result<(ToControl, V
             Err(error) if error.would_block() => {}
             result => return Ok(result?),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_that_says_nothing_keeps_no_other_out() {
+        let greetings = Greetings::default();
+        let mut turns: Vec<_> = (0..FOREIGN_GREETINGS_PER_USER_MAX).map_while(|_| Turn::take(&greetings, 1)).collect();
+        assert_eq!(turns.len(), FOREIGN_GREETINGS_PER_USER_MAX);
+        assert!(Turn::take(&greetings, 1).is_none());
+        assert!(Turn::take(&greetings, 2).is_some());
+        turns.pop();
+        assert!(Turn::take(&greetings, 1).is_some());
+
+        let others: Vec<_> = (2..).map_while(|uid| Turn::take(&greetings, uid)).collect();
+        assert_eq!(turns.len() + others.len(), FOREIGN_GREETINGS_MAX);
+        drop((turns, others));
+        assert!(greetings.lock().is_empty());
     }
 }

@@ -56,6 +56,8 @@ pub struct Options {
     pub identities: Identities,
     /// How applications get them.
     pub workload_api: workload_api::Settings,
+    /// From one fetch of a token issuer's key set to the next.
+    pub jwks_refresh: Duration,
     /// Whether local connections go around TCP.
     pub bypass: bypass::Settings,
 }
@@ -194,8 +196,8 @@ pub fn run(options: Options) -> Result<(), StartError> {
     })?;
     let resolving = Arc::clone(&control);
     spawn("resolve", move || refresh_names(&resolving))?;
-    let fetching = Arc::clone(&control);
-    spawn("jwks", move || refresh_key_sets(&fetching))?;
+    let (fetching, interval) = (Arc::clone(&control), options.jwks_refresh);
+    spawn("jwks", move || refresh_key_sets(&fetching, interval))?;
     tracing::info!("control serves {} (configuration: {})", options.run_dir.display(), shown(&options.config));
     let workload_api = workload_api::start(&control, &options.workload_api, &options.run_dir, &runtime)?;
     let outcome = runtime.block_on(api::serve(&control, api_socket, admin)).map_err(system("API"));
@@ -208,8 +210,8 @@ pub fn run(options: Options) -> Result<(), StartError> {
 }
 
 /// Fetches the key sets of token issuers again and again.
-fn refresh_key_sets(control: &Control) {
-    let mut refresher = jwks::Refresher::default();
+fn refresh_key_sets(control: &Control, interval: Duration) {
+    let mut refresher = jwks::Refresher::new(interval);
     loop {
         std::thread::sleep(Duration::from_millis(jwks::PERIOD_MS));
         let sources = key_sources(&control.view().world);
@@ -324,7 +326,7 @@ fn link_shared(control: &Arc<Control>) -> link::Shared {
         bypass: Arc::clone(&control.bypass),
         world: Box::new(move || in_effect(&view)),
         recognise: Box::new(move |generation, checksum| publishing.publisher().recognise(generation, checksum)),
-        greeting: std::sync::atomic::AtomicUsize::new(0),
+        greeting: link::Greetings::default(),
     }
 }
 

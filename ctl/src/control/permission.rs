@@ -1,5 +1,6 @@
-//! Who may talk to control: whoever owns it, and root. The kernel says who a peer is (`SO_PEERCRED`); the run
-//! directory's mode keeps others out in the first place, and this holds where somebody has widened it.
+//! Who may talk to control: whoever owns it, and root. The kernel says who a peer is (`SO_PEERCRED`); the mode
+//! of the API's socket keeps others out in the first place, and this holds where somebody has widened it. To the link anybody can
+//! connect, and needs a right to a workload there ([`super::admission`]).
 
 /// A peer that is neither.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -1,19 +1,37 @@
 //! The run directory: sockets, lock, and the little that must survive a restart of control.
+//!
+//! Anybody may pass through it (mode 0711) to the sockets that judge their peers by what the kernel says about them: the link and the
+//! Workload API. Nobody else can list it, and everything else in it has a mode that keeps others out.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, Read, Write},
-    os::unix::{
-        fs::{DirBuilderExt, OpenOptionsExt},
-        net::UnixListener as StdUnixListener,
+    os::{
+        fd::OwnedFd,
+        unix::{
+            fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+            net::UnixListener as StdUnixListener,
+        },
     },
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, Mode, fchmod, flock},
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with},
+};
 
 /// Name of the API's socket inside the run directory.
 pub const API_SOCKET_NAME: &str = "control.sock";
+
+/// Of the directory, where we create it: one that is there already is its owner's business.
+const DIRECTORY_MODE: u32 = 0o711;
+/// The API is for the owner and for root.
+const API_MODE: u32 = 0o600;
+/// Proxies of any user: who they are is what SO_PEERCRED, or a join token, says ([`super::admission`]).
+const LINK_MODE: u32 = 0o666;
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
 
 /// A run directory that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -56,21 +74,24 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Creates the directory (mode 0700) where it is missing, and takes its lock.
+    /// Creates the directory (mode 0711) where it is missing, and takes its lock.
     pub fn open(path: &Path) -> Result<Self, RunDirError> {
         let failed = |action| move |source| RunDirError::Io { path: path.to_owned(), action, source };
         if path.as_os_str().len() + 1 + API_SOCKET_NAME.len() > 107 {
             return Err(RunDirError::TooLong { path: path.to_owned() });
         }
-        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("cannot be created"))?;
+        create(path).map_err(failed("cannot be created"))?;
         let lock_path = path.join("lock");
         let mut lock = File::options()
             .create(true)
             .truncate(false)
             .read(true)
             .write(true)
+            .mode(0o600)
             .open(&lock_path)
             .map_err(failed("cannot open the lock file"))?;
+        // Whoever can open it can lock it, and keep us out. It may be one of an earlier release.
+        lock.set_permissions(Permissions::from_mode(0o600)).map_err(failed("cannot close the lock file to others"))?;
         if let Err(errno) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             if errno != rustix::io::Errno::WOULDBLOCK {
                 return Err(failed("cannot be locked")(errno.into()));
@@ -135,27 +156,37 @@ impl RunDir {
 
     /// The API's listening socket, non-blocking.
     pub fn bind_api(&self) -> Result<StdUnixListener, RunDirError> {
-        let path = self.clear(API_SOCKET_NAME)?;
-        let failed = |action| {
-            let path = path.clone();
-            move |source| RunDirError::Io { path, action, source }
-        };
-        let listener = StdUnixListener::bind(&path).map_err(failed("cannot be bound"))?;
-        listener.set_nonblocking(true).map_err(failed("cannot be made non-blocking"))?;
+        let listener = StdUnixListener::from(self.bind(API_SOCKET_NAME, SocketType::STREAM, API_MODE)?);
+        let path = || self.join(API_SOCKET_NAME);
+        let failed = |source| RunDirError::Io { path: path(), action: "cannot be made non-blocking", source };
+        listener.set_nonblocking(true).map_err(failed)?;
         Ok(listener)
     }
 
     /// The link's listening `SOCK_SEQPACKET` socket.
-    pub fn bind_link(&self) -> Result<std::os::fd::OwnedFd, RunDirError> {
-        use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
-        let path = self.clear(meshring_core::link::SOCKET_NAME)?;
+    pub fn bind_link(&self) -> Result<OwnedFd, RunDirError> {
+        self.bind(meshring_core::link::SOCKET_NAME, SocketType::SEQPACKET, LINK_MODE)
+    }
+
+    fn bind(&self, name: &str, kind: SocketType, mode: u32) -> Result<OwnedFd, RunDirError> {
+        let path = self.clear(name)?;
         let bound = || -> rustix::io::Result<_> {
-            let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+            let socket = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+            // The file gets the socket's mode (unix_bind_bsd in net/unix/af_unix.c), so that it is never open to more than it shall
+            // be; less what the umask takes away, which comes back behind it.
+            fchmod(&socket, Mode::from_raw_mode(mode))?;
             bind(&socket, &SocketAddrUnix::new(&path)?)?;
-            listen(&socket, 128)?;
+            listen(&socket, BACKLOG)?;
             Ok(socket)
         };
-        bound().map_err(|errno| RunDirError::Io { path: path.clone(), action: "cannot be bound", source: errno.into() })
+        let failed = |action| {
+            let path = path.clone();
+            move |source| RunDirError::Io { path, action, source }
+        };
+        let socket = bound().map_err(|errno| failed("cannot be bound")(errno.into()))?;
+        // By name, in a directory that only we can write to.
+        fs::set_permissions(&path, Permissions::from_mode(mode)).map_err(failed("cannot be given its mode"))?;
+        Ok(socket)
     }
 
     /// Removes the sockets at a clean end, so that a command line says at once that control is not running.
@@ -167,10 +198,26 @@ impl RunDir {
     }
 }
 
+/// A directory of [`DIRECTORY_MODE`] whatever the umask, where there is none.
+fn create(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(DIRECTORY_MODE);
+    if let Some(parent) = path.parent() {
+        builder.create(parent)?;
+    }
+    match builder.recursive(false).create(path) {
+        Ok(()) => fs::set_permissions(path, Permissions::from_mode(DIRECTORY_MODE)),
+        // Somebody was faster.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]
@@ -188,11 +235,29 @@ mod tests {
     }
 
     #[test]
-    fn the_directory_is_private_and_served_by_one_process_only() {
+    fn others_pass_through_the_directory_to_the_link_only() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("a/run");
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let run_dir = RunDir::open(&path).unwrap();
+        let (_api, _link) = (run_dir.bind_api().unwrap(), run_dir.bind_link().unwrap());
+        assert_eq!(mode(&path), 0o711);
+        let modes = ["lock", API_SOCKET_NAME, meshring_core::link::SOCKET_NAME].map(|name| mode(&path.join(name)));
+        assert_eq!(modes, [0o600, 0o600, 0o666]);
+        drop(run_dir);
+
+        // What an operator has made stays as it is; what an earlier release has left open does not.
+        fs::set_permissions(&path, Permissions::from_mode(0o750)).unwrap();
+        fs::set_permissions(path.join("lock"), Permissions::from_mode(0o644)).unwrap();
+        let _run_dir = RunDir::open(&path).unwrap();
+        assert_eq!((mode(&path), mode(&path.join("lock"))), (0o750, 0o600));
+    }
+
+    #[test]
+    fn the_directory_is_served_by_one_process_only() {
         let parent = tempfile::tempdir().unwrap();
         let path = parent.path().join("a/run");
         let first = RunDir::open(&path).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
         let second = RunDir::open(&path).unwrap_err().to_string();
         assert!(second.contains(&format!("(pid {})", std::process::id())), "{second}");
         drop(first);

@@ -4,7 +4,18 @@
 use std::{fmt::Write as _, sync::atomic::Ordering, time::SystemTime};
 
 use super::prometheus::{escape, head};
-use crate::{ca::unix_s, control::materials::Materials};
+use crate::{
+    ca::unix_s,
+    control::materials::{CertificateItem, Materials},
+};
+
+/// Who has a certificate, as labels: the workload's proxy, and the SPIFFE id, empty where it was given none. By `proxy` and `pid` every
+/// other metric of a proxy gets its identity.
+fn holder(item: &CertificateItem) -> String {
+    let (namespace, workload) = (escape(&item.namespace), escape(&item.workload));
+    let id = item.identity.as_deref().map(escape).unwrap_or_default();
+    format!("{{proxy=\"{namespace}/{workload}\",pid=\"{}\",spiffe_id=\"{id}\"}}", item.pid)
+}
 
 /// Adds the metrics of certificates.
 pub fn render(text: &mut String, materials: &Materials) {
@@ -14,22 +25,13 @@ pub fn render(text: &mut String, materials: &Materials) {
     let left = |not_after_s: u64| not_after_s.cast_signed() - now_s.cast_signed();
     head(text, "certificate_expiry_seconds", "gauge", "Time until a proxy's own certificate expires.");
     for item in report.identities.iter().filter(|item| item.not_after_s > 0) {
-        let (namespace, workload) = (escape(&item.namespace), escape(&item.workload));
-        let (pid, seconds) = (item.pid, left(item.not_after_s));
         // Writing to a String cannot fail; the same holds below.
-        let _ = writeln!(
-            text,
-            "meshring_certificate_expiry_seconds{{proxy=\"{namespace}/{workload}\",pid=\"{pid}\"}} {seconds}"
-        );
+        let _ = writeln!(text, "meshring_certificate_expiry_seconds{} {}", holder(item), left(item.not_after_s));
     }
     head(text, "proxy_identity_installed", "gauge", "1 while a proxy uses the certificate that it was sent last.");
     for item in &report.identities {
-        let (namespace, workload) = (escape(&item.namespace), escape(&item.workload));
-        let (pid, installed) = (item.pid, u8::from(item.state == "installed"));
-        let _ = writeln!(
-            text,
-            "meshring_proxy_identity_installed{{proxy=\"{namespace}/{workload}\",pid=\"{pid}\"}} {installed}"
-        );
+        let installed = u8::from(item.state == "installed");
+        let _ = writeln!(text, "meshring_proxy_identity_installed{} {installed}", holder(item));
     }
     head(text, "ca_certificate_expiry_seconds", "gauge", "Time until a certificate of the authority expires.");
     for item in &report.authority {

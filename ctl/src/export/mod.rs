@@ -2,11 +2,15 @@
 
 pub mod bypass;
 pub mod certificates;
+pub mod principals;
 pub mod prometheus;
+
+use std::collections::BTreeMap;
 
 use meshring_core::{
     id::Generation,
     limits::LISTENER_SLOTS,
+    link::Hello,
     stats::{ClusterCounter, ClusterTcp, Counter, GrpcStatus, StatsPage, TlsCounter},
 };
 use serde::{Deserialize, Serialize};
@@ -31,6 +35,9 @@ pub struct ProxyStats {
     pub proxy: String,
     /// Its process id.
     pub pid: u32,
+    /// Its SPIFFE id, where it was given one.
+    #[serde(default)]
+    pub identity: Option<String>,
     /// Requests whose head was understood.
     pub requests: u64,
     /// Responses with status 500 to 599.
@@ -136,13 +143,16 @@ pub struct ClusterStats {
 }
 
 impl Stats {
-    /// Reads every page.
+    /// Reads every page. `identities` are those of [`crate::control::materials::Materials::identities`].
     #[must_use]
-    pub fn read(fleet: &Fleet) -> Self {
+    pub fn read(fleet: &Fleet, identities: &BTreeMap<(String, String, u32), String>) -> Self {
+        let identity =
+            |hello: &Hello| identities.get(&(hello.namespace.clone(), hello.workload.clone(), hello.pid)).cloned();
         let proxies = fleet.proxies();
         let proxies = proxies.iter().map(|proxy| ProxyStats {
             proxy: format!("{}/{}", proxy.hello.namespace, proxy.hello.workload),
             pid: proxy.hello.pid,
+            identity: identity(&proxy.hello),
             requests: proxy.stats.total(Counter::Requests),
             responses_5xx: proxy.stats.total(Counter::Responses5xx),
             connections_active: proxy.stats.total(Counter::ConnectionsActive),

@@ -94,7 +94,7 @@ fn control_metrics(text: &mut String, fleet: &Fleet, view: &View, proxies: &[Pro
 }
 
 /// `proxy="default/reviews",pid="12"`: two proxies of one workload are told apart by their process.
-fn labels(proxy: &Proxy) -> String {
+pub(super) fn labels(proxy: &Proxy) -> String {
     let hello = &proxy.hello;
     format!("proxy=\"{}/{}\",pid=\"{}\"", escape(&hello.namespace), escape(&hello.workload), hello.pid)
 }

@@ -119,8 +119,11 @@ impl Found {
 
 /// At most one byte more than is allowed, whatever the file claims its length to be.
 fn read(path: &Path) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    let file = fs::File::open(path)?;
+    // At once, and a byte more to see its end: a vector that grows leaves copies behind, of a Secret, too.
+    let len = file.metadata()?.len().min(FILE_BYTES_MAX);
+    let mut bytes = Vec::with_capacity(len as usize + 1);
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

@@ -29,7 +29,7 @@ use self::{
 };
 use crate::{
     diagnostic::{self, Diagnostic, Place, Position},
-    spec::{Kind, Raw, Resource},
+    spec::{FileText, Kind, Raw, Resource},
 };
 
 /// Largest file, in bytes. 40,000 resources of 1.5 KB; larger sets are many files anyway.
@@ -46,7 +46,7 @@ pub struct SourceFile {
     /// As the user named it; diagnostics repeat it.
     pub path: Arc<str>,
     /// Its text.
-    pub text: Arc<str>,
+    pub text: FileText,
 }
 
 /// What was read.
@@ -103,7 +103,7 @@ pub fn read_files(files: &[SourceFile], cache: &mut Cache) -> Reading {
         reading.diagnostics.extend(document.diagnostics.iter().cloned());
         for (resource, range) in &document.resources {
             let mut resource = resource.clone();
-            resource.raw.file_text = Arc::clone(&piece.file.text);
+            resource.raw.file_text = piece.file.text.clone();
             resource.raw.range = piece.offset + range.start..piece.offset + range.end;
             reading.resources.push(resource);
         }
@@ -201,9 +201,12 @@ fn read_piece(piece: &Piece<'_>, interner: &mut Interner) -> Document {
     let mut reader = Reader::new(Arc::clone(&piece.file.path), interner);
     let mut parsed = Vec::new();
     match roots(piece) {
-        Ok(roots) => {
+        Ok(mut roots) => {
             for root in &roots {
                 resource::read(&mut reader, root, &mut parsed);
+            }
+            if parsed.iter().any(|parsed| parsed.key.kind == Kind::Secret) {
+                roots.iter_mut().for_each(Node::wipe);
             }
         }
         Err(error) => {
@@ -233,7 +236,7 @@ fn locate(piece: &Piece<'_>, parsed: Parsed, lines: Option<&Lines<'_>>) -> (Reso
         indent = parsed.at.column.saturating_sub(1) as usize;
     }
     let secret = parsed.key.kind == Kind::Secret;
-    let raw = Raw { file_text: Arc::clone(&piece.file.text), range: range.clone(), indent, json: piece.json, secret };
+    let raw = Raw { file_text: piece.file.text.clone(), range: range.clone(), indent, json: piece.json, secret };
     let place = Place::new(Arc::clone(&piece.file.path), parsed.at);
     (Resource { key: parsed.key, place, created: parsed.created, body: parsed.body, raw }, range)
 }

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use zeroize::Zeroize as _;
+
 use super::yaml::Chunk;
 use crate::diagnostic::{Code, Position};
 
@@ -72,6 +74,18 @@ pub(crate) enum Meaning<'s> {
     Integer(i64),
     Float(f64),
     String(&'s str),
+}
+
+impl Node<'_> {
+    /// Takes the copies of texts that it holds out of memory: they are those of a Secret.
+    pub(super) fn wipe(&mut self) {
+        match &mut self.value {
+            Value::Scalar(Scalar { text: Cow::Owned(text), .. }) => text.zeroize(),
+            Value::Scalar(_) => {}
+            Value::Sequence(nodes) => nodes.iter_mut().for_each(Self::wipe),
+            Value::Mapping { entries, .. } => entries.iter_mut().for_each(|entry| entry.value.wipe()),
+        }
+    }
 }
 
 impl<'a> Scalar<'a> {

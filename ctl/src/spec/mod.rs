@@ -8,6 +8,7 @@ mod analyze;
 mod analyze_security;
 pub mod authorization_policy;
 pub mod destination_rule;
+mod file_text;
 pub mod gateway;
 mod host_index;
 pub mod mesh_config;
@@ -26,10 +27,12 @@ mod world;
 use std::{fmt, ops::Range, sync::Arc};
 
 use serde::Serialize;
+use zeroize::Zeroizing;
 
 pub use self::{
     authorization_policy::AuthorizationPolicy,
     destination_rule::DestinationRule,
+    file_text::FileText,
     gateway::Gateway,
     mesh_config::MeshConfig,
     peer_authentication::PeerAuthentication,
@@ -259,7 +262,7 @@ impl Body {
 #[derive(Clone)]
 pub struct Raw {
     /// The whole file.
-    pub file_text: Arc<str>,
+    pub file_text: FileText,
     /// The document's bytes in it, on character boundaries.
     pub range: Range<usize>,
     /// By how many columns the document is indented (an item of a YAML `List` is).
@@ -307,7 +310,12 @@ impl Raw {
     /// # Errors
     /// Only when `file_text` is not what the resource was read from.
     pub fn to_json(&self) -> Result<serde_json::Value, String> {
-        let object = crate::source::to_json(&self.text(), self.json)?;
-        Ok(if self.secret { secret::redacted(&object) } else { object })
+        if !self.secret {
+            return crate::source::to_json(&self.text(), self.json);
+        }
+        let mut object = crate::source::to_json(&Zeroizing::new(self.text()), self.json)?;
+        let shown = secret::redacted(&object);
+        secret::wipe(&mut object);
+        Ok(shown)
     }
 }

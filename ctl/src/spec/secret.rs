@@ -1,12 +1,13 @@
 //! Kubernetes' Secret, as far as it holds certificates, and how other resources refer to credentials.
 //!
 //! What it holds is never shown: not by `Debug`, not by `meshring get`, not in a diff. It is wiped from memory when the
-//! last generation that knows it is gone; the text of the file that it came from is not.
+//! last generation that knows it is gone, and with it the text of the file that it came from.
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
+use meshring_core::secret::SecretBytes;
 use serde::{Serialize, Serializer};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use super::{Body, Namespace, Resource};
 
@@ -22,26 +23,27 @@ pub struct Secret {
     /// `tls.crt`, or `cert`: the chain, the leaf first.
     pub certificate: Option<Zeroizing<Vec<u8>>>,
     /// `tls.key`, or `key`.
-    pub key: Option<Zeroizing<Vec<u8>>>,
+    pub key: Option<SecretBytes>,
     /// `ca.crt`, or `cacert`: roots.
     pub ca: Option<Zeroizing<Vec<u8>>>,
 }
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = |value: &Option<_>| value.as_ref().map(|_| format_args!("{HIDDEN}").to_string());
+        let shown = |is_there: bool| is_there.then_some(HIDDEN);
         f.debug_struct("Secret")
-            .field("certificate", &shown(&self.certificate))
-            .field("key", &shown(&self.key))
-            .field("ca", &shown(&self.ca))
+            .field("certificate", &shown(self.certificate.is_some()))
+            .field("key", &shown(self.key.is_some()))
+            .field("ca", &shown(self.ca.is_some()))
             .finish()
     }
 }
 
 impl Serialize for Secret {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let parts = [("certificate", &self.certificate), ("key", &self.key), ("ca", &self.ca)];
-        serializer.collect_map(parts.into_iter().filter(|(_, part)| part.is_some()).map(|(name, _)| (name, HIDDEN)))
+        let parts =
+            [("certificate", self.certificate.is_some()), ("key", self.key.is_some()), ("ca", self.ca.is_some())];
+        serializer.collect_map(parts.into_iter().filter(|(_, is_there)| *is_there).map(|(name, _)| (name, HIDDEN)))
     }
 }
 
@@ -142,6 +144,16 @@ pub(super) fn redacted(object: &serde_json::Value) -> serde_json::Value {
         }
     }
     shown.into()
+}
+
+/// Takes every text out of memory.
+pub(super) fn wipe(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::String(text) => text.zeroize(),
+        serde_json::Value::Array(values) => values.iter_mut().for_each(wipe),
+        serde_json::Value::Object(fields) => fields.values_mut().for_each(wipe),
+        _ => {}
+    }
 }
 
 /// An object of objects and scalars as YAML.

@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use meshring_core::{
     clock::monotonic_ns,
-    stats::{ClusterCounter, Counter, GrpcStatus, WorkerSlots},
+    stats::{ClusterCounter, Counter, GrpcStatus, PeerCounter, PeerSlot, WorkerSlots},
 };
 
 /// A [`Record`] without the slots that it is counted in: of a request that somebody keeps by hand. It counts nothing when it is dropped.
@@ -16,6 +16,7 @@ pub(crate) struct Paused {
     cluster: Option<u32>,
     status: u16,
     grpc: Option<GrpcStatus>,
+    source: Option<PeerSlot>,
 }
 
 /// One request, from its parsed head to its end. Dropping it counts the request.
@@ -27,6 +28,8 @@ pub(crate) struct Record<'w> {
     complete: Cell<bool>,
     /// How it ended as a gRPC call; `None` where it is none.
     grpc: Cell<Option<GrpcStatus>>,
+    /// Who has sent it, where that is proved.
+    source: Cell<Option<PeerSlot>>,
     /// When it must have ended, in milliseconds of the monotonic clock; `u64::MAX` where nobody says.
     due_ms: Cell<u64>,
 }
@@ -42,22 +45,23 @@ impl<'w> Record<'w> {
             cluster: Cell::new(None),
             complete: Cell::new(false),
             grpc: Cell::new(None),
+            source: Cell::new(None),
             due_ms: Cell::new(u64::MAX),
         }
     }
 
     /// To be [resumed](Self::resume): it is not counted yet.
     pub(crate) fn pause(self) -> Paused {
-        let Self { started_ns, ref status, ref cluster, ref grpc, ref due_ms, .. } = self;
-        let (status, grpc, due_ms) = (status.get(), grpc.get(), due_ms.get());
+        let Self { started_ns, ref status, ref cluster, ref grpc, ref source, ref due_ms, .. } = self;
+        let (status, grpc, source, due_ms) = (status.get(), grpc.get(), source.get(), due_ms.get());
         let cluster = cluster.get().map(|slot| slot as u32);
         std::mem::forget(self);
-        Paused { started_ns, due_ms, cluster, status, grpc }
+        Paused { started_ns, due_ms, cluster, status, grpc, source }
     }
 
     /// Goes on with it.
     pub(crate) fn resume(stats: &'w WorkerSlots, paused: Paused) -> Self {
-        let Paused { started_ns, due_ms, cluster, status, grpc } = paused;
+        let Paused { started_ns, due_ms, cluster, status, grpc, source } = paused;
         Self {
             stats,
             started_ns,
@@ -65,6 +69,7 @@ impl<'w> Record<'w> {
             cluster: Cell::new(cluster.map(|slot| slot as usize)),
             complete: Cell::new(false),
             grpc: Cell::new(grpc),
+            source: Cell::new(source),
             due_ms: Cell::new(due_ms),
         }
     }
@@ -72,6 +77,12 @@ impl<'w> Record<'w> {
     /// When it began, in milliseconds of the monotonic clock.
     pub(crate) fn started_ms(&self) -> u64 {
         self.started_ns / 1_000_000
+    }
+
+    /// It comes from this peer.
+    pub(crate) fn source(&self, slot: PeerSlot) {
+        self.stats.peer(slot, PeerCounter::Requests);
+        self.source.set(Some(slot));
     }
 
     /// It goes to this cluster.
@@ -132,14 +143,17 @@ impl Drop for Record<'_> {
         let elapsed_us = monotonic_ns().saturating_sub(self.started_ns) / 1_000;
         let status = self.status.get();
         let class = match status {
-            200..300 => Some((Counter::Responses2xx, ClusterCounter::Responses2xx)),
-            300..400 => Some((Counter::Responses3xx, ClusterCounter::Responses3xx)),
-            400..500 => Some((Counter::Responses4xx, ClusterCounter::Responses4xx)),
-            500.. => Some((Counter::Responses5xx, ClusterCounter::Responses5xx)),
+            200..300 => Some((Counter::Responses2xx, ClusterCounter::Responses2xx, PeerCounter::Responses2xx)),
+            300..400 => Some((Counter::Responses3xx, ClusterCounter::Responses3xx, PeerCounter::Responses3xx)),
+            400..500 => Some((Counter::Responses4xx, ClusterCounter::Responses4xx, PeerCounter::Responses4xx)),
+            500.. => Some((Counter::Responses5xx, ClusterCounter::Responses5xx, PeerCounter::Responses5xx)),
             _ => None,
         };
-        if let Some((counter, _)) = class {
+        if let Some((counter, _, of_peer)) = class {
             stats.add(counter, 1);
+            if let Some(slot) = self.source.get() {
+                stats.peer(slot, of_peer);
+            }
         } else if status == 101 {
             stats.add(Counter::Responses1xx, 1);
         }
@@ -151,7 +165,7 @@ impl Drop for Record<'_> {
             stats.cluster(slot, ClusterCounter::Active, 1_u64.wrapping_neg());
             stats.cluster(slot, ClusterCounter::LatencySumUs, elapsed_us);
             match class {
-                Some((_, counter)) => stats.cluster(slot, counter, 1),
+                Some((_, counter, _)) => stats.cluster(slot, counter, 1),
                 // Neither an answer nor the lack of one.
                 None if status == 101 => {}
                 None => stats.cluster(slot, ClusterCounter::Failures, 1),

@@ -1,6 +1,11 @@
 //! The last good snapshot on disk: what a proxy starts from when control is absent.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::DirBuilderExt as _,
+    path::PathBuf,
+};
 
 use meshring_core::snapshot::Snapshot;
 
@@ -36,8 +41,16 @@ impl StateDir {
     /// Remembers a snapshot. A full disk costs the next cold start, not this process.
     pub(crate) fn store(&self, snapshot: &Snapshot) {
         let path = self.dir.join(FILE);
-        if let Err(error) = fs::create_dir_all(&self.dir).and_then(|()| snapshot.store(&path)) {
-            tracing::warn!(path = %path.display(), %error, "cannot store the last good snapshot");
+        // What is above it may be control's run directory, which is not ours to close.
+        let above = self.dir.parent().map_or(Ok(()), fs::create_dir_all);
+        let made = above.and_then(|()| DirBuilder::new().recursive(true).mode(0o700).create(&self.dir));
+        if let Err(error) = made.and_then(|()| snapshot.store(&path)) {
+            // In control's run directory a proxy of another user can make none.
+            let hint = match error.kind() {
+                io::ErrorKind::PermissionDenied => "; --state-dir says where else it may be",
+                _ => "",
+            };
+            tracing::warn!(path = %path.display(), %error, "cannot store the last good snapshot{hint}");
         }
     }
 }

@@ -9,7 +9,7 @@ use meshring_core::{
     client_hello::{self, BadHello, ClientHello},
     limits::{TLS_HANDSHAKE_BYTES_MAX, TLS_HANDSHAKE_MS_MAX},
     spiffe::SpiffeId,
-    stats::Counter,
+    stats::{Counter, PeerCounter},
 };
 use rustls::{
     AlertDescription, CertificateError, Error as TlsError, HandshakeKind, InvalidMessage, OtherError,
@@ -525,6 +525,7 @@ fn finish(
         if matches!(machine, Machine::Server(_)) {
             peer.describe(leaf, description.as_ref());
         }
+        peer.slot = peer.identity.as_ref().map(|identity| worker.stats.page().peer_slot(identity.as_str()));
         // A resumed session shows no certificate: what was accepted then must be acceptable now.
         if peer.is_resumed
             && let Some(verifier) = how.verifier
@@ -532,14 +533,15 @@ fn finish(
             refused = verifier.check(leaf, intermediates, how.host, UnixTime::now()).err();
         }
     }
-    let (secrets, schedule) = match machine {
+    let slot = peer.slot;
+    let (secrets, schedule, counter) = match machine {
         Machine::Client(client) => {
             let (secrets, kernel) = client.dangerous_into_kernel_connection()?;
-            (secrets, KeySchedule::Client(kernel))
+            (secrets, KeySchedule::Client(kernel), PeerCounter::UpstreamConnections)
         }
         Machine::Server(server) => {
             let (secrets, kernel) = server.dangerous_into_kernel_connection()?;
-            (secrets, KeySchedule::Server(kernel))
+            (secrets, KeySchedule::Server(kernel), PeerCounter::Connections)
         }
     };
     let records_max = worker.limits.tls_records_per_key_max;
@@ -558,6 +560,9 @@ fn finish(
         && tls.move_to_kernel(probe, &secrets)?
     {
         worker.stats.add(Counter::TlsKernel, 1);
+    }
+    if let Some(slot) = slot {
+        worker.stats.peer(slot, counter);
     }
     conn.secure(tls);
     Ok(())

@@ -1,4 +1,4 @@
-use std::{process::Command, time::Duration};
+use std::{fs, process::Command, time::Duration};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,

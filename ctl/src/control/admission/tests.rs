@@ -86,7 +86,12 @@ fn a_foreign_user_needs_an_annotation_or_a_token_for_its_very_workload() {
     // By annotation.
     assert_eq!(judge(1001, &hello("reviews-v1", None, None)), Ok(Grant::User(1001)));
     for (uid, workload) in [(1002, "reviews-v1"), (1001, "plain"), (1001, "unlisted")] {
-        assert_eq!(judge(uid, &hello(workload, None, None)), Err(foreign().unwrap()), "{uid} {workload}");
+        let refused = judge(uid, &hello(workload, None, None)).unwrap_err();
+        let expected = format!(
+            "{}, annotate default/{workload} with meshring.io/unix-uid, or give the proxy a join token (--join-token)",
+            foreign().unwrap()
+        );
+        assert_eq!(refused, expected, "{uid}");
     }
     // By token.
     let claim = |account: &str| Claim { namespace: "default".into(), service_account: account.into() };

@@ -1,14 +1,14 @@
 //! Credentials that the table names: `file:CERT:KEY:CA`, read again when a file changes, and `secret:NAMESPACE/NAME`. A bad
 //! one changes nothing: the last good one stays in use, and `meshring certs` says what is wrong.
 
-use std::{fs, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::SystemTime};
+use std::{fs::File, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::SystemTime};
 
 use meshring_core::{
     identity::{Material, TrustBundle},
     limits::MATERIAL_BYTES_MAX,
+    secret::SecretBytes,
     snapshot::region::sealed,
 };
-use zeroize::Zeroizing;
 
 use crate::{
     ca::{Facts, fingerprint, pem, unix_s},
@@ -109,7 +109,7 @@ impl Credential {
                 *read = Some(current.cloned());
                 match current {
                     Some(parts) => Ok([parts.certificate(), parts.key(), parts.ca()]
-                        .map(|part| part.map(|text| (String::new(), Zeroizing::new(text.to_vec()))))),
+                        .map(|part| part.map(|text| (String::new(), SecretBytes::from(text))))),
                     None => Err(format!("Secret {key} does not exist")),
                 }
             }
@@ -147,7 +147,7 @@ fn until(loaded: &Loaded) -> String {
 }
 
 /// Name of the file (empty for a Secret) and its content, for certificate, key and roots.
-type Texts = [Option<(String, Zeroizing<Vec<u8>>)>; 3];
+type Texts = [Option<(String, SecretBytes)>; 3];
 
 fn read_files(paths: &[Option<PathBuf>; 3]) -> Result<Texts, String> {
     let mut texts = [None, None, None];
@@ -158,12 +158,13 @@ fn read_files(paths: &[Option<PathBuf>; 3]) -> Result<Texts, String> {
             return Err(failed("the path must be absolute".into()));
         }
         // A pipe or a device would hold everybody up.
-        let metadata = fs::metadata(path).map_err(|error| failed(error.to_string()))?;
+        let metadata = std::fs::metadata(path).map_err(|error| failed(error.to_string()))?;
         if !metadata.is_file() || metadata.len() > MATERIAL_BYTES_MAX as u64 {
             return Err(failed(format!("is no file of at most {MATERIAL_BYTES_MAX} bytes")));
         }
-        let content = fs::read(path).map_err(|error| failed(error.to_string()))?;
-        *text = Some((format!("{}: ", path.display()), Zeroizing::new(content)));
+        let content = File::open(path).and_then(|file| SecretBytes::read_from(file, MATERIAL_BYTES_MAX));
+        let content = content.map_err(|error| failed(error.to_string()))?;
+        *text = Some((format!("{}: ", path.display()), content));
     }
     Ok(texts)
 }
@@ -199,7 +200,7 @@ fn load(name: &str, texts: &Texts, now: SystemTime) -> Result<Loaded, String> {
             }
             key.pkcs8
         }
-        (None, None) => Zeroizing::default(),
+        (None, None) => SecretBytes::default(),
         (Some(_), None) => return Err("has a key without a certificate".into()),
         (None, Some(_)) => return Err("has a certificate without a key".into()),
     };

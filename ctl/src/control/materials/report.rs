@@ -1,7 +1,8 @@
 //! Who has which certificate, until when, by which root: for `meshring certs` and the metrics.
 
-use std::time::SystemTime;
+use std::{collections::BTreeMap, time::SystemTime};
 
+use meshring_core::link::Hello;
 use serde::{Deserialize, Serialize};
 
 use super::{Materials, State, hash, missing};
@@ -136,6 +137,17 @@ fn state(state: &State) -> (&'static str, Option<String>) {
 }
 
 impl Materials {
+    /// The SPIFFE ids that proxies have been given, by namespace, workload and process id.
+    #[must_use]
+    pub fn identities(&self) -> BTreeMap<(String, String, u32), String> {
+        let inner = self.lock();
+        let given = inner.holders.values().filter_map(|holder| {
+            let Hello { namespace, workload, pid, .. } = &*holder.hello;
+            Some(((namespace.clone(), workload.clone(), *pid), holder.identity.as_ref()?.id.to_string()))
+        });
+        given.collect()
+    }
+
     /// The picture of this moment.
     #[must_use]
     pub fn report(&self) -> Certificates {

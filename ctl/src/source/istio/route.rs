@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use meshring_core::table::text::{self, BadText};
+use zeroize::Zeroizing;
 
 use super::{duration, headers, rule_match};
 use crate::{
@@ -486,9 +487,10 @@ fn read_body(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>) -> Option<Vec
     }
 }
 
-/// RFC 4648 section 4, with line breaks, with or without padding.
+/// RFC 4648 section 4, with line breaks, with or without padding. What is refused is wiped: it may be a part of a key.
 pub(crate) fn base64(text: &str) -> Option<Vec<u8>> {
-    let (mut bits, mut count, mut bytes) = (0_u32, 0, Vec::with_capacity(text.len() * 3 / 4));
+    let mut bytes = Zeroizing::new(Vec::with_capacity(text.len() * 3 / 4));
+    let (mut bits, mut count) = (0_u32, 0);
     let mut padded = false;
     for byte in text.bytes().filter(|byte| !byte.is_ascii_whitespace()) {
         let value = match byte {
@@ -511,7 +513,7 @@ pub(crate) fn base64(text: &str) -> Option<Vec<u8>> {
             bytes.push((bits >> count) as u8);
         }
     }
-    (count < 6).then_some(bytes)
+    (count < 6).then(|| std::mem::take(&mut *bytes))
 }
 
 #[cfg(test)]

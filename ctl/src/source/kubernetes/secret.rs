@@ -62,21 +62,26 @@ pub(crate) fn read(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, _: &Metada
             let Some(entry) = entries.iter().find(|entry| entry.key == key) else { continue };
             let path = path.field(key);
             let Some(value) = value(r, entry, &path, encoded) else { continue };
-            let slot = match part {
-                Part::Certificate => &mut secret.certificate,
-                Part::Key => &mut secret.key,
-                Part::Ca => &mut secret.ca,
+            let known = match part {
+                Part::Certificate => secret.certificate.is_some(),
+                Part::Key => secret.key.is_some(),
+                Part::Ca => secret.ca.is_some(),
             };
-            if slot.is_none() && !value.is_empty() {
-                check(r, entry, &path, part, &value);
-                *slot = Some(value);
+            if known || value.is_empty() {
+                continue;
+            }
+            check(r, entry, &path, part, &value);
+            match part {
+                Part::Certificate => secret.certificate = Some(value),
+                Part::Key => secret.key = Some(value.as_slice().into()),
+                Part::Ca => secret.ca = Some(value),
             }
         }
     }
     if is_tls && !r.failed {
-        for (part, key) in [(&secret.certificate, "tls.crt"), (&secret.key, "tls.key")] {
+        for (is_there, key) in [(secret.certificate.is_some(), "tls.crt"), (secret.key.is_some(), "tls.key")] {
             // Istio takes a `NAME-cacert` of this type with roots alone.
-            if part.is_none() && secret.ca.is_none() {
+            if !is_there && secret.ca.is_none() {
                 let path = root.path.field("data");
                 r.missing(
                     root.at,

@@ -3,13 +3,17 @@
 use std::{fmt::Write as _, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use meshring_core::{certificate::Description, limits::CLIENT_CERTIFICATE_BYTES_MAX, spiffe::SpiffeId};
+use meshring_core::{
+    certificate::Description, limits::CLIENT_CERTIFICATE_BYTES_MAX, spiffe::SpiffeId, stats::PeerSlot,
+};
 
 /// What the handshake has proved.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Peer {
     /// Its SPIFFE id, if its certificate carries one.
     pub(crate) identity: Option<Arc<SpiffeId>>,
+    /// Where it is counted, if it has one.
+    pub(crate) slot: Option<PeerSlot>,
     /// Our own, on that connection.
     pub(crate) own: Option<Arc<SpiffeId>>,
     /// SHA-256 of its certificate (DER), if it has sent one.
