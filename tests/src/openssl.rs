@@ -4,7 +4,7 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError},
-    thread,
+    thread::{self, JoinHandle},
 };
 
 use crate::wait;
@@ -15,6 +15,8 @@ pub struct Session {
     child: Child,
     stdin: ChildStdin,
     output: Arc<Mutex<String>>,
+    /// Who reads what it prints.
+    readers: Vec<JoinHandle<()>>,
 }
 
 impl Session {
@@ -33,18 +35,20 @@ impl Session {
         let output = Arc::<Mutex<String>>::default();
         let streams: [Box<dyn std::io::Read + Send>; 2] =
             [Box::new(child.stdout.take().expect("a pipe")), Box::new(child.stderr.take().expect("a pipe"))];
-        for stream in streams {
+        let read = |stream| {
             let output = Arc::clone(&output);
             thread::spawn(move || {
                 let mut lines = BufReader::new(stream);
                 let mut line = Vec::new();
                 while lines.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
-                    output.lock().unwrap_or_else(PoisonError::into_inner).push_str(&String::from_utf8_lossy(&line));
+                    let text = String::from_utf8_lossy(&line);
+                    output.lock().unwrap_or_else(PoisonError::into_inner).push_str(&text);
                     line.clear();
                 }
-            });
-        }
-        Self { stdin: child.stdin.take().expect("a pipe"), child, output }
+            })
+        };
+        let readers = streams.into_iter().map(read).collect();
+        Self { stdin: child.stdin.take().expect("a pipe"), child, output, readers }
     }
 
     /// Types words, of which `Q`, `k` and `K` at the beginning of a line are commands of `s_client`.
@@ -65,15 +69,15 @@ impl Session {
     ///
     /// # Panics
     /// When it ends without it, or does not print it in time.
-    pub fn wait_for(&mut self, needle: &str, times: usize) -> String {
-        let mut ended = false;
+    pub fn wait_for(&self, needle: &str, times: usize) -> String {
         wait::until(&format!("{times} times {needle:?}"), || {
+            // Before the look: what it has printed last is there once nobody reads any more.
+            let ended = self.readers.iter().all(JoinHandle::is_finished);
             let output = self.output();
             if output.matches(needle).count() >= times {
                 return Some(output);
             }
             assert!(!ended, "ended without {needle:?}:\n{output}");
-            ended = self.child.try_wait().expect("a child of ours").is_some() && output == self.output();
             None
         })
     }

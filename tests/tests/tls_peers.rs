@@ -155,7 +155,7 @@ fn openssl_resumes_sessions(driver: Driver) {
         assert!(own.contains(&format!("URI={}\n", spiffe("other"))), "{version}: {own}");
     }
     // 1.1 and older are not spoken, whatever openssl is made to offer.
-    let mut old = foreign.s_client(&["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]);
+    let old = foreign.s_client(&["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]);
     old.wait_for("alert", 1);
 }
 
@@ -201,7 +201,7 @@ fn the_group_and_the_version_are_what_both_sides_like_best() {
     // TLS 1.2 between workloads is for those whose MeshConfig does not forbid it.
     assert!(one_request(&foreign, &["-ign_eof", "-tls1_2"]).contains("TLSv1.2"));
     foreign.mesh.change("mesh.yaml", &mesh_config("TLSV1_3"));
-    let mut old = foreign.s_client(&["-tls1_2"]);
+    let old = foreign.s_client(&["-tls1_2"]);
     old.wait_for("alert protocol version", 1);
 }
 
@@ -338,7 +338,7 @@ fn server_at(address: SocketAddr, certificate: &Path, key: &Path, arguments: &[&
     let mut command = Command::new("openssl");
     command.args(["s_server", "-accept", &address.to_string(), "-cert"]).arg(certificate);
     command.arg("-key").arg(key).args(arguments);
-    let mut session = Session::start(&mut command);
+    let session = Session::start(&mut command);
     session.wait_for("ACCEPT", 1);
     session
 }
