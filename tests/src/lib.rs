@@ -15,6 +15,7 @@ pub mod generate;
 pub mod h2;
 pub mod h2_application;
 pub mod load;
+pub mod openssl;
 pub mod peers;
 pub mod pki;
 pub mod ports;

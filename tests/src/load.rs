@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    process::Command,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -9,8 +10,13 @@ use std::{
     thread::{self, JoinHandle},
 };
 
+use rustix::process::Signal;
+use serde_json::Value;
+
 use crate::{
+    binaries,
     client::{Client, Response},
+    process::Process,
     wait,
 };
 
@@ -127,4 +133,47 @@ fn run(counts: &Counts, client: &mut Client, request: &[u8], judge: &dyn Fn(&Res
 /// Passes a 200 and shows the body of everything else.
 pub fn is_ok(response: &Response) -> Result<(), String> {
     if response.status == 200 { Ok(()) } else { Err(format!("{}: {}", response.status, response.text())) }
+}
+
+/// GET requests at a constant rate, whatever becomes of the ones before, by `meshring-bench load`.
+#[derive(Debug)]
+pub struct Paced {
+    process: Process,
+}
+
+impl Paced {
+    /// Sends so many requests per second until it is finished: a minute at the most. `arguments`: further ones of the program.
+    #[must_use]
+    pub fn start(url: &str, per_second: u32, arguments: &[&str]) -> Self {
+        let mut command = Command::new(binaries::path("meshring-bench"));
+        command.args(["load", url, "--duration", "60s", "--rate", &per_second.to_string(), "--output", "json"]);
+        Self { process: Process::start(&format!("meshring-bench load {url}"), command.args(arguments)) }
+    }
+
+    /// Likewise to a service of the mesh, over so many connections.
+    #[must_use]
+    pub fn to_service(outbound: SocketAddr, service: &str, connections: usize, per_second: u32) -> Self {
+        let (host, connections) = (format!("host: {service}"), connections.to_string());
+        Self::start(&format!("http://{outbound}/"), per_second, &["--header", &host, "--connections", &connections])
+    }
+
+    /// Ends the load and asserts that no request has failed, or was not sent in time. Returns requests, and requests per second.
+    ///
+    /// # Panics
+    /// With the whole report, if any has.
+    #[track_caller]
+    pub fn finish(mut self) -> (u64, f64) {
+        // It may have ended by itself.
+        if self.process.try_exit().is_none() {
+            self.process.signal(Signal::INT);
+        }
+        let status = self.process.wait_for_exit();
+        // What it has written last may still be on its way.
+        let report =
+            wait::until("the report of the load", || serde_json::from_str::<Value>(&self.process.output()).ok());
+        let failed = report["failed"].as_u64();
+        let figures = report["requests"].as_u64().zip(report["requests_per_s"].as_f64());
+        let (0, Some(figures)) = (failed.unwrap_or(1), figures) else { panic!("{status}: {report:#}") };
+        figures
+    }
 }

@@ -34,12 +34,23 @@ pub fn node() -> Option<PathBuf> {
     found.clone()
 }
 
+/// The Envoy that `.ci/setup gate` has put beside them.
+#[must_use]
+pub fn envoy() -> Option<PathBuf> {
+    static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let found = FOUND.get_or_init(|| interpreter("envoy", &["--version"]));
+    if found.is_none() {
+        println!("skipped: no Envoy; `.ci/setup gate` installs it");
+    }
+    found.clone()
+}
+
 /// One that can do what a test needs.
 fn interpreter(name: &str, probe: &[&str]) -> Option<PathBuf> {
     let test = env::current_exe().expect("the path of the running test");
     let found = test.ancestors().map(|dir| dir.join("judges/bin").join(name)).find(|program| program.is_file())?;
     let mut command = bare(&found);
-    command.args(probe).stderr(Stdio::null());
+    command.args(probe).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success()).then_some(found)
 }
 

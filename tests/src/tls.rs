@@ -290,7 +290,7 @@ impl Mesh {
     /// With these applications: the first one is `reviews`, the second `second`, both on port 9080 of the mesh.
     #[must_use]
     pub fn start(driver: Driver, applications: &[SocketAddr], files: &[(&str, &str)]) -> Self {
-        Self::launch(driver, applications, files, &[], true, |server| server)
+        Self::launch(driver, applications, files, &[], true, |both| both)
     }
 
     /// Likewise, with further settings of the server.
@@ -301,7 +301,18 @@ impl Mesh {
         files: &[(&str, &str)],
         configure: impl FnOnce(ProxyBuilder) -> ProxyBuilder,
     ) -> Self {
-        Self::launch(driver, applications, files, &[], true, configure)
+        Self::launch(driver, applications, files, &[], true, |[server, client]| [configure(server), client])
+    }
+
+    /// Likewise, with the same further settings of both proxies.
+    #[must_use]
+    pub fn alike(
+        driver: Driver,
+        applications: &[SocketAddr],
+        files: &[(&str, &str)],
+        configure: impl Fn(ProxyBuilder) -> ProxyBuilder,
+    ) -> Self {
+        Self::launch(driver, applications, files, &[], true, |both| both.map(configure))
     }
 
     /// Likewise, with control's own authority: [`authority`](Self::authority) is a stranger then.
@@ -312,7 +323,7 @@ impl Mesh {
         files: &[(&str, &str)],
         arguments: &[&str],
     ) -> Self {
-        Self::launch(driver, applications, files, arguments, false, |server| server)
+        Self::launch(driver, applications, files, arguments, false, |both| both)
     }
 
     fn launch(
@@ -321,7 +332,7 @@ impl Mesh {
         files: &[(&str, &str)],
         arguments: &[&str],
         is_operated: bool,
-        configure: impl FnOnce(ProxyBuilder) -> ProxyBuilder,
+        configure: impl FnOnce([ProxyBuilder; 2]) -> [ProxyBuilder; 2],
     ) -> Self {
         let dir = TempDir::new().expect("a directory");
         let authority = Authority::new("operator");
@@ -338,9 +349,10 @@ impl Mesh {
         let operator = ["--ca-cert", &certificate, "--ca-key", &key];
         let all = [arguments, if is_operated { &operator } else { &[] }].concat();
         let control = Control::start_with_arguments(dir, "config", &all);
-        let builder = configure(control.proxy("default/reviews-v1").driver(driver));
-        let server = applications.iter().fold(builder, |builder, &application| builder.inbound(application)).start();
-        let client = control.proxy("default/client").driver(driver).start();
+        let builders = ["default/reviews-v1", "default/client"].map(|who| control.proxy(who).driver(driver));
+        let [server, client] = configure(builders);
+        let server = applications.iter().fold(server, |builder, &application| builder.inbound(application)).start();
+        let client = client.start();
         let mesh = Self { control, authority, client, server };
         mesh.control.wait_for_proxies(2);
         let inbound = mesh.server.inbound();

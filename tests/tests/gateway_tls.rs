@@ -7,6 +7,7 @@ use std::{
     path::Path,
     process::{Command, Output},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use meshring_tests::{
@@ -14,6 +15,7 @@ use meshring_tests::{
     binaries::is_installed,
     client::Client,
     control::Control,
+    load::Paced,
     on_both_drivers,
     pki::{Authority, Issued, Leaf},
     proxy::{Driver, Proxy},
@@ -334,4 +336,62 @@ fn curl_believes_a_gateway_for_the_right_name_and_root_only() {
         assert_eq!(bad.status.code(), Some(code), "{name}: {}", String::from_utf8_lossy(&bad.stderr));
     }
     assert!(fs::metadata(&key).is_ok());
+}
+
+/// What happens to the files of a certificate and its key while a gateway uses them.
+const CHANGES_OF_FILES: usize = 20;
+
+#[test]
+fn files_that_change_under_load_are_in_use_within_a_second_and_fail_no_request() {
+    let _alone = alone();
+    let edge = Edge::start(Driver::Auto);
+    let dir = tempfile::TempDir::new().unwrap();
+    let (ca, _) = edge.authority.write(dir.path(), "public");
+    let leaf = Leaf::server(&["shop.example.com"]);
+    let mut current = edge.authority.issue(&leaf);
+    let (certificate, key) = current.write(dir.path(), "shop");
+    let tls = format!("mode: SIMPLE, serverCertificate: {}, privateKey: {}", certificate.display(), key.display());
+    edge.publish(&gateway(&[server(edge.port(), "shop", "shop.example.com", &tls)]), 1);
+    let shown_now = || shown(&mut edge.caller("shop.example.com").connect(edge.gateway.outbound()));
+    let url = format!("https://{}/", edge.gateway.outbound());
+    let load = |per_second, more: &[&str]| {
+        let host = "host: shop.example.com";
+        let known = ["--ca", ca.to_str().unwrap(), "--sni", "shop.example.com", "--header", host, "--connections", "4"];
+        Paced::start(&url, per_second, &[&known, more].concat())
+    };
+    // Most over connections that stay, some with a handshake each.
+    let loads = [load(1_000, &[]), load(50, &["--new-connections"])];
+    wait::until("the load", || (edge.control.metric("meshring_downstream_requests_total", "") > 500).then_some(()));
+
+    let mut latencies = Vec::new();
+    for round in 0..CHANGES_OF_FILES {
+        let next = edge.authority.issue(&leaf);
+        if round % 5 == 0 {
+            // A key that does not fit: refused, and the pair from before stays in use.
+            fs::write(&key, &next.key_pem).unwrap();
+            let state = |state: &'static str| {
+                wait::until(state, || {
+                    let certs = edge.control.api("/v1/certs");
+                    certs["credentials"].as_array()?.iter().any(|item| item["state"] == state).then_some(())
+                });
+            };
+            state("outdated");
+            assert_eq!(shown_now(), current.chain[0]);
+            fs::write(&key, &current.key_pem).unwrap();
+            state("ok");
+        }
+        let changed = Instant::now();
+        let _ = next.write(dir.path(), "shop");
+        current = next;
+        wait::until("the new certificate", || (shown_now() == current.chain[0]).then_some(()));
+        latencies.push(changed.elapsed());
+    }
+    latencies.sort();
+    let (median, slowest) = (latencies[CHANGES_OF_FILES / 2], latencies[CHANGES_OF_FILES - 1]);
+    let figures = loads.map(Paced::finish);
+    println!("{figures:?} requests and per second; in use after {median:?}, at the most {slowest:?}");
+    assert!(figures[0].1 >= 950.0 && figures[1].1 >= 45.0, "{figures:?}");
+    // A loaded machine may lose a moment here and there.
+    assert!(median < Duration::from_secs(1), "{latencies:?}");
+    wait::until("the line that tells of it", || edge.control.process.line("the last good one stays in use"));
 }

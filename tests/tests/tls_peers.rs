@@ -3,18 +3,16 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Write as _},
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, Output, Stdio},
-    sync::{Arc, Mutex},
-    thread,
+    process::{Command, Output},
 };
 
 use meshring_tests::{
     binaries::is_installed,
     generate::{assert_same_bytes, body},
     on_both_drivers,
+    openssl::Session,
     pki::{Leaf, spiffe},
     ports::Reserved,
     proxy::Driver,
@@ -71,71 +69,6 @@ impl Foreign {
         command.args(["s_client", "-connect", &self.mesh.inbound().to_string(), "-cert"]).arg(&self.certificate);
         command.arg("-key").arg(&self.key).arg("-CAfile").arg(&self.root).args(["-verify_return_error"]);
         Session::start(command.args(arguments))
-    }
-}
-
-/// A running `openssl` that is spoken to.
-struct Session {
-    child: Child,
-    stdin: ChildStdin,
-    output: Arc<Mutex<String>>,
-}
-
-impl Session {
-    fn start(command: &mut Command) -> Self {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        let output = Arc::<Mutex<String>>::default();
-        let streams: [Box<dyn std::io::Read + Send>; 2] =
-            [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
-        for stream in streams {
-            let output = Arc::clone(&output);
-            thread::spawn(move || {
-                let mut lines = BufReader::new(stream);
-                let mut line = Vec::new();
-                while lines.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
-                    output.lock().unwrap().push_str(&text(&line));
-                    line.clear();
-                }
-            });
-        }
-        Self { stdin: child.stdin.take().unwrap(), child, output }
-    }
-
-    fn say(&mut self, words: &str) {
-        self.stdin.write_all(words.as_bytes()).and_then(|()| self.stdin.flush()).unwrap();
-    }
-
-    fn output(&self) -> String {
-        self.output.lock().unwrap().clone()
-    }
-
-    /// Waits until a text has come so often.
-    fn wait_for(&mut self, needle: &str, times: usize) -> String {
-        let mut ended = false;
-        wait::until(&format!("{times} times {needle:?}"), || {
-            let output = self.output();
-            if output.matches(needle).count() >= times {
-                return Some(output);
-            }
-            assert!(!ended, "ended without {needle:?}:\n{output}");
-            ended = self.child.try_wait().unwrap().is_some() && output == self.output();
-            None
-        })
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if thread::panicking() {
-            println!("---- openssl\n{}\n----", self.output());
-        }
     }
 }
 
@@ -222,7 +155,7 @@ fn openssl_resumes_sessions(driver: Driver) {
         assert!(own.contains(&format!("URI={}\n", spiffe("other"))), "{version}: {own}");
     }
     // 1.1 and older are not spoken, whatever openssl is made to offer.
-    let mut old = foreign.s_client(&["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]);
+    let old = foreign.s_client(&["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]);
     old.wait_for("alert", 1);
 }
 
@@ -268,7 +201,7 @@ fn the_group_and_the_version_are_what_both_sides_like_best() {
     // TLS 1.2 between workloads is for those whose MeshConfig does not forbid it.
     assert!(one_request(&foreign, &["-ign_eof", "-tls1_2"]).contains("TLSv1.2"));
     foreign.mesh.change("mesh.yaml", &mesh_config("TLSV1_3"));
-    let mut old = foreign.s_client(&["-tls1_2"]);
+    let old = foreign.s_client(&["-tls1_2"]);
     old.wait_for("alert protocol version", 1);
 }
 
@@ -347,7 +280,7 @@ fn a_sidecar_is_a_client_of_an_openssl_server_and_checks_its_name() {
     foreign.mesh.change("outside.yaml", &outside(address, &format!("mode: SIMPLE, caCertificates: {mesh_root}")));
     let text = foreign.mesh.get("outside.example.com", "/").expect(503).text();
     assert!(text.contains("tls.certificate_unknown_issuer"), "{text}");
-    server.child.kill().unwrap();
+    server.kill();
 }
 
 #[test]
@@ -405,7 +338,7 @@ fn server_at(address: SocketAddr, certificate: &Path, key: &Path, arguments: &[&
     let mut command = Command::new("openssl");
     command.args(["s_server", "-accept", &address.to_string(), "-cert"]).arg(certificate);
     command.arg("-key").arg(key).args(arguments);
-    let mut session = Session::start(&mut command);
+    let session = Session::start(&mut command);
     session.wait_for("ACCEPT", 1);
     session
 }

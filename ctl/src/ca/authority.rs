@@ -276,6 +276,7 @@ impl Authority {
     /// See [`RotationError`]; the next call tries again.
     pub fn tend(&self) -> Result<(), RotationError> {
         let now = (self.clock)();
+        self.outlive(now);
         let due = match &*self.lock() {
             Issuer::Operator(_) => return Ok(()),
             Issuer::Own(own) => match own.stored.phase {
@@ -307,6 +308,18 @@ impl Authority {
             tracing::info!("the old root leaves the bundle");
             Ok(())
         })
+    }
+
+    /// Replaces what a clock that has jumped leaves invalid, before anybody gets a certificate: so the first one comes with the
+    /// root that it needs, to those who are shown it, too. What fails here fails when a certificate is issued, and is told then.
+    fn outlive(&self, now: SystemTime) {
+        let changed = match &mut *self.lock() {
+            Issuer::Own(own) if !own.is_valid_at(now) => own.renew(&self.settings, &self.folder, now),
+            _ => return,
+        };
+        if let Ok(true) = changed {
+            self.changed();
+        }
     }
 
     fn step(
@@ -410,6 +423,10 @@ impl Own {
         Ok(Self { stored, roots, intermediate })
     }
 
+    fn is_valid_at(&self, now: SystemTime) -> bool {
+        [&self.roots[self.stored.active], &self.intermediate].iter().all(|signer| signer.facts.valid_at(now).is_ok())
+    }
+
     /// Sees to it that root and intermediate are valid now and for the life of an SVID, whatever the clock has done. Whether
     /// the bundle has changed.
     fn renew(&mut self, settings: &Settings, folder: &Folder, now: SystemTime) -> Result<bool, IssueError> {
@@ -424,7 +441,8 @@ impl Own {
                     stored.roots.len() - 1
                 }
             };
-            if stored.roots.len() > 1 && stored.phase == Phase::Steady {
+            // From any phase: one that began at another time might not end for years.
+            if stored.roots.len() > 1 {
                 stored.phase = Phase::Draining { until_s: unix_s(now) + settings.svid_lifetime.as_secs() };
             }
         }
@@ -448,6 +466,12 @@ impl Own {
                 return Ok(false);
             }
             return Err(IssueError::Failed(format!("{}: {error}", path.display())));
+        }
+        if let Some(root) = &new_root {
+            let root = fingerprint(&root.der);
+            tracing::warn!(
+                "certificate authority: new root {root}, since none is valid at the time that the clock shows"
+            );
         }
         tracing::info!("certificate authority: new intermediate, valid until {}", shown(intermediate.facts.not_after));
         let changed = new_root.is_some() || stored.active != self.stored.active;

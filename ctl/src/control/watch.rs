@@ -43,7 +43,9 @@ impl Fingerprint {
     fn is_young(&self) -> bool {
         let now =
             std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i128);
-        now - self.newest_ns < i128::from(YOUNG_MS) * 1_000_000
+        // Either way: after a clock that was years ahead is right again, its files are from the future, and no reason to read
+        // everything at every look until then.
+        (now - self.newest_ns).abs() < i128::from(YOUNG_MS) * 1_000_000
     }
 }
 
@@ -126,6 +128,19 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    #[test]
+    fn files_from_the_future_are_not_young() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a.yaml"), "a: 1").unwrap();
+        let mut seen = Fingerprint::of(&[dir.path().to_owned()]);
+        let now_ns = seen.newest_ns;
+        assert!(seen.is_young());
+        for years in [-10, 10] {
+            seen.newest_ns = now_ns + years * 365 * 24 * 3_600 * 1_000_000_000;
+            assert!(!seen.is_young(), "{years} years from now");
+        }
+    }
 
     #[test]
     fn every_way_to_change_a_file_set_is_seen() {

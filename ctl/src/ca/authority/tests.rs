@@ -228,6 +228,33 @@ fn whatever_the_clock_does_there_is_a_valid_certificate_for_it() {
 }
 
 #[test]
+fn after_a_jump_of_the_clock_the_bundle_is_there_before_the_first_certificate() {
+    const YEAR_S: i64 = 365 * 24 * 3600;
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::with_clock(settings(dir.path()), clock).unwrap();
+    let changes = authority.changes();
+    for (years, new_roots) in [(1, 0), (11, 1), (0, 0), (-12, 0), (-10, 1)] {
+        let before = (authority.bundles()[0].roots.len(), *changes.borrow());
+        advance(years * YEAR_S);
+        authority.tend().unwrap();
+        let bundles = authority.bundles();
+        assert_eq!(bundles[0].roots.len(), before.0 + new_roots, "{years} years");
+        let after = *changes.borrow();
+        let svid = authority.issue(&id()).unwrap();
+        assert!(super::super::root_of(&svid.chain, &bundles).is_some(), "{years} years");
+        assert_eq!(
+            (authority.bundles(), *changes.borrow()),
+            (bundles, after),
+            "{years} years: the first one changed it"
+        );
+        // The other roots leave soon by the clock's own time.
+        if let Phase::Draining { until_s } = authority.phase() {
+            assert!(until_s <= unix_s(clock()) + SVID_LIFETIME_S_MAX, "{years} years: until {until_s}");
+        }
+    }
+}
+
+#[test]
 fn a_root_that_nears_its_end_is_replaced_without_being_asked() {
     let dir = tempfile::tempdir().unwrap();
     let authority = Authority::with_clock(settings(dir.path()), clock).unwrap();

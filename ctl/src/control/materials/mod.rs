@@ -316,8 +316,9 @@ impl Materials {
         let (now, clock) = (Instant::now(), SystemTime::now());
         let mut inner = self.lock();
         let inner = &mut *inner;
-        let change = *self.changes.borrow();
         self.tend_root(inner);
+        // Before the bundles: what changes in between is seen at the next tick.
+        let change = *self.changes.borrow();
         let bundles = self.source.bundles();
         let current = Current { bundle: hash(&bundles), bundles, change };
         for (id, holder) in &mut inner.holders {
