@@ -155,7 +155,8 @@ fn statistics_say_who_has_spoken_to_whom(driver: Driver) {
     assert_eq!(count("responses", ["destination", "visitor", "reviews"], ",class=\"2xx\""), Some(1));
     assert_eq!(count("requests", ["destination", "client", "reviews"], ""), Some(3));
     assert_eq!(count("requests", ["destination", "visitor", "reviews"], ""), Some(2));
-    assert_eq!(mesh.control.metric("meshring_principal_requests_total", ""), 5);
+    assert_eq!(mesh.control.metric("meshring_principal_requests_total", "reporter=\"destination\""), 5);
+    assert_eq!(count("requests", ["source", "client", "reviews"], ""), Some(3));
     // Both ends of the one connection between the sidecars tell of it.
     assert_eq!(count("connections", ["destination", "client", "reviews"], ""), Some(1));
     assert_eq!(count("connections", ["source", "client", "reviews"], ""), Some(1));

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-use super::page::{H_PEERS, PEER_ENTRIES, StatsPage, cut, peer};
+use super::page::{H_PEERS, LINE, PEER_ENTRIES, StatsPage, cut, peer};
 use crate::limits::PEER_SLOTS;
 
 /// What is counted per peer and worker: one cache line.
@@ -23,12 +23,15 @@ pub enum PeerCounter {
     Responses5xx,
     /// Connections of ours on which it has proved its identity: it is the destination.
     UpstreamConnections,
+    /// Requests sent to it, further attempts included.
+    UpstreamRequests,
 }
 
 /// A peer's place in the statistics, below [`PEER_SLOTS`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PeerSlot(u8);
 
+const _: () = assert!((PeerCounter::UpstreamRequests as usize) < LINE);
 const _: () = assert!(PEER_SLOTS <= 1 << u8::BITS);
 const LAST: PeerSlot = PeerSlot((PEER_SLOTS - 1) as u8);
 

@@ -105,12 +105,12 @@ fn connection(socket: &Arc<OwnedFd>, shared: &Shared) {
     let id = match greet(socket, shared) {
         Ok(id) => id,
         Err(LinkEnd::Rejected(reason)) => {
-            tracing::warn!("link: proxy rejected: {reason}");
+            shared.greeting.warn(&format!("proxy rejected: {reason}"));
             // The peer may be gone already; then there is nobody to tell.
             let _ = channel::send(socket, &ToProxy::Rejected { reason }, &[]);
             return;
         }
-        Err(error) => return tracing::warn!("link: {error}"),
+        Err(error) => return shared.greeting.warn(&error.to_string()),
     };
     let end = listen(socket, shared, id);
     shared.materials.detached(id);
@@ -167,13 +167,53 @@ fn introduce(socket: &Arc<OwnedFd>, shared: &Shared) -> Result<(Hello, StatsPage
     Ok((hello, stats, grant))
 }
 
-/// How many greetings of each foreign user are awaited; users without any are not in it.
+/// Of greetings: anybody on this machine can connect.
 #[derive(Debug, Default)]
-pub struct Greetings(Mutex<BTreeMap<u32, usize>>);
+pub struct Greetings {
+    /// How many of each foreign user are awaited; users without any are not in it.
+    awaited: Mutex<BTreeMap<u32, usize>>,
+    lines: Mutex<Lines>,
+}
+
+/// What was logged within the second that began then.
+#[derive(Debug, Default)]
+struct Lines {
+    begun: Option<Instant>,
+    written: u32,
+    left_out: u32,
+}
+
+/// Lines about failed greetings in a second: a stranger that tries again and again must not fill the log.
+const LINES_PER_SECOND_MAX: u32 = 10;
+
+impl Lines {
+    /// Whether there is room for one more, and how many there was none for before.
+    fn take(&mut self, now: Instant) -> Option<u32> {
+        if self.begun.is_none_or(|begun| now.duration_since(begun) >= Duration::from_secs(1)) {
+            (self.begun, self.written) = (Some(now), 0);
+        }
+        if self.written >= LINES_PER_SECOND_MAX {
+            self.left_out = self.left_out.saturating_add(1);
+            return None;
+        }
+        self.written += 1;
+        Some(std::mem::take(&mut self.left_out))
+    }
+}
 
 impl Greetings {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Logs why a connection ends before its proxy is taken in, if there is room.
+    fn warn(&self, reason: &str) {
+        let room = self.lines.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now());
+        match room {
+            None => {}
+            Some(0) => tracing::warn!("link: {reason}"),
+            Some(left_out) => tracing::warn!("link: {reason} ({left_out} more lines like this were left out)"),
+        }
     }
 }
 
@@ -261,6 +301,15 @@ fn receive(socket: impl AsFd, deadline: Option<Instant>) -> Result<(ToControl, V
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stranger_that_comes_again_and_again_fills_no_log() {
+        let (mut lines, now) = (Lines::default(), Instant::now());
+        let written = (0..1_000).filter(|_| lines.take(now).is_some()).count();
+        assert_eq!(written, LINES_PER_SECOND_MAX as usize);
+        assert_eq!(lines.take(now + Duration::from_secs(1)), Some(1_000 - LINES_PER_SECOND_MAX));
+        assert_eq!(lines.take(now + Duration::from_secs(1)), Some(0));
+    }
 
     #[test]
     fn a_user_that_says_nothing_keeps_no_other_out() {

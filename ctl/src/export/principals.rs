@@ -37,7 +37,7 @@ impl Seen<'_> {
             }
             let peer = &escape(peer);
             let (reporter, source, destination) = match counter {
-                PeerCounter::UpstreamConnections => ("source", own, peer),
+                PeerCounter::UpstreamConnections | PeerCounter::UpstreamRequests => ("source", own, peer),
                 _ => ("destination", peer, own),
             };
             // Writing to a String cannot fail.
@@ -66,10 +66,12 @@ pub fn render(text: &mut String, fleet: &Fleet, identities: &BTreeMap<(String, S
         seen.iter().for_each(|seen| seen.render(text, name, None, counter));
     }
     let name = "principal_requests_total";
-    head(text, name, "counter", "Requests over such connections, counted where they arrive.");
-    seen.iter().for_each(|seen| seen.render(text, name, None, PeerCounter::Requests));
+    head(text, name, "counter", "Requests over such connections; at their source further attempts count, too.");
+    for counter in [PeerCounter::Requests, PeerCounter::UpstreamRequests] {
+        seen.iter().for_each(|seen| seen.render(text, name, None, counter));
+    }
     let name = "principal_responses_total";
-    head(text, name, "counter", "Responses to them.");
+    head(text, name, "counter", "Responses to them, at their destination.");
     for (class, counter) in RESPONSES {
         seen.iter().for_each(|seen| seen.render(text, name, Some(class), counter));
     }

@@ -85,6 +85,11 @@ impl<'w> Record<'w> {
         self.source.set(Some(slot));
     }
 
+    /// It goes to this peer.
+    pub(crate) fn destination(&self, slot: PeerSlot) {
+        self.stats.peer(slot, PeerCounter::UpstreamRequests);
+    }
+
     /// It goes to this cluster.
     pub(crate) fn sent_to(&self, slot: usize) {
         self.stats.cluster(slot, ClusterCounter::Requests, 1);

@@ -311,7 +311,12 @@ async fn leased(
     record.sent_to(plan.target.slot());
     let http2 = plan.target.http2(pinned, conn.stream().is_some());
     match lease::lease(worker, &endpoint, plan.target.slot(), http2, reuse, left_ms).await {
-        Ok(lease) => Ok(lease),
+        Ok(lease) => {
+            if let Some(peer) = lease.conn.secured_peer().and_then(|peer| peer.slot) {
+                record.destination(peer);
+            }
+            Ok(lease)
+        }
         Err(Unleased::Connect(error)) if let Some(code) = exhausted(&error) => {
             // What others keep for later is worth less than a request now.
             worker.endpoints.close_idle();

@@ -137,7 +137,12 @@ async fn leased(
         };
         record.sent_to(target.slot());
         match connected(worker, &endpoint, target.slot(), Offer::Http1).await {
-            Ok(lease) => return Ok(lease),
+            Ok(lease) => {
+                if let Some(peer) = lease.conn.secured_peer().and_then(|peer| peer.slot) {
+                    record.destination(peer);
+                }
+                return Ok(lease);
+            }
             Err((denial, false)) => return Err(denial),
             Err((denial, true)) if attempt == ATTEMPTS_MAX => return Err(denial),
             Err(_) => {}
