@@ -131,6 +131,34 @@ fn replace(path: &Path, text: &str) {
     fs::write(&new, text).and_then(|()| fs::rename(&new, path)).expect("a file");
 }
 
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for part in bytes.chunks(3) {
+        let word = part.iter().chain([&0; 2]).take(3).fold(0, |word, &byte| word << 8 | usize::from(byte));
+        for index in 0..4 {
+            let letter = ALPHABET[word >> (18 - 6 * index) & 63];
+            text.push(if index <= part.len() { char::from(letter) } else { '=' });
+        }
+    }
+    text
+}
+
+/// A Secret of type `kubernetes.io/tls` in the namespace `default`.
+#[must_use]
+pub fn secret(name: &str, issued: &Issued, ca: Option<&Authority>) -> String {
+    let mut text = format!(
+        "---\napiVersion: v1\nkind: Secret\nmetadata: {{name: {name}, namespace: default}}\ntype: kubernetes.io/tls\n\
+         data:\n  tls.crt: {}\n  tls.key: {}\n",
+        base64(issued.chain_pem.as_bytes()),
+        base64(issued.key_pem.as_bytes())
+    );
+    if let Some(ca) = ca {
+        text += &format!("  ca.crt: {}\n", base64(ca.pem.as_bytes()));
+    }
+    text
+}
+
 fn length(len: usize) -> Vec<u8> {
     match u8::try_from(len) {
         Ok(short) if short < 0x80 => vec![short],

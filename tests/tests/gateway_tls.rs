@@ -17,7 +17,7 @@ use meshring_tests::{
     control::Control,
     load::Paced,
     on_both_drivers,
-    pki::{Authority, Issued, Leaf},
+    pki::{Authority, Issued, Leaf, secret},
     proxy::{Driver, Proxy},
     tls::{Caller, expect_alert},
     upstream::Upstream,
@@ -25,12 +25,15 @@ use meshring_tests::{
 };
 use rcgen::DnType;
 use rustls::AlertDescription;
+use tempfile::TempDir;
 
 on_both_drivers! {
     a_gateway_shows_the_certificate_of_the_name_that_is_asked_for
     a_mutual_gateway_wants_a_certificate_of_its_own_roots
     access_rules_hold_at_a_gateway_with_tls_and_without
     a_gateway_tells_of_its_clients_certificates_what_the_mesh_wants
+    a_mutual_gateway_can_want_names_and_an_optional_one_nothing
+    a_gateway_for_the_mesh_shows_its_identity_and_wants_one
     h2load_sees_no_failures_over_tls
 }
 
@@ -38,7 +41,10 @@ on_both_drivers! {
 struct Edge {
     control: Control,
     gateway: Proxy,
+    /// Signs for hosts that everybody knows.
     authority: Arc<Authority>,
+    /// Signs for workloads of the mesh.
+    operator: Arc<Authority>,
     _application: Upstream,
 }
 
@@ -49,32 +55,6 @@ spec:
   address: 127.0.0.1
   labels: {istio: ingressgateway}
 ";
-
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::new();
-    for part in bytes.chunks(3) {
-        let word = part.iter().chain([&0; 2]).take(3).fold(0, |word, &byte| word << 8 | usize::from(byte));
-        for index in 0..4 {
-            let letter = ALPHABET[word >> (18 - 6 * index) & 63];
-            text.push(if index <= part.len() { char::from(letter) } else { '=' });
-        }
-    }
-    text
-}
-
-fn secret(name: &str, issued: &Issued, ca: Option<&Authority>) -> String {
-    let mut text = format!(
-        "---\napiVersion: v1\nkind: Secret\nmetadata: {{name: {name}, namespace: default}}\ntype: kubernetes.io/tls\n\
-         data:\n  tls.crt: {}\n  tls.key: {}\n",
-        base64(issued.chain_pem.as_bytes()),
-        base64(issued.key_pem.as_bytes())
-    );
-    if let Some(ca) = ca {
-        text += &format!("  ca.crt: {}\n", base64(ca.pem.as_bytes()));
-    }
-    text
-}
 
 fn server(port: u16, name: &str, host: &str, tls: &str) -> String {
     format!(
@@ -107,10 +87,18 @@ impl Edge {
         let application = Upstream::echoing();
         let hosts = ["shop.example.com", "pay.example.com", "a.wild.example.com"];
         let services = services(application.address(), &hosts);
-        let control = Control::start(&[("edge.yaml", GATEWAY), ("services.yaml", &services)]);
+        let dir = TempDir::new().unwrap();
+        fs::create_dir(dir.path().join("config")).unwrap();
+        for (name, text) in [("edge.yaml", GATEWAY), ("services.yaml", &services)] {
+            fs::write(dir.path().join("config").join(name), text).unwrap();
+        }
+        let operator = Authority::new("operator");
+        let (certificate, key) = operator.write(dir.path(), "operator");
+        let arguments = ["--ca-cert", certificate.to_str().unwrap(), "--ca-key", key.to_str().unwrap()];
+        let control = Control::start_with_arguments(dir, "config", &arguments);
         let gateway = control.proxy("default/edge").driver(driver).start();
         control.wait_for_proxies(1);
-        Self { control, gateway, authority: Authority::new("public"), _application: application }
+        Self { control, gateway, authority: Authority::new("public"), operator, _application: application }
     }
 
     /// Publishes a Gateway with its Secrets, and waits until the credentials are there.
@@ -273,6 +261,61 @@ fn a_gateway_tells_of_its_clients_certificates_what_the_mesh_wants(driver: Drive
     }
 }
 
+fn a_mutual_gateway_can_want_names_and_an_optional_one_nothing(driver: Driver) {
+    let edge = Edge::start(driver);
+    let customers = Authority::new("customers");
+    let issued = edge.authority.issue(&Leaf::server(&["shop.example.com", "pay.example.com"]));
+    let servers = [
+        server(edge.port(), "shop", "shop.example.com", "mode: OPTIONAL_MUTUAL, credentialName: shop"),
+        server(
+            edge.port(),
+            "pay",
+            "pay.example.com",
+            "mode: MUTUAL, credentialName: pay, subjectAltNames: [customer-7]",
+        ),
+    ];
+    let secrets = ["shop", "pay"].map(|name| secret(name, &issued, Some(&customers))).concat();
+    edge.publish(&(gateway(&servers) + &secrets), 2);
+    let address = edge.gateway.outbound();
+    let call = |name, identity: Option<&Issued>| Caller::new(&edge.authority, identity).asking_for(name);
+    let stranger = Authority::new("strangers").issue(&Leaf::server(&["customer-7"]));
+    let seventh = customers.issue(&Leaf::server(&["customer-7"]));
+    let eighth = customers.issue(&Leaf::server(&["customer-8"]));
+
+    // No certificate is none, and a wrong one is wrong all the same.
+    let caller = |identity| call("shop.example.com", identity).connect(address).get("shop.example.com", "/");
+    for identity in [None, Some(&seventh), Some(&eighth)] {
+        caller(identity).expect(200);
+    }
+    expect_alert(&call("shop.example.com", Some(&stranger)).refused(address), AlertDescription::UnknownCA);
+
+    call("pay.example.com", Some(&seventh)).connect(address).get("pay.example.com", "/").expect(200);
+    let refused = call("pay.example.com", Some(&eighth)).refused(address);
+    expect_alert(&refused, AlertDescription::CertificateUnknown);
+    wait::until("the reason", || edge.gateway.process.line("tls.certificate_wrong_identity"));
+    expect_alert(&call("pay.example.com", None).refused(address), AlertDescription::CertificateRequired);
+    expect_alert(&call("pay.example.com", Some(&stranger)).refused(address), AlertDescription::UnknownCA);
+}
+
+fn a_gateway_for_the_mesh_shows_its_identity_and_wants_one(driver: Driver) {
+    let edge = Edge::start(driver);
+    let servers = [server(edge.port(), "shop", "shop.example.com", "mode: ISTIO_MUTUAL")];
+    edge.publish(&gateway(&servers), 0);
+    let address = edge.gateway.outbound();
+    let call = |identity: Option<&Issued>| Caller::new(&edge.operator, identity).asking_for("shop.example.com");
+    let workload = edge.operator.issue(&Leaf::workload("visitor"));
+    // The caller believes the mesh's root only.
+    call(Some(&workload)).connect(address).get("shop.example.com", "/").expect(200);
+
+    expect_alert(&call(None).refused(address), AlertDescription::CertificateRequired);
+    let public = edge.authority.issue(&Leaf::workload("visitor"));
+    expect_alert(&call(Some(&public)).refused(address), AlertDescription::UnknownCA);
+    let foreign = edge.operator.issue(&Leaf::uri("spiffe://foreign.example/ns/default/sa/visitor"));
+    expect_alert(&call(Some(&foreign)).refused(address), AlertDescription::UnknownCA);
+    let nameless = edge.operator.issue(&Leaf::server(&["visitor.example.com"]));
+    call(Some(&nameless)).refused(address);
+}
+
 fn h2load_sees_no_failures_over_tls(driver: Driver) {
     if !is_installed("h2load") {
         return;
@@ -315,7 +358,7 @@ fn curl_believes_a_gateway_for_the_right_name_and_root_only() {
         return;
     }
     let edge = Edge::start(Driver::Auto);
-    let dir = tempfile::TempDir::new().unwrap();
+    let dir = TempDir::new().unwrap();
     let (ca, _) = edge.authority.write(dir.path(), "public");
     let (other, _) = Authority::new("other").write(dir.path(), "other");
     let (certificate, key) = edge.authority.issue(&Leaf::server(&["shop.example.com"])).write(dir.path(), "shop");
@@ -345,7 +388,7 @@ const CHANGES_OF_FILES: usize = 20;
 fn files_that_change_under_load_are_in_use_within_a_second_and_fail_no_request() {
     let _alone = alone();
     let edge = Edge::start(Driver::Auto);
-    let dir = tempfile::TempDir::new().unwrap();
+    let dir = TempDir::new().unwrap();
     let (ca, _) = edge.authority.write(dir.path(), "public");
     let leaf = Leaf::server(&["shop.example.com"]);
     let mut current = edge.authority.issue(&leaf);

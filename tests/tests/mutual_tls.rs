@@ -22,6 +22,7 @@ on_both_drivers! {
     strict_takes_mutual_tls_only
     permissive_takes_both_and_disable_plain_text_only
     a_port_can_have_a_mode_of_its_own
+    a_destination_rule_says_how_whatever_the_other_side_is_said_to_speak
     a_mode_that_changes_under_load_fails_no_client_with_a_certificate
 }
 
@@ -221,6 +222,46 @@ fn a_port_can_have_a_mode_of_its_own(driver: Driver) {
     assert_eq!(Client::connect(second).get("second", "/").expect(200).text(), "second");
     assert_eq!(mesh.get("second", "/").expect(200).text(), "second");
     Client::connect(first).get("reviews", "/").expect(403);
+}
+
+/// DestinationRules for services of [`Mesh`], with their `tls`.
+fn destination_rules(rules: &[(&str, &str)]) -> String {
+    let rule = |(host, tls): &(&str, &str)| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: {host}, namespace: \
+             default}}\nspec:\n  host: {host}\n  trafficPolicy: {{tls: {{{tls}}}}}\n"
+        )
+    };
+    rules.iter().map(rule).collect()
+}
+
+fn a_destination_rule_says_how_whatever_the_other_side_is_said_to_speak(driver: Driver) {
+    let application = Upstream::echoing();
+    let mesh = Mesh::start(driver, &[application.address()], &[("mode.yaml", &mode("PERMISSIVE"))]);
+    let caller = |host: &str| {
+        let text = mesh.get(host, "/").expect(200).text();
+        field(&text, "x-forwarded-client-cert").map(str::to_owned)
+    };
+    assert!(caller("reviews").is_some() && caller("plain-reviews").is_none());
+    // `reviews` has a sidecar by its label, `plain-reviews`, which is the same one, has none.
+    let swapped = [("reviews", "mode: DISABLE"), ("plain-reviews", "mode: ISTIO_MUTUAL")];
+    mesh.change("rules.yaml", &destination_rules(&swapped));
+    assert_eq!(caller("reviews"), None);
+    let uri = format!(";URI={}", spiffe("client"));
+    assert!(caller("plain-reviews").is_some_and(|element| element.ends_with(&uri)));
+    mesh.change("mode.yaml", &mode("STRICT"));
+    assert!(mesh.get("reviews", "/").expect(403).text().contains("(tls_required)"));
+    assert!(caller("plain-reviews").is_some_and(|element| element.ends_with(&uri)));
+
+    // Whom it wants to meet there.
+    let (right, wrong) = (spiffe("reviews"), spiffe("another"));
+    let named = |name: &str| format!("mode: ISTIO_MUTUAL, subjectAltNames: ['{name}']");
+    mesh.change("rules.yaml", &destination_rules(&[("reviews", &named(&right)), ("plain-reviews", &named(&wrong))]));
+    assert!(caller("reviews").is_some_and(|element| element.ends_with(&uri)));
+    let seen = application.received().len();
+    let refused = mesh.get("plain-reviews", "/");
+    assert!(refused.expect(503).text().contains("tls.certificate_wrong_identity"), "{}", refused.text());
+    assert_eq!(application.received().len(), seen);
 }
 
 fn a_mode_that_changes_under_load_fails_no_client_with_a_certificate(driver: Driver) {

@@ -13,7 +13,7 @@ use meshring_tests::{
     generate::{assert_same_bytes, body},
     on_both_drivers,
     openssl::Session,
-    pki::{Leaf, spiffe},
+    pki::{Authority, Leaf, secret, spiffe},
     ports::Reserved,
     proxy::Driver,
     tls::{Mesh, peer_authentication},
@@ -242,7 +242,7 @@ fn a_sidecar_is_a_client_of_an_openssl_server_and_checks_its_name() {
     let application = Upstream::saying("here");
     let foreign = foreign(Driver::Auto, &application, &[]);
     let dir = foreign.dir.path();
-    let outsider = meshring_tests::pki::Authority::new("outside");
+    let outsider = Authority::new("outside");
     let (certificate, key) =
         outsider.issue(&Leaf::server(&["outside.example.com", "other.example.com"])).write(dir, "s");
     let (root, _) = outsider.write(dir, "outside");
@@ -291,7 +291,7 @@ fn a_sidecar_shows_its_certificate_to_an_openssl_server_that_wants_one() {
     let application = Upstream::saying("here");
     let foreign = foreign(Driver::Auto, &application, &[]);
     let dir = foreign.dir.path();
-    let outsider = meshring_tests::pki::Authority::new("outside");
+    let outsider = Authority::new("outside");
     let (certificate, key) = outsider.issue(&Leaf::server(&["outside.example.com"])).write(dir, "s");
     let (own, own_key) = outsider.issue(&Leaf::server(&["customer.example.com"])).write(dir, "c");
     let (root, _) = outsider.write(dir, "outside");
@@ -326,6 +326,63 @@ fn a_sidecar_shows_its_certificate_to_an_openssl_server_that_wants_one() {
         outdated.then_some(())
     });
     foreign.mesh.get("outside.example.com", "/").expect(200);
+}
+
+#[test]
+fn a_certificate_for_others_can_come_from_a_secret_and_theirs_go_unverified() {
+    if !have(&["openssl"]) {
+        return;
+    }
+    let application = Upstream::saying("here");
+    let foreign = foreign(Driver::Auto, &application, &[]);
+    let dir = foreign.dir.path();
+    let outsider = Authority::new("outside");
+    let (certificate, key) = outsider.issue(&Leaf::server(&["outside.example.com"])).write(dir, "s");
+    let (root, _) = outsider.write(dir, "outside");
+    let ca = root.to_str().unwrap();
+    let address = free_address();
+    let server =
+        server_at(address, &certificate, &key, &["-www", "-Verify", "2", "-verify_return_error", "-CAfile", ca]);
+    let own = outsider.issue(&Leaf::server(&["customer.example.com"]));
+    let rule = outside(address, "mode: MUTUAL, credentialName: own");
+    let with = |secret: &str| rule.clone() + secret;
+
+    // Until the Secret is there, nothing goes out.
+    foreign.mesh.change("outside.yaml", &rule);
+    let missing = foreign.mesh.get("outside.example.com", "/");
+    assert!(missing.expect(503).text().contains("tls.no_credential"), "{}", missing.text());
+    let get = |what: &str| {
+        wait::until(what, || {
+            let response = foreign.mesh.get("outside.example.com", "/");
+            response.text().contains("TLSv1.3").then_some(())
+        });
+    };
+    foreign.mesh.control.write("outside.yaml", &with(&secret("own", &own, Some(&outsider))));
+    get("the credential");
+    // What the server shows is verified by the Secret's root.
+    let strangers = Authority::new("strangers");
+    foreign.mesh.control.write("outside.yaml", &with(&secret("own", &own, Some(&strangers))));
+    wait::until("the other root", || {
+        let response = foreign.mesh.get("outside.example.com", "/");
+        response.text().contains("tls.certificate_unknown_issuer").then_some(())
+    });
+    drop(server);
+
+    // A name and a root that nobody here knows.
+    let (certificate, key) = strangers.issue(&Leaf::server(&["other.example.com"])).write(dir, "other");
+    let address = free_address();
+    let _server = server_at(address, &certificate, &key, &["-www"]);
+    for (tls, status) in [
+        (format!("mode: SIMPLE, caCertificates: {ca}"), 503),
+        ("mode: SIMPLE".to_owned(), 503),
+        ("mode: SIMPLE, insecureSkipVerify: true".to_owned(), 200),
+        ("mode: SIMPLE, insecureSkipVerify: true, sni: outside.example.com".to_owned(), 200),
+    ] {
+        foreign.mesh.change("outside.yaml", &outside(address, &tls));
+        let response = foreign.mesh.get("outside.example.com", "/");
+        assert_eq!(response.status, status, "{tls}: {}", response.text());
+        assert!(status == 200 || response.text().contains("tls.certificate_"), "{tls}: {}", response.text());
+    }
 }
 
 /// An address that was free a moment ago: openssl takes ports that nobody holds only.
