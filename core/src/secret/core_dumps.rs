@@ -1,7 +1,7 @@
 //! Whether a crash may leave the process's memory behind.
 //!
 //! A process that serves TLS has keys in more places than its own buffers: what the library has made of a certificate's key, and the
-//! secrets of every connection. So by default it leaves no core at all, as Vault and OpenSSH's agent do.
+//! secrets of every connection. So by default it leaves no core at all, as OpenSSH's agent does.
 //!
 //! Not by PR_SET_DUMPABLE: that gives /proc/PID to root, and with it everything by which operators look at a process of their own user
 //! (descriptors, smaps, perf).
