@@ -422,3 +422,45 @@ pub const BYPASS_SOCKETS_MAX: u32 = 128 * 1024;
 pub const BYPASS_PROXIES_MAX: u32 = 1024;
 /// Likewise; a proxy has a few.
 pub const BYPASS_LISTENERS_MAX: u32 = 8192;
+
+/// How long an endpoint that refused a connection is passed over where there are others, in milliseconds.
+pub const UPSTREAM_AVOID_MS: u64 = 1_000;
+/// How long a server that has chosen HTTP/1.1 is not asked again, in milliseconds.
+pub const UPSTREAM_HTTP1_ONLY_MS: u64 = 60_000;
+/// What a tunnel reads at once, in bytes: it fits one TLS record.
+pub const TUNNEL_READ_BYTES_MAX: usize = 16 * 1024;
+/// Between two times that freed memory is given back to the kernel, of all workers together, in milliseconds: it stops them all.
+pub const TRIM_INTERVAL_MS_MIN: u64 = 30_000;
+/// Longest wait for a connection to ourselves that asks the kernel for TLS, in milliseconds: it takes microseconds, unless a packet filter
+/// swallows it.
+pub const KTLS_PROBE_CONNECT_MS_MAX: u64 = 1_000;
+/// How long a client of HTTP/2 may take to read why its connection ends, in milliseconds.
+pub const HTTP2_LINGER_MS: u64 = 1_000;
+/// Streams that wait for room and are woken when a buffer is on its way: the first of them fill the next one.
+pub const HTTP2_WOKEN_AT_ONCE: usize = 4;
+/// Blocks for futures of requests that a worker keeps for a second, 8 KiB each: as many as may wait with a buffer in hand.
+pub const FUTURES_POOLED_MAX: usize = 256;
+/// Tasks that wait for a stream: as many requests as a worker serves at a time without being busy with anything else.
+pub const STREAM_TASKS_POOLED_MAX: usize = 64;
+/// Sweeps of pools and endpoints, in milliseconds.
+pub const SWEEP_MS: u64 = 1_000;
+/// Field tables that a worker keeps for reuse: one per connection that is in the middle of something.
+pub const SCRATCHES_POOLED_MAX: usize = 64;
+/// What is still read behind a handshake that was refused: a client with too long a chain sends all of it before it reads why.
+pub const TLS_LINGER_BYTES_MAX: usize = 2 * TLS_HANDSHAKE_BYTES_MAX;
+/// How long a client may take to read why its handshake was refused, in milliseconds.
+pub const TLS_LINGER_MS: u64 = 1_000;
+/// How long a network namespace that keeps no track of connections is believed to do without, in milliseconds.
+pub const UNTRACKED_MS: u64 = 1_000;
+/// How often it is asked whether a body can be spliced.
+pub const SPLICE_ATTEMPTS_MAX: u32 = 4;
+/// Of a head that comes in a trickle, in bytes; a larger one keeps a buffer for a while each time.
+pub const TRICKLED_HEAD_BYTES_MAX: usize = 2 * 1024;
+/// Of a piece that is taken while its connection goes on waiting, in bytes.
+pub const TRICKLED_PIECE_BYTES_MAX: usize = 256;
+/// How long the rest of a record is waited for that has come cut behind the handshake, in milliseconds: it is on its way.
+pub const TLS_FIRST_RECORD_MS_MAX: u64 = 250;
+/// Sessions that can be resumed, for each way to reach a cluster.
+pub const TLS_SESSIONS_MAX: usize = 256;
+/// Connections that the kernel keeps for us while we are busy; it takes the lesser of this and net.core.somaxconn.
+pub const LISTEN_BACKLOG: i32 = 4096;

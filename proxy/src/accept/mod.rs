@@ -18,7 +18,10 @@ use std::{
 
 use meshring_core::{
     http::{error::Refusal, head::Bounds},
-    limits::{CONNECTIONS_TURNED_AWAY_MAX, DOWNSTREAM_IDLE_MS_MAX, HANDOVER_DIFFERENCE_MIN, UNSENT_BYTES_MAX},
+    limits::{
+        CONNECTIONS_TURNED_AWAY_MAX, DOWNSTREAM_IDLE_MS_MAX, HANDOVER_DIFFERENCE_MIN, LISTEN_BACKLOG, UNSENT_BYTES_MAX,
+        UNTRACKED_MS,
+    },
     stats::Counter,
     table::{
         ArchivedTable,
@@ -50,9 +53,6 @@ use crate::{
         mailbox::Message,
     },
 };
-
-/// Connections that the kernel keeps for us while we are busy; it takes the lesser of this and net.core.somaxconn.
-const BACKLOG: i32 = 4096;
 
 /// Which way a listener's requests go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,9 +111,6 @@ impl fmt::Display for ServicePort {
         write!(f, "{}:{}", self.host.as_deref().unwrap_or("*"), self.port)
     }
 }
-
-/// How long a network namespace that keeps no track of connections is believed to do without, in milliseconds.
-const UNTRACKED_MS: u64 = 1_000;
 
 /// A connection that is on its way to its worker.
 #[derive(Debug)]
@@ -214,7 +211,7 @@ pub(crate) fn bind_address(address: SocketAddr) -> std::io::Result<OwnedFd> {
 
 /// Opens the door.
 pub(crate) fn listening(bound: OwnedFd) -> std::io::Result<StdTcpListener> {
-    listen_on(bound.as_fd(), BACKLOG)?;
+    listen_on(bound.as_fd(), LISTEN_BACKLOG)?;
     Ok(StdTcpListener::from(bound))
 }
 

@@ -4,7 +4,7 @@ use std::{rc::Rc, sync::Arc};
 
 use meshring_core::{
     client_hello::HANDSHAKE_RECORD,
-    limits::{DOWNSTREAM_IDLE_MS_MAX, PERMISSIVE_MS, TLS_HANDSHAKE_BYTES_MAX},
+    limits::{DOWNSTREAM_IDLE_MS_MAX, PERMISSIVE_MS, TLS_LINGER_BYTES_MAX, TLS_LINGER_MS},
     stats::{Counter, TlsCounter},
     table::security::MtlsMode,
 };
@@ -178,14 +178,8 @@ async fn refused(worker: &Worker, conn: &mut Conn, listener: &Listener, refused:
     worker.stats.add(Counter::TlsRefused, 1);
     worker.stats.listener_tls(listener.index, TlsCounter::Refused);
     worker.log_refusal(refused.code(), conn.peer(), &refused);
-    conn.drain(HANDSHAKE_LINGER_BYTES_MAX, LINGER_MS).await;
+    conn.drain(TLS_LINGER_BYTES_MAX, TLS_LINGER_MS).await;
 }
-
-/// What is still read behind a handshake that was refused: a client with too long a chain sends all of it before it reads why.
-const HANDSHAKE_LINGER_BYTES_MAX: usize = 2 * TLS_HANDSHAKE_BYTES_MAX;
-
-/// How long a client may take to read why it was refused, in milliseconds.
-const LINGER_MS: u64 = 1_000;
 
 /// Why a TLS connection is not served.
 #[derive(Debug, thiserror::Error)]

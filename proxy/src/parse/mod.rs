@@ -12,7 +12,7 @@ use meshring_core::{
         head::{Bounds, HeadScanner},
         request::{self, RequestHead},
     },
-    limits::{HOLD_BUFFER_MS_MAX, HOT_IDLE_MS_MAX},
+    limits::{HOLD_BUFFER_MS_MAX, HOT_IDLE_MS_MAX, TRICKLED_HEAD_BYTES_MAX, TRICKLED_PIECE_BYTES_MAX},
 };
 
 use crate::worker::{
@@ -21,11 +21,6 @@ use crate::worker::{
     conn::{Conn, IdleRead},
     deadlines::now_ms,
 };
-
-/// Of a head that comes in a trickle, in bytes; a larger one keeps a buffer for a while each time.
-const TRICKLED_BYTES_MAX: usize = 2 * 1024;
-/// Of a piece that is taken while its connection goes on waiting, in bytes.
-const PIECE_BYTES_MAX: usize = 256;
 
 /// What is known about the next request before its head is read.
 #[derive(Debug, Default)]
@@ -65,8 +60,8 @@ impl PartialHead {
     /// was taken, and whoever reads requests has to look.
     pub(crate) fn takes_piece(&mut self, worker: &Worker, conn: &Conn, bounds: Bounds) -> bool {
         let (held, progress) = &mut *self.0;
-        let (mut bytes, len) = ([0; TRICKLED_BYTES_MAX], held.len());
-        let Some(space) = bytes.get_mut(len..len + PIECE_BYTES_MAX) else { return false };
+        let (mut bytes, len) = ([0; TRICKLED_HEAD_BYTES_MAX], held.len());
+        let Some(space) = bytes.get_mut(len..len + TRICKLED_PIECE_BYTES_MAX) else { return false };
         if conn.secured_peer().is_some() {
             return false;
         }
@@ -172,7 +167,7 @@ async fn rest_of_head(
     is_other: impl Fn(&Conn, &[u8]) -> bool,
 ) -> Next {
     // To wait without a buffer costs two copies of all that has come.
-    let trickles = read.is_some() && input.unread().len() <= TRICKLED_BYTES_MAX;
+    let trickles = read.is_some() && input.unread().len() <= TRICKLED_HEAD_BYTES_MAX;
     loop {
         let read = match read.take() {
             Some(read) => read,

@@ -15,6 +15,7 @@ use meshring_core::{
     limits::{
         BUFFER_BYTES, BUFFERS_IN_A_ROW_MAX, HOLD_BUFFER_MS_MAX, LINGER_BYTES_MAX, SPLICE_PIPE_BYTES,
         SPLICE_TUNNEL_BYTES_MIN, SPLICE_TUNNEL_PART_BYTES_MIN, SPLICED_IN_A_ROW_BYTES_MAX, TUNNEL_BROKEN_MS_MAX,
+        TUNNEL_READ_BYTES_MAX,
     },
     stats::{ClusterTcp, Counter, WorkerSlots},
 };
@@ -31,9 +32,6 @@ use crate::{
         splice::{Moved, Splice},
     },
 };
-
-/// At most so many bytes are read at once: they fit one TLS record.
-const READ_BYTES_MAX: usize = 16 * 1024;
 
 /// A client's connection that became a tunnel, but for the client's side.
 #[derive(Debug)]
@@ -376,7 +374,7 @@ impl Way<'_> {
     async fn read_soon(&mut self) -> io::Result<Option<usize>> {
         let Side { half, timer } = &mut self.from;
         timer.set(now_ms() + HOLD_BUFFER_MS_MAX, Expiry::CancelRead);
-        let result = self.input.fill_cancelable(half, READ_BYTES_MAX, BUFFER_BYTES, timer.cancel_handle()).await;
+        let result = self.input.fill_cancelable(half, TUNNEL_READ_BYTES_MAX, BUFFER_BYTES, timer.cancel_handle()).await;
         timer.clear();
         timer.forget_cancel();
         match result {

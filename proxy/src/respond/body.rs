@@ -11,8 +11,8 @@ use meshring_core::{
         serialize,
     },
     limits::{
-        BODY_IDLE_MS_MAX, BUFFER_BYTES, BUFFERS_IN_A_ROW_MAX, SPLICE_BYTES_MIN, SPLICE_IN_VAIN_MAX,
-        SPLICED_IN_A_ROW_BYTES_MAX,
+        BODY_IDLE_MS_MAX, BUFFER_BYTES, BUFFERS_IN_A_ROW_MAX, SPLICE_ATTEMPTS_MAX, SPLICE_BYTES_MIN,
+        SPLICE_IN_VAIN_MAX, SPLICED_IN_A_ROW_BYTES_MAX,
     },
     stats::GrpcStatus,
 };
@@ -118,8 +118,6 @@ const CHUNK_OVERHEAD_BYTES: usize = 32;
 const BODY_READ_BYTES_MAX: usize = 16 * 1024 - 2 * CHUNK_OVERHEAD_BYTES;
 /// Likewise for a head with what follows it: the next hop's head is a little longer than this one's.
 pub(crate) const HEAD_READ_BYTES_MAX: usize = BUFFER_BYTES - 1024;
-/// How often it is asked whether a body can be spliced.
-const SPLICE_ATTEMPTS_MAX: u32 = 4;
 /// How a gRPC call ended.
 pub(super) const GRPC_STATUS: &[u8] = b"grpc-status";
 /// Less free space than this in the outgoing buffer is not worth another chunk.

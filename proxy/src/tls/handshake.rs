@@ -7,7 +7,7 @@ use aws_lc_rs::digest;
 use meshring_core::{
     certificate::Description,
     client_hello::{self, BadHello, ClientHello},
-    limits::{TLS_HANDSHAKE_BYTES_MAX, TLS_HANDSHAKE_MS_MAX},
+    limits::{TLS_FIRST_RECORD_MS_MAX, TLS_HANDSHAKE_BYTES_MAX, TLS_HANDSHAKE_MS_MAX},
     spiffe::SpiffeId,
     stats::{Counter, PeerCounter},
 };
@@ -130,8 +130,6 @@ fn alert_code(alert: AlertDescription) -> &'static str {
     }
 }
 
-/// How long the rest of a record is waited for that has come cut behind the handshake, in milliseconds: it is on its way.
-const FIRST_RECORD_MS_MAX: u64 = 250;
 /// Room for a flight with a chain of two certificates, which most need.
 const FLIGHT_BYTES: usize = 4 * 1024;
 /// `certificate_unknown` (RFC 8446 section 6.2).
@@ -442,7 +440,7 @@ async fn shake(
 /// Kernel TLS begins between two records: a client that has sent much behind its last message is waited for, for a moment, where
 /// one is cut. Whatever is in the way of that is for others to meet.
 async fn complete_record(conn: &Conn, received: &mut Counted) {
-    let until_ms = now_ms() + FIRST_RECORD_MS_MAX;
+    let until_ms = now_ms() + TLS_FIRST_RECORD_MS_MAX;
     while let Ok(missing @ 1..) = missing_len(received) {
         let mut bytes = vec![0; missing];
         match conn.receive_into_now(&mut bytes) {

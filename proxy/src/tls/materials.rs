@@ -10,7 +10,7 @@ use std::{
 use meshring_core::{
     certificate::Names,
     identity::{Material, OWN},
-    limits::MATERIALS_MAX,
+    limits::{MATERIALS_MAX, TLS_SESSIONS_MAX},
     spiffe::SpiffeId,
     table::security::{ArchivedServerTls, ClusterTls, ClusterTlsMode, ServerTlsMode},
 };
@@ -26,8 +26,6 @@ use rustls::{
 
 use super::verify::{Anchors, Expected, Verifier};
 
-/// Sessions that can be resumed, for each way to reach a cluster.
-const SESSIONS_MAX: usize = 256;
 /// What sidecars of Istio and of ours offer each other, and what everybody understands.
 const MESH_PROTOCOLS: [&[u8]; 3] = [b"istio-http/1.1", b"istio", HTTP11];
 /// Likewise where HTTP/2 is wanted; an upstream that has none may say so.
@@ -230,7 +228,7 @@ impl Credential {
             false => builder.with_no_client_auth(),
         };
         config.enable_secret_extraction = true;
-        config.resumption = Resumption::in_memory_sessions(SESSIONS_MAX);
+        config.resumption = Resumption::in_memory_sessions(TLS_SESSIONS_MAX);
         let offers: &[&[u8]] = match (key.is_mesh, key.offer) {
             (true, Offer::Http2) => &MESH_HTTP2_PROTOCOLS,
             (true, Offer::Http1) => &MESH_PROTOCOLS,

@@ -11,7 +11,10 @@ use std::{
 };
 
 use meshring_core::{
-    limits::{KEEP_ALIVE_MARGIN_MS, UPSTREAM_IDLE_MS_MAX, UPSTREAM_IDLE_ONCE_MS_MAX, UPSTREAM_IDLE_PER_ENDPOINT_MAX},
+    limits::{
+        KEEP_ALIVE_MARGIN_MS, UPSTREAM_AVOID_MS, UPSTREAM_HTTP1_ONLY_MS, UPSTREAM_IDLE_MS_MAX,
+        UPSTREAM_IDLE_ONCE_MS_MAX, UPSTREAM_IDLE_PER_ENDPOINT_MAX,
+    },
     table::{
         model::{ArchivedCluster, ArchivedTable, Reach},
         protocol::HBONE_PORT,
@@ -25,12 +28,6 @@ use crate::worker::{
     deadlines::{Deadlines, now_ms},
     http2::client::Multiplexed,
 };
-
-/// How long an endpoint that refused a connection is passed over where there are others, in milliseconds.
-const AVOID_MS: u64 = 1_000;
-
-/// How long a server that has chosen HTTP/1.1 is not asked again, in milliseconds.
-const HTTP1_ONLY_MS: u64 = 60_000;
 
 #[derive(Debug)]
 struct Idle {
@@ -200,7 +197,7 @@ impl Endpoint {
 
     /// Passes it over for a moment: its connections fail.
     pub(crate) fn avoid(&self) {
-        self.avoid_until_ms.set(now_ms() + AVOID_MS);
+        self.avoid_until_ms.set(now_ms() + UPSTREAM_AVOID_MS);
     }
 
     /// Requests in flight from this worker.
@@ -308,7 +305,7 @@ impl Endpoint {
 
     /// It has. Not for ever: another server may come to its address.
     pub(crate) fn note_http1_only(&self, now_ms: u64) {
-        self.http1_only_until_ms.set(now_ms + HTTP1_ONLY_MS);
+        self.http1_only_until_ms.set(now_ms + UPSTREAM_HTTP1_ONLY_MS);
     }
 
     /// Drops idle connections that are too old or no longer open.

@@ -5,9 +5,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::deadlines::now_ms;
-
-/// Between two times, of all workers together, in milliseconds.
-const INTERVAL_MS_MIN: u64 = 30_000;
+use meshring_core::limits::TRIM_INTERVAL_MS_MIN;
 
 /// Gives the pages of freed memory back to the kernel: the allocator keeps those that lie between what is in use, so that a burst
 /// would be remembered for good. It looks at all of its memory, about a millisecond for each 10 MB, so it is for quiet times. Whether it was
@@ -17,7 +15,7 @@ pub(super) fn give_back() -> bool {
     static LAST_MS: AtomicU64 = AtomicU64::new(0);
     let now = now_ms();
     let last = LAST_MS.load(Ordering::Relaxed);
-    if last != 0 && now < last + INTERVAL_MS_MIN
+    if last != 0 && now < last + TRIM_INTERVAL_MS_MIN
         || LAST_MS.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_err()
     {
         return false;

@@ -11,11 +11,11 @@ use std::{
     task::{Context, Poll},
 };
 
+use meshring_core::limits::FUTURES_POOLED_MAX;
+
 /// Room for one future: the largest that [`Pooled::new`] is given, with some to spare.
 const BLOCK_BYTES: usize = 8 * 1024;
 const BLOCK_ALIGN: usize = 128;
-/// Blocks that a worker keeps for a second.
-const BLOCKS_POOLED_MAX: usize = 256;
 
 const BLOCK: Layout = match Layout::from_size_align(BLOCK_BYTES, BLOCK_ALIGN) {
     Ok(layout) => layout,
@@ -51,7 +51,7 @@ impl FuturePool {
 
     fn give(&self, block: NonNull<u8>) {
         let mut free = self.free.borrow_mut();
-        if free.len() < BLOCKS_POOLED_MAX {
+        if free.len() < FUTURES_POOLED_MAX {
             free.push(block);
         } else {
             discard(block);
@@ -185,15 +185,15 @@ mod tests {
     #[test]
     fn what_a_burst_needed_is_freed_once_it_is_over() {
         let pool = FuturePool::default();
-        let burst: Vec<_> = (0..BLOCKS_POOLED_MAX + 10).map(|_| Pooled::new(&pool, async {})).collect();
+        let burst: Vec<_> = (0..FUTURES_POOLED_MAX + 10).map(|_| Pooled::new(&pool, async {})).collect();
         drop(burst);
-        assert_eq!(pool.free.borrow().len(), BLOCKS_POOLED_MAX);
+        assert_eq!(pool.free.borrow().len(), FUTURES_POOLED_MAX);
         assert_eq!(pool.sweep(), 0, "it was needed a moment ago");
         for _ in 0..3 {
             let mut one = pin!(Pooled::new(&pool, async { 5 }));
             assert_eq!(one.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(5));
         }
-        assert_eq!(pool.sweep(), (BLOCKS_POOLED_MAX - 1) * BLOCK_BYTES);
+        assert_eq!(pool.sweep(), (FUTURES_POOLED_MAX - 1) * BLOCK_BYTES);
         assert_eq!((pool.sweep(), pool.sweep()), (BLOCK_BYTES, 0));
     }
 }

@@ -36,7 +36,7 @@ use std::{
 
 use meshring_core::{
     clock::monotonic_ns,
-    limits::{BUFFER_BYTES, HOT_IDLE_CONNECTIONS_MAX, HOT_STREAMS_MAX},
+    limits::{BUFFER_BYTES, HOT_IDLE_CONNECTIONS_MAX, HOT_STREAMS_MAX, SCRATCHES_POOLED_MAX},
     snapshot::page::PageReader,
     stats::{Counter, WorkerSlots},
 };
@@ -65,8 +65,6 @@ use crate::{
     upstream::Endpoints,
 };
 
-/// Field tables that a worker keeps for reuse: one per connection that is in the middle of something.
-const SCRATCHES_POOLED_MAX: usize = 64;
 /// What a worker is started with.
 pub(crate) struct Start {
     pub(crate) index: usize,

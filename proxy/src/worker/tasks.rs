@@ -13,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use meshring_core::{limits::DEADLINE_TICK_MS, stats::Counter};
+use meshring_core::{
+    limits::{DEADLINE_TICK_MS, STREAM_TASKS_POOLED_MAX, SWEEP_MS},
+    stats::Counter,
+};
 use monoio::{
     io::AsyncReadRent as _,
     net::{TcpListener, UnixStream},
@@ -31,10 +34,6 @@ use crate::{
 
 /// After an accept that failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Tasks that wait for a stream: as many requests as a worker serves at a time without being busy with anything else.
-const STREAM_TASKS_POOLED_MAX: usize = 64;
-/// Sweeps of pools and endpoints, in milliseconds.
-const SWEEP_MS: u64 = 1_000;
 
 /// Everything that a worker does, until it has drained.
 pub(super) async fn main(start: Start) -> io::Result<()> {

@@ -13,7 +13,10 @@ use std::{
 
 use meshring_core::{
     http::http2::{Code, ConnectionError, Engine, Role, Wake},
-    limits::{BODY_IDLE_MS_MAX, BUFFER_BYTES, HOLD_BUFFER_MS_MAX, HTTP2_LAST_WORDS_MS_MAX, HTTP2_UNWRITTEN_BYTES_MAX},
+    limits::{
+        BODY_IDLE_MS_MAX, BUFFER_BYTES, HOLD_BUFFER_MS_MAX, HTTP2_LAST_WORDS_MS_MAX, HTTP2_UNWRITTEN_BYTES_MAX,
+        HTTP2_WOKEN_AT_ONCE,
+    },
 };
 
 use crate::worker::{
@@ -23,9 +26,6 @@ use crate::worker::{
     deadlines::{Expiry, Timer, now_ms},
     interrupt::Interrupt,
 };
-
-/// Streams that wait for room and are woken when a buffer is on its way: the first of them fill the next one.
-const WOKEN_AT_ONCE: usize = 4;
 
 /// Who waits for a stream.
 #[derive(Debug, Default)]
@@ -302,7 +302,7 @@ impl Link {
             }
             std::mem::swap(&mut buffer, &mut *self.outgoing.borrow_mut());
             self.is_writing.set(true);
-            self.go_on(WOKEN_AT_ONCE);
+            self.go_on(HTTP2_WOKEN_AT_ONCE);
             let ms_max = if self.is_ending.get() { HTTP2_LAST_WORDS_MS_MAX } else { BODY_IDLE_MS_MAX };
             timer.set(now_ms() + ms_max, Expiry::ShutdownBoth);
             let result = write_all(half, &mut buffer).await;

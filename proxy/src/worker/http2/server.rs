@@ -11,7 +11,7 @@ use std::{
 
 use meshring_core::{
     http::http2::{Code, ConnectionError, Event, Opening, Role},
-    limits::LINGER_BYTES_MAX,
+    limits::{HTTP2_LINGER_MS, LINGER_BYTES_MAX},
     stats::Counter,
 };
 
@@ -31,9 +31,6 @@ use crate::{
         tasks,
     },
 };
-
-/// How long a client may take to read why its connection ends, in milliseconds.
-const LINGER_MS: u64 = 1_000;
 
 /// Serves a connection, of which `first` has been read, until it ends.
 pub(crate) async fn serve(worker: &Rc<Worker>, conn: &mut Conn, listener: &Rc<Listener>, first: Held) {
@@ -59,7 +56,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, conn: &mut Conn, listener: &Rc<Li
         worker.stats.add(Counter::Http2ConnectionErrors, 1);
     }
     // The last word must not be taken from the client by a reset.
-    conn.drain(LINGER_BYTES_MAX, LINGER_MS).await;
+    conn.drain(LINGER_BYTES_MAX, HTTP2_LINGER_MS).await;
 }
 
 /// A stable short name for why a connection ends.

@@ -14,9 +14,7 @@ use super::{
     crypto_info::{Cipher, CryptoInfo},
     enable_with, set,
 };
-
-/// A connection to ourselves takes microseconds, unless a packet filter swallows it.
-const CONNECT_MS_MAX: u64 = 1_000;
+use meshring_core::limits::KTLS_PROBE_CONNECT_MS_MAX;
 
 const VERSIONS: [(ProtocolVersion, &str); 2] =
     [(ProtocolVersion::TLSv1_3, "TLS 1.3"), (ProtocolVersion::TLSv1_2, "TLS 1.2")];
@@ -141,7 +139,7 @@ pub(crate) fn probe() -> Probe {
 }
 
 fn connect(listener: &TcpListener) -> io::Result<TcpStream> {
-    TcpStream::connect_timeout(&listener.local_addr()?, Duration::from_millis(CONNECT_MS_MAX))
+    TcpStream::connect_timeout(&listener.local_addr()?, Duration::from_millis(KTLS_PROBE_CONNECT_MS_MAX))
 }
 
 fn refusal(error: &io::Error) -> Absence {
