@@ -109,9 +109,9 @@ fn panels(comparison: &Comparison) -> Vec<Panel> {
         let at = "closed loop; less is better";
         panels.extend([throughput, panel("Latency, 99th percentile", at, Figure::ClosedLoopP99Us, micros, false)]);
     }
-    let resident = "resident, proportional share; less is better";
-    panels.push(panel("Memory, idle", resident, Figure::IdlePssBytes, megabytes, false));
-    panels.push(panel("Memory under load", resident, Figure::LoadedPssBytes, megabytes, false));
+    let resident = "resident; less is better";
+    panels.push(panel("Memory, idle", resident, Figure::IdleRssBytes, megabytes, false));
+    panels.push(panel("Memory under load", resident, Figure::LoadedRssBytes, megabytes, false));
     panels
 }
 

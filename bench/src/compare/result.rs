@@ -225,8 +225,7 @@ impl Comparison {
         if with_meshring {
             table += "The ratios are meshring's figure divided by the other's of the same round. ";
         }
-        table +=
-            "Memory is resident (the proportional share, so pages that two processes of a proxy share count once).\n";
+        table += "RSS is that of all processes of a proxy together; the proportional share is in the JSON.\n";
         for contender in self.contenders.iter().filter(|contender| contender.failed > 0) {
             let _ = writeln!(table, "\n**{}: {} requests failed.**", contender.name, thousands(contender.failed));
         }
@@ -271,7 +270,7 @@ impl Comparison {
                 contender.figures.get(&figure).map(|spread| format_micros(spread.median))
             }));
         }
-        for (name, figure) in [("memory idle", Figure::IdlePssBytes), ("memory loaded", Figure::LoadedPssBytes)] {
+        for (name, figure) in [("RSS idle", Figure::IdleRssBytes), ("RSS loaded", Figure::LoadedRssBytes)] {
             columns.push(column(name, move |contender| {
                 contender.figures.get(&figure).map(|spread| format!("{} MB", three_digits(spread.median / 1e6)))
             }));

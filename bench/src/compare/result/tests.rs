@@ -91,10 +91,10 @@ fn the_table_has_a_line_per_contender_and_names_failures() {
         lines,
         [
             "| proxy | CPU µs/request | ratio | requests/s | CPU µs/request at 3,000/s | ratio | p50 at 3,000/s | p99 at 3,000/s | p99.9 at 3,000/s | \
-             memory idle | memory loaded |",
+             RSS idle | RSS loaded |",
             "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-            "| meshring 1.0 | 22.0 (20.0–30.0) | – | 45,455 | 44.0 | – | 440 µs | 0.00 µs | 0.00 µs | 4.00 MB | 5.00 MB |",
-            "| Peer 1.0 | 30.0 (25.0–40.0) | 0.80× | 33,333 | 60.0 | 0.80× | 600 µs | 0.00 µs | 0.00 µs | 4.00 MB | 5.00 MB |",
+            "| meshring 1.0 | 22.0 (20.0–30.0) | – | 45,455 | 44.0 | – | 440 µs | 0.00 µs | 0.00 µs | 8.00 MB | 10.0 MB |",
+            "| Peer 1.0 | 30.0 (25.0–40.0) | 0.80× | 33,333 | 60.0 | 0.80× | 600 µs | 0.00 µs | 0.00 µs | 8.00 MB | 10.0 MB |",
         ]
     );
     assert!(markdown.contains("**Peer: 3 requests failed.**"), "{markdown}");
