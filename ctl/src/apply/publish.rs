@@ -443,7 +443,7 @@ impl Publisher {
     /// Names have other addresses now: the same sources make another table.
     pub fn addresses_changed(&mut self, answers: Vec<(Hostname, Vec<IpAddr>)>) {
         let before = self.dns.clone();
-        self.dns.0.extend(answers);
+        self.dns.extend(answers);
         let Some(files) = self.files.clone().filter(|_| self.dns != before) else { return };
         let overlay = self.overlay.clone();
         let published = self
