@@ -125,6 +125,27 @@ fn what_is_applied_overrides_the_files_until_it_is_deleted() {
 }
 
 #[test]
+fn what_the_log_leaves_out_is_counted() {
+    // A file tells ten times of one field, and then how often more.
+    let rule = |file: usize, index: usize| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: r-{file}-{index}}}\nspec: {{hosts: \
+             [r-{file}-{index}.example.com], http: [{{fault: {{}}, directResponse: {{status: 200}}}}]}}\n"
+        )
+    };
+    let files: Vec<(String, String)> =
+        (0..13).map(|file| (format!("{file}.yaml"), (0..10).map(|index| rule(file, index)).collect())).collect();
+    let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+    let node = Node::started(&files);
+    let told = || node.log().matches("spec.http[0].fault: ").count();
+    until("the log", || told() == 100 && node.log().contains("and 30 more about this configuration"));
+    assert_eq!(node.json(&["get", "status", "-o", "json"])["warnings"].as_array().unwrap().len(), 130);
+    let said = node.cli(&["analyze", "-f", node.config().to_str().unwrap()]);
+    let (stdout, stderr) = texts(&said);
+    assert_eq!((stdout + &stderr).matches("spec.http[0].fault: ").count(), 130);
+}
+
+#[test]
 fn invalid_input_of_apply_is_refused_with_its_place() {
     let node = Node::started(&[("shop.yaml", SHOP)]);
     node.file("bad.yaml", &split(80).replace("weight: 80", "weight: -1"));

@@ -126,6 +126,21 @@ fn every_kind_of_match_decides() {
 }
 
 #[test]
+fn round_robin_takes_turns() {
+    let upstreams = [witness("v1"), witness("v2")];
+    let shop = shop(upstreams[0].address(), upstreams[1].address());
+    let subsets = "spec:\n  host: reviews\n";
+    let balanced = "spec:\n  host: reviews\n  trafficPolicy:\n    loadBalancer:\n      simple: ROUND_ROBIN\n";
+    assert!(shop.contains(subsets));
+    let control = Control::start(&[("shop.yaml", &shop.replace(subsets, balanced))]);
+    let proxy = control.proxy("default/client").start();
+    control.wait_for_proxies(1);
+    let mut client = proxy.connect();
+    let answers: Vec<String> = (0..60).map(|_| client.get("reviews", "/").expect(200).text()).collect();
+    assert!(answers.windows(2).all(|pair| pair[0] != pair[1]), "{answers:?}");
+}
+
+#[test]
 fn headers_rewrites_redirects_and_timeouts_are_honoured() {
     let rules = format!(
         "- match:\n  - uri:\n      prefix: /headers\n  headers:\n    request:\n      set:\n        x-tag: rule\n      remove:\n      - x-secret\n    \

@@ -176,6 +176,20 @@ fn what_is_not_honoured_yet_is_reported_and_not_dropped_in_silence() {
 }
 
 #[test]
+fn what_is_not_honoured_in_a_file_stands_in_the_log_and_in_analyze() {
+    let mut mesh = Mesh::start();
+    let place = "reviews.yaml:9:5: warning[MR0601]: VirtualService default/reviews: spec.http[0].retries: ";
+    let text = split(80, 20).replace("  - route:", "  - retries:\n      attempts: 3\n    route:");
+    mesh.control.write("reviews.yaml", &text);
+    let line = mesh.control.process.wait_for_line(place);
+    assert!(line.contains("not yet honoured"), "{line}");
+    let config = mesh.control.dir().join("config");
+    let analyzed = meshring(&["analyze", "-f", config.to_str().unwrap()]);
+    let said = analyzed.stdout.clone() + &analyzed.stderr;
+    assert!(said.lines().any(|line| line.contains(place) && line.contains("not yet honoured")), "{analyzed:?}");
+}
+
+#[test]
 fn a_subset_that_nobody_defines_is_503_that_names_service_and_rule() {
     let mesh = Mesh::start();
     let text = split(80, 20).replace("subset: v1", "subset: v9").replace("subset: v2", "subset: v9");

@@ -1,7 +1,13 @@
 //! A snapshot that is not exactly what control wrote is refused, whatever is wrong with it.
 #![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
-use meshring_core::snapshot::Snapshot;
+use meshring_core::{
+    id::Generation,
+    snapshot::{
+        Snapshot,
+        layout::{HEADER_BYTES, Header, LAYOUT},
+    },
+};
 use meshring_tests::{
     generate::Random,
     proxy::{Driver, Proxy, store},
@@ -79,8 +85,17 @@ fn a_proxy_ignores_a_damaged_last_good_snapshot_and_says_why() {
     corrupt[last] ^= 1;
     let foreign = vec![b'#'; 4096];
     let short = sound[..sound.len() - 1].to_vec();
-    for (bytes, why) in [(corrupt, "corrupt"), (foreign, "no snapshot"), (short, "cut short"), (Vec::new(), "0 bytes")]
-    {
+    // As after an upgrade or a downgrade: all checksums are right.
+    let archive = &sound[HEADER_BYTES..];
+    let header = Header { layout: LAYOUT + 1, ..Header::of(Generation(7), archive) };
+    let other = [&header.encode()[..], archive].concat();
+    for (bytes, why) in [
+        (corrupt, "corrupt"),
+        (foreign, "no snapshot"),
+        (short, "cut short"),
+        (Vec::new(), "0 bytes"),
+        (other, "control and proxy are of different versions"),
+    ] {
         let dir = tempfile::TempDir::new().unwrap();
         store(dir.path(), &bytes);
         let builder = meshring_tests::proxy::ProxyBuilder::new(dir.path()).state_dir(dir.path()).driver(Driver::Epoll);

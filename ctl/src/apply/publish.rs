@@ -41,7 +41,7 @@ use crate::{
 
 /// Where a rollback's snapshot is kept over a restart: its content can no longer be compiled from the sources.
 pub(super) const ROLLED_BACK_NAME: &str = "rolled-back.snapshot";
-/// Diagnostics of one publication that are logged; `meshring get status` shows all.
+/// Diagnostics of one publication that are logged; the rest is counted.
 const LOGGED_MAX: usize = 100;
 /// Changes that an entry of the history lists.
 const HISTORY_CHANGES_MAX: usize = 5;
@@ -257,13 +257,19 @@ impl Publisher {
     /// Notes what is in effect now.
     fn accept(&mut self, compiled: Compiled, files: FileSet, overlay: Overlay) {
         // Nothing is dropped in silence; and nothing is said twice.
-        for diagnostic in
-            compiled.diagnostics.iter().filter(|diagnostic| !self.diagnostics.contains(diagnostic)).take(LOGGED_MAX)
-        {
+        let mut new = compiled.diagnostics.iter().filter(|diagnostic| !self.diagnostics.contains(diagnostic));
+        for diagnostic in new.by_ref().take(LOGGED_MAX) {
             match diagnostic.severity {
                 Severity::Info => tracing::info!("{diagnostic}"),
                 _ => tracing::warn!("{diagnostic}"),
             }
+        }
+        match new.count() {
+            0 => {}
+            more => tracing::warn!(
+                "and {more} more about this configuration: `meshring get status` shows all warnings, `meshring analyze -f FILES` \
+                 everything"
+            ),
         }
         self.world = Arc::new(compiled.world);
         self.diagnostics = compiled.diagnostics;
@@ -443,7 +449,7 @@ impl Publisher {
     /// Names have other addresses now: the same sources make another table.
     pub fn addresses_changed(&mut self, answers: Vec<(Hostname, Vec<IpAddr>)>) {
         let before = self.dns.clone();
-        self.dns.0.extend(answers);
+        self.dns.extend(answers);
         let Some(files) = self.files.clone().filter(|_| self.dns != before) else { return };
         let overlay = self.overlay.clone();
         let published = self

@@ -210,6 +210,9 @@ fn run(
         let addresses: Vec<IpAddr> = match &endpoint.address {
             _ if target(position) == 0 => Vec::new(),
             Address::Ip(address) => vec![*address],
+            Address::Name(name) if service.resolution == Resolution::DnsRoundRobin => {
+                dns.first(name).into_iter().collect()
+            }
             Address::Name(name) => dns.addresses(name),
             Address::Unix(_) => Vec::new(),
         };

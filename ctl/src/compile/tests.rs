@@ -20,6 +20,7 @@ use crate::{
 };
 
 mod access;
+mod balance;
 mod protocol;
 mod security;
 mod stream;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{
     Body, FastSet, Kind, MeshService, Place, Resource, VirtualService, World, analyze_security,
     rules::{MergedRule, VirtualServices, precedence, selects},
-    service_entry::Resolution,
+    service_entry::{Address, Resolution},
     value::{CLUSTER_DOMAIN, ExportTo, HostPattern, Hostname, Namespace, Protocol},
     virtual_service::{Action, StreamRoute, WeightedDestination},
 };
@@ -31,7 +31,7 @@ pub(super) fn analyze(world: &World) -> Vec<Diagnostic> {
     conflicting_virtual_services(world, world.stream_services(), "tcp or tls rules", &mut diagnostics);
     destination_rules(world, &mut diagnostics);
     orphan_slices(world, &mut diagnostics);
-    datagram_ports(world, &mut diagnostics);
+    unresolved_workloads(world, &mut diagnostics);
     analyze_security::analyze(world, &mut diagnostics);
     diagnostics
 }
@@ -337,15 +337,39 @@ fn orphan_slices(world: &World, diagnostics: &mut Vec<Diagnostic>) {
     }
 }
 
-/// Ports for datagrams: nothing routes there.
-fn datagram_ports(world: &World, diagnostics: &mut Vec<Diagnostic>) {
-    for service in world.registry().services() {
-        for (index, port) in service.ports.iter().enumerate().filter(|(_, port)| port.protocol == Protocol::Udp) {
-            let message = format!("port {} is UDP: it is not yet honoured, and nothing is routed to it", port.port);
+/// WorkloadEntries that give a name where their ServiceEntry takes addresses only. Its own `endpoints` are errors then.
+fn unresolved_workloads(world: &World, diagnostics: &mut Vec<Diagnostic>) {
+    let named: Vec<_> = world
+        .of_kind(Kind::WorkloadEntry)
+        .iter()
+        .filter_map(|resource| {
+            let Body::WorkloadEntry(workload) = &resource.body else { return None };
+            let Address::Name(name) = &workload.address else { return None };
+            Some((resource, workload, name))
+        })
+        .collect();
+    if named.is_empty() {
+        return;
+    }
+    for resource in world.of_kind(Kind::ServiceEntry) {
+        let Body::ServiceEntry(entry) = &resource.body else { continue };
+        let Some(selector) = &entry.workload_selector else { continue };
+        if matches!(entry.resolution, Resolution::Dns | Resolution::DnsRoundRobin) {
+            continue;
+        }
+        for (chosen, workload, name) in &named {
+            if chosen.key.namespace != resource.key.namespace || !selector.select(&workload.labels) {
+                continue;
+            }
+            let message = format!(
+                "{} selects it, and its resolution asks nobody for the addresses of names: `{name}` gets no traffic",
+                resource.key
+            );
             diagnostics.push(
-                Diagnostic::info(Code::VALUE_NOT_HONOURED, service.place.clone(), message)
-                    .of(&service.key)
-                    .at_field(format!("spec.ports[{index}]")),
+                Diagnostic::warning(Code::NO_EFFECT, chosen.place.clone(), message)
+                    .of(&chosen.key)
+                    .at_field("spec.address")
+                    .hint("write `resolution: DNS` there, or an IP address here"),
             );
         }
     }

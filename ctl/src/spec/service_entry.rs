@@ -67,7 +67,8 @@ pub enum Resolution {
     Static,
     /// To what DNS says for the endpoints' names, or for the hosts where there is no endpoint.
     Dns,
-    /// As `DNS`, but one address is used for all connections until DNS says something else (`DNS_ROUND_ROBIN`).
+    /// As `DNS`, but for one endpoint or none, and with one of its addresses at a time: the first of the answer, until an
+    /// answer comes without it (`DNS_ROUND_ROBIN`).
     DnsRoundRobin,
 }
 

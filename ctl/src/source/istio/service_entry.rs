@@ -75,6 +75,10 @@ pub(crate) fn read(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, metadata: 
         let message = "resolution is STATIC, but there are neither `endpoints` nor a `workloadSelector`";
         r.warning(Code::NO_EFFECT, spec.at, &path, message, "write `endpoints:` with their addresses");
     }
+    if resolution == Resolution::DnsRoundRobin && items.len() > 1 {
+        let message = "resolution is DNS_ROUND_ROBIN, which is for one endpoint or none";
+        r.error(Code::CONFLICT, spec.at, &endpoints_path, message, "write `resolution: DNS`, or keep one of them");
+    }
     let wildcard = hosts.iter().any(|host| host.exact().is_none());
     if wildcard && items.is_empty() && matches!(resolution, Resolution::Dns | Resolution::DnsRoundRobin) {
         let message = "a wildcard cannot be resolved by DNS";
@@ -120,7 +124,14 @@ pub(crate) fn read_workload(
 fn workload(r: &mut Reader<'_>, mut object: Object<'_, '_, '_>, under: &Labels) -> Option<Workload> {
     let path = object.path;
     let address = match object.text(r, "address") {
-        Some((text, at)) => r.valid(at, &path.field("address"), address(text)),
+        Some((text, at)) => {
+            let address = r.valid(at, &path.field("address"), address(text));
+            if let Some(Address::Unix(_)) = address {
+                let message = "unix sockets are not yet honoured: the endpoint gets no traffic";
+                r.warning(Code::VALUE_NOT_HONOURED, at, &path.field("address"), message, "");
+            }
+            address
+        }
         None => {
             r.missing(object.at, &path.field("address"), "write an IP address, a DNS name or `unix:///path`");
             None
@@ -228,10 +239,6 @@ fn check_endpoint(
             r.error(Code::CONFLICT, node.at, &address, message, "write `resolution: STATIC`");
         }
         _ => {}
-    }
-    if matches!(endpoint.address, Address::Unix(_)) {
-        let message = "unix sockets are not yet honoured: the endpoint gets no traffic";
-        r.warning(Code::VALUE_NOT_HONOURED, node.at, &address, message, "");
     }
     for name in endpoint.ports.keys() {
         if !ports.iter().any(|port| port.name == *name) {
@@ -375,7 +382,8 @@ fn port(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>) -> Option<EntryPor
             None
         }
     };
-    let protocol = match object.text(r, "protocol") {
+    let written = object.text(r, "protocol");
+    let protocol = match written {
         Some((text, at)) => {
             let protocol = Protocol::parse(text);
             if protocol.is_none() {
@@ -394,5 +402,10 @@ fn port(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>) -> Option<EntryPor
     object.finish(r, &PORT);
     let (port, name) = (number?, name?);
     let protocol = protocol.unwrap_or_else(|| Protocol::from_port_name(name.as_str()));
+    if protocol == Protocol::Udp {
+        let at = written.map_or(node.at, |(_, at)| at);
+        let message = "UDP is not yet honoured: nothing is routed to the port";
+        r.info(Code::VALUE_NOT_HONOURED, at, &path.field("protocol"), message);
+    }
     Some(EntryPort { name, port, target: target.unwrap_or(port), protocol })
 }

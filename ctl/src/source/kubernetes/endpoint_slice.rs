@@ -1,33 +1,41 @@
 //! `discovery.k8s.io/v1` EndpointSlice.
 
-use super::ip;
+use super::{ip, service::is_tcp};
 use crate::{
-    diagnostic::Code,
+    diagnostic::{Code, Position},
     source::{
-        decode::{Fields, Object, Path, Reader},
+        decode::{Fields, Object, Path, Reader, shorten},
         node::Node,
         resource::Metadata,
     },
     spec::{
         service::{EndpointSlice, SliceEndpoint, SlicePort},
-        value::{Name, Port, PortName},
+        value::{Name, Namespace, Port, PortName},
     },
 };
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const ENDPOINT: Fields = Fields {
-    honoured: &["addresses", "conditions", "targetRef"],
+    honoured: &["addresses", "conditions", "targetRef", "hints"],
     not_yet: &[],
-    // Where an endpoint is matters to locality load balancing only, which DestinationRule switches on; it reports that.
-    silent: &["hostname", "nodeName", "zone", "hints", "deprecatedTopology"],
+    // The API server's own controller writes these into every slice. Where an endpoint is matters to locality load
+    // balancing only, which Istio's sidecars do where a DestinationRule asks for it; that field of the rule is reported.
+    silent: &["hostname", "nodeName", "zone", "deprecatedTopology"],
 };
+// Istio counts `ready` alone, too, unless sessions are persistent.
 const CONDITIONS: Fields = Fields { honoured: &["ready"], not_yet: &[], silent: &["serving", "terminating"] };
 const TARGET: Fields = Fields {
-    honoured: &["kind", "name"],
+    honoured: &["kind", "name", "namespace"],
     not_yet: &[],
-    silent: &["apiVersion", "namespace", "uid", "resourceVersion", "fieldPath"],
+    // Which revision of the object it was, not which object.
+    silent: &["apiVersion", "uid", "resourceVersion", "fieldPath"],
 };
-const PORT: Fields = Fields { honoured: &["name", "port"], not_yet: &[], silent: &["protocol", "appProtocol"] };
+const PORT: Fields = Fields {
+    honoured: &["name", "port", "protocol"],
+    not_yet: &[],
+    // A copy of what the Service says, which is what counts, as in Istio.
+    silent: &["appProtocol"],
+};
 
 pub(crate) fn read(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, metadata: &Metadata) -> Option<EndpointSlice> {
     let path = root.path;
@@ -73,8 +81,15 @@ pub(crate) fn read(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, metadata: 
     let endpoints_path = path.field("endpoints");
     let items = root.list(r, "endpoints");
     let mut endpoints = Vec::with_capacity(items.len());
+    let mut hinted = None;
     for (index, node) in items.iter().enumerate() {
-        endpoint(r, node, &endpoints_path.index(index), &mut endpoints);
+        let hints = endpoint(r, node, &endpoints_path.index(index), &metadata.namespace, &mut endpoints);
+        hinted = hinted.or(hints.map(|at| (index, at)));
+    }
+    // One line for the whole slice: where a Service has `trafficDistribution`, all of its endpoints have hints.
+    if let Some((index, at)) = hinted {
+        let message = "hints at zones are not yet honoured: all endpoints are for all clients here";
+        r.info(Code::FIELD_NOT_HONOURED, at, &endpoints_path.index(index).field("hints"), message);
     }
     Some(EndpointSlice { service: service?, labels: metadata.labels.clone(), ports, endpoints })
 }
@@ -89,14 +104,36 @@ fn port(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>) -> Option<SlicePor
         None => PortName::default(),
     };
     let number = object.integer(r, "port");
+    let tcp = is_tcp(r, &mut object, "write TCP");
     object.finish(r, &PORT);
-    // A slice may leave the number out, which means "all ports"; nothing routes there.
-    let (number, at) = number?;
+    if !tcp {
+        return None;
+    }
+    let Some((number, at)) = number else {
+        // "All ports", which is for whoever reads slices to understand: kube-proxy passes over it, too.
+        let message = "a port without a number is not honoured: no traffic goes there";
+        r.warning(
+            Code::VALUE_NOT_HONOURED,
+            node.at,
+            &path.field("port"),
+            message,
+            "write the number that endpoints listen on",
+        );
+        return None;
+    };
     Some(SlicePort { name, port: r.valid(at, &path.field("port"), Port::parse(number))? })
 }
 
-fn endpoint(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>, endpoints: &mut Vec<SliceEndpoint>) {
-    let Some(mut object) = r.object(node, path) else { return };
+/// Adds the addresses of one endpoint; returns where it has hints.
+fn endpoint(
+    r: &mut Reader<'_>,
+    node: &Node<'_>,
+    path: &Path<'_>,
+    namespace: &Namespace,
+    endpoints: &mut Vec<SliceEndpoint>,
+) -> Option<Position> {
+    let mut object = r.object(node, path)?;
+    let hints = object.field("hints").map(|node| node.at);
     let mut ready = true;
     let conditions_path = path.field("conditions");
     if let Some(mut conditions) = object.field("conditions").and_then(|node| r.object(node, &conditions_path)) {
@@ -109,6 +146,17 @@ fn endpoint(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>, endpoints: &mu
         let kind = target.text(r, "kind");
         let name = target.text(r, "name");
         pod = name.filter(|_| matches!(kind, Some(("Pod", _)))).map(|(name, _)| r.share(name));
+        if let Some((other, at)) = target.text(r, "namespace")
+            && pod.is_some()
+            && other != namespace.as_str()
+        {
+            let message = format!(
+                "a Pod of namespace {}, which is not the slice's, is not yet honoured: the endpoint has none of its labels",
+                shorten(other)
+            );
+            r.warning(Code::VALUE_NOT_HONOURED, at, &target_path.field("namespace"), message, "");
+            pod = None;
+        }
         target.finish(r, &TARGET);
     }
     let addresses_path = path.field("addresses");
@@ -122,4 +170,5 @@ fn endpoint(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>, endpoints: &mu
         }
     }
     object.finish(r, &ENDPOINT);
+    hints
 }

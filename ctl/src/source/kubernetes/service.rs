@@ -4,7 +4,7 @@ use super::ip;
 use crate::{
     diagnostic::Code,
     source::{
-        decode::{Fields, Object, Path, Reader},
+        decode::{Fields, Object, Path, Reader, shorten},
         istio::export_to,
         node::{Meaning, Node, Value},
         resource::{Metadata, labels},
@@ -17,23 +17,24 @@ use crate::{
 
 const SPEC: Fields = Fields {
     honoured: &["type", "clusterIP", "clusterIPs", "externalName", "ports", "selector"],
-    not_yet: &["externalIPs", "sessionAffinityConfig", "trafficDistribution"],
-    silent: &[
-        "ipFamilies",
-        "ipFamilyPolicy",
-        "externalTrafficPolicy",
-        "healthCheckNodePort",
-        "allocateLoadBalancerNodePorts",
-        "loadBalancerClass",
-        "loadBalancerIP",
-        "loadBalancerSourceRanges",
-    ],
+    // Whoever writes loadBalancerSourceRanges means to keep others out, and nothing here does.
+    not_yet: &["externalIPs", "sessionAffinityConfig", "trafficDistribution", "loadBalancerSourceRanges"],
+    // The API server writes these into every Service, or into every one with a load balancer. Istio's sidecars read none
+    // of them: the addresses are those of `clusterIPs`, whatever the families; and the ports of nodes are kube-proxy's,
+    // before a connection is in the mesh.
+    silent: &["ipFamilies", "ipFamilyPolicy", "healthCheckNodePort", "allocateLoadBalancerNodePorts"],
 };
 const PORT: Fields = Fields {
     honoured: &["name", "port", "targetPort", "protocol", "appProtocol"],
     not_yet: &[],
+    // As `healthCheckNodePort`.
     silent: &["nodePort"],
 };
+
+/// What a user asks of the load balancer in front of the cluster, or of kube-proxy behind it, with the value that asks
+/// for nothing.
+const IN_FRONT: [(&str, &str); 3] =
+    [("externalTrafficPolicy", "Cluster"), ("loadBalancerClass", ""), ("loadBalancerIP", "")];
 
 pub(crate) fn read(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, metadata: &Metadata) -> Option<Service> {
     let path = root.path.field("spec");
@@ -82,6 +83,7 @@ pub(crate) fn read(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, metadata: 
         let message = "an ExternalName without ports is not yet honoured: requests for it are not routed";
         r.warning(Code::VALUE_NOT_HONOURED, spec.at, &path.field("ports"), message, "write `ports:`");
     }
+    in_front(r, &mut spec);
     spec.finish(r, &SPEC);
     let export_to = match &metadata.export_to {
         Some((text, at)) => {
@@ -97,6 +99,26 @@ pub(crate) fn read(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, metadata: 
         None => ExportTo::All,
     };
     Some(Service { kind: kind?, ports: ports?, cluster_ips, selector, export_to })
+}
+
+/// Tells once of all that is for others than a mesh: no proxy heeds it in Istio either.
+fn in_front(r: &mut Reader<'_>, spec: &mut Object<'_, '_, '_>) {
+    let path = spec.path;
+    let mut found = Vec::new();
+    for (name, nothing) in IN_FRONT {
+        if let Some((text, at)) = spec.text(r, name)
+            && text != nothing
+        {
+            found.push((name, at));
+        }
+    }
+    let Some((first, at)) = found.first().copied() else { return };
+    let names: Vec<_> = found.iter().map(|(name, _)| *name).collect();
+    let message = format!(
+        "is for load balancers in front of the cluster and for kube-proxy, and has no effect here: {}",
+        names.join(", ")
+    );
+    r.info(Code::FIELD_NOT_HONOURED, at, &path.field(first), message);
 }
 
 fn kind(r: &mut Reader<'_>, spec: &mut Object<'_, '_, '_>, headless: bool) -> Option<ServiceKind> {
@@ -129,7 +151,7 @@ fn ports(r: &mut Reader<'_>, spec: &mut Object<'_, '_, '_>) -> Option<Vec<Servic
     let mut ports: Vec<ServicePort> = Vec::with_capacity(items.len());
     for (index, node) in items.iter().enumerate() {
         let path = path.index(index);
-        let Some((port, udp)) = port(r, node, &path) else { continue };
+        let Some((port, datagrams)) = port(r, node, &path) else { continue };
         if items.len() > 1 && port.name.as_str().is_empty() {
             r.missing(node.at, &path.field("name"), "a Service with several ports must name each of them");
         }
@@ -137,9 +159,7 @@ fn ports(r: &mut Reader<'_>, spec: &mut Object<'_, '_, '_>) -> Option<Vec<Servic
             let message = format!("the port name `{}` is used twice", port.name);
             r.error(Code::INVALID_VALUE, node.at, &path.field("name"), message, "give each port a name of its own");
         }
-        if udp {
-            let message = "UDP and SCTP are not yet honoured: the port has no effect here";
-            r.info(Code::VALUE_NOT_HONOURED, node.at, &path.field("protocol"), message);
+        if datagrams {
             continue;
         }
         if ports.iter().any(|other| other.port == port.port) {
@@ -151,7 +171,7 @@ fn ports(r: &mut Reader<'_>, spec: &mut Object<'_, '_, '_>) -> Option<Vec<Servic
     (!r.failed).then_some(ports)
 }
 
-/// A port, and whether it is not TCP.
+/// A port, and whether it is one for datagrams.
 fn port(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>) -> Option<(ServicePort, bool)> {
     let mut object = r.object(node, path)?;
     let name = match object.text(r, "name") {
@@ -169,29 +189,48 @@ fn port(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>) -> Option<(Service
         }
     };
     let target = target(r, &mut object, path);
-    let transport = object.text(r, "protocol");
-    let udp = match transport {
-        None | Some(("TCP", _)) => false,
-        Some(("UDP" | "SCTP", _)) => true,
-        Some((other, at)) => {
-            let message = format!("`{other}` is not a transport protocol");
-            r.error(
-                Code::INVALID_VALUE,
-                at,
-                &path.field("protocol"),
-                message,
-                "write TCP here, and HTTP in `appProtocol` or as prefix of the name",
-            );
-            false
-        }
-    };
+    let datagrams = !is_tcp(r, &mut object, "write TCP here, and HTTP in `appProtocol` or as prefix of the name");
     let protocol = match object.text(r, "appProtocol") {
-        Some((text, _)) => Protocol::parse(text).unwrap_or(Protocol::Unknown),
+        Some((text, at)) => Protocol::parse(text).unwrap_or_else(|| {
+            let message = format!(
+                "`{}` is not a protocol that is known here: what the port speaks counts as not said",
+                shorten(text)
+            );
+            let hint = "write http, http2, grpc, https, tls or tcp where it is one of them";
+            r.warning(Code::VALUE_NOT_HONOURED, at, &path.field("appProtocol"), message, hint);
+            Protocol::Unknown
+        }),
         None => Protocol::from_port_name(name.as_str()),
     };
     object.finish(r, &PORT);
+    if protocol == Protocol::Udp && !datagrams {
+        r.info(
+            Code::VALUE_NOT_HONOURED,
+            node.at,
+            path,
+            "says that it is UDP, which is not yet honoured: nothing is routed to it",
+        );
+    }
     let port = number?;
-    Some((ServicePort { name, port, target: target.unwrap_or(TargetPort::Number(port)), protocol }, udp))
+    Some((ServicePort { name, port, target: target.unwrap_or(TargetPort::Number(port)), protocol }, datagrams))
+}
+
+/// Whether the `protocol` of a port is TCP. What is not is reported: UDP and SCTP as not yet honoured.
+pub(super) fn is_tcp(r: &mut Reader<'_>, port: &mut Object<'_, '_, '_>, hint: &str) -> bool {
+    let path = port.path.field("protocol");
+    match port.text(r, "protocol") {
+        None | Some(("TCP", _)) => true,
+        Some(("UDP" | "SCTP", at)) => {
+            let message = "UDP and SCTP are not yet honoured: the port has no effect here";
+            r.info(Code::VALUE_NOT_HONOURED, at, &path, message);
+            false
+        }
+        Some((other, at)) => {
+            let message = format!("`{other}` is not a transport protocol");
+            r.error(Code::INVALID_VALUE, at, &path, message, hint);
+            true
+        }
+    }
 }
 
 fn target(r: &mut Reader<'_>, object: &mut Object<'_, '_, '_>, path: &Path<'_>) -> Option<TargetPort> {
