@@ -56,3 +56,33 @@ fn dns_round_robin_uses_one_address_until_an_answer_comes_without_it() {
         assert_eq!(found, format!("80||big.example.com=1[{used}:80]"), "{answer:?}");
     }
 }
+
+#[test]
+fn ports_for_datagrams_and_pods_of_other_namespaces_lend_an_endpoint_nothing() {
+    let pod = |namespace: &str, version: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: a-1, namespace: {namespace}, labels: {{version: {version}}}}}\n"
+        )
+    };
+    let slice = |protocol: &str, namespace: &str| {
+        "---\napiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{name: http, port: 80}]}\n".to_owned()
+            + &pod("default", "v1")
+            + &pod("elsewhere", "v1")
+            + &istio("DestinationRule", "a", "default", "{host: a, subsets: [{name: v1, labels: {version: v1}}]}")
+            + &istio(
+                "VirtualService",
+                "a",
+                "default",
+                "{hosts: [a], http: [{route: [{destination: {host: a, subset: v1}}]}]}",
+            )
+            + &format!(
+                "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: a, labels: {{kubernetes.io/service-name: \
+                 a}}}}\naddressType: IPv4\nports: [{{name: http, port: 80, protocol: {protocol}}}]\nendpoints: [{{addresses: [10.0.0.1], \
+                 targetRef: {{kind: Pod, name: a-1, namespace: {namespace}}}}}]\n"
+            )
+    };
+    let ask = |protocol, namespace| Mesh::new(&slice(protocol, namespace)).get("default/x", "a");
+    assert_eq!(ask("TCP", "default"), "80|v1|a.default=100[10.0.0.1:80]");
+    assert_eq!(ask("UDP", "default"), "80|v1|a.default=100[]");
+    assert_eq!(ask("TCP", "elsewhere"), "80|v1|a.default=100[]");
+}
