@@ -265,7 +265,7 @@ pub(crate) async fn turn_away(worker: &Worker, conn: &mut Conn) {
 
 /// Answers what is not even a request.
 async fn refuse(worker: &Worker, conn: &mut Conn, status: u16, code: &'static str, what: &dyn std::fmt::Display) {
-    worker.log_refusal(code, conn.peer(), what);
+    worker.log_refused(code, conn, what);
     let body = format!("meshring: {} ({code}): {what}\n", reason(status));
     local::refuse(worker, conn, status, &body).await;
 }

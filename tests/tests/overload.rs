@@ -277,7 +277,7 @@ fn without_descriptors_for_upstreams_it_is_503_and_not_the_endpoints_fault(drive
     let text = client.get("echo", "/").expect(503).text();
     assert!(text.starts_with("meshring: Service Unavailable (out_of_descriptors): "), "{text}");
     assert!(!text.contains("127.0.0.1"), "no endpoint is to blame: {text}");
-    assert!(proxy.process.wait_for_line("out_of_descriptors").contains("refused: "));
+    assert!(proxy.process.wait_for_line("out_of_descriptors").contains("failed: "));
     set_limit(&proxy, hard_limit(&proxy));
     // At once, and neither is passed over for a second as if it had refused; the client's connection goes on.
     for _ in 0..4 {

@@ -378,4 +378,18 @@ impl ChunkError {
             Self::Truncated => "http1.truncated_body",
         }
     }
+
+    /// Likewise, when an upstream sent it.
+    #[must_use]
+    pub fn upstream_code(self) -> &'static str {
+        match self {
+            Self::Size => "upstream_http1.chunk_size",
+            Self::Extension => "upstream_http1.chunk_extension",
+            Self::ExtensionTooLarge => "upstream_http1.chunk_extension_too_large",
+            Self::DataEnd => "upstream_http1.chunk_data_end",
+            Self::Trailer => "upstream_http1.trailer",
+            Self::TrailerTooLarge => "upstream_http1.trailer_too_large",
+            Self::Truncated => "upstream_http1.truncated_body",
+        }
+    }
 }

@@ -269,7 +269,7 @@ pub(super) async fn forward(
             }
         }
     }
-    let denial = Denial::Upstream { status: 502, what: "every attempt failed".into() };
+    let denial = Denial::Upstream { status: 502, code: "upstream.no_response", what: "every attempt failed".into() };
     deny_late(worker, conn, input, head, record, denial).await
 }
 
@@ -306,7 +306,9 @@ async fn leased(
     let left_ms = total_at_ms.map_or(CONNECT_MS_MAX, |total| total.saturating_sub(now_ms()).min(CONNECT_MS_MAX));
     if left_ms == 0 {
         worker.stats.add(Counter::UpstreamTimeouts, 1);
-        return Err(Denial::Upstream { status: 504, what: format!("{address}: {}", Failure::Timeout) }.into());
+        let failure = Failure::Timeout;
+        let what = format!("{address}: {failure}");
+        return Err(Denial::Upstream { status: 504, code: failure.code(), what }.into());
     }
     record.sent_to(plan.target.slot());
     let http2 = plan.target.http2(pinned, conn.stream().is_some());
@@ -571,6 +573,7 @@ pub(super) async fn finish(
 ) -> After {
     let Exchange { worker, uploading, keep_alive, .. } = *exchange;
     conn.timer.clear();
+    conn.told().works();
     if relayed.upstream_reusable && !uploading.get() && !worker.draining() {
         lease.give_back(now_ms(), relayed.keep_alive_timeout_s);
     }
@@ -594,20 +597,20 @@ pub(super) async fn failed(
     failure: Failure,
     address: SocketAddr,
 ) -> After {
-    let (status, counter) = match failure {
-        Failure::Broken(error) => {
+    let (status, counter) = match &failure {
+        Failure::Broken(_) => {
             // Nothing can be said any more: an abrupt end tells the client that the response is not whole.
             worker.stats.add(Counter::UpstreamResets, 1);
-            tracing::debug!(%address, "response broken off: {error}");
+            worker.log_fault(failure.code(), conn, &format_args!("{address}: {failure}"));
             conn.abort();
             return After::Close;
         }
         Failure::Client(_) => return After::Close,
         Failure::ClientBody(bad) => {
-            return deny_late(worker, conn, input, head, record, Denial::BadBody(bad)).await;
+            return deny_late(worker, conn, input, head, record, Denial::BadBody(*bad)).await;
         }
         Failure::ClientBodyLate(bad) => {
-            Denial::BadBody(bad).observe(worker, conn);
+            Denial::BadBody(*bad).observe(worker, conn);
             conn.abort();
             return After::Close;
         }
@@ -616,6 +619,6 @@ pub(super) async fn failed(
         Failure::Malformed(_) | Failure::UnsolicitedUpgrade => (502, Counter::UpstreamBadResponses),
     };
     worker.stats.add(counter, 1);
-    let denial = Denial::Upstream { status, what: format!("{address}: {failure}") };
+    let denial = Denial::Upstream { status, code: failure.code(), what: format!("{address}: {failure}") };
     deny_late(worker, conn, input, head, record, denial).await
 }

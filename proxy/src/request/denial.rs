@@ -78,6 +78,7 @@ pub(super) enum Denial {
     },
     Upstream {
         status: u16,
+        code: &'static str,
         what: String,
     },
 }
@@ -104,31 +105,74 @@ impl Denial {
         }
     }
 
-    /// Counts it, and logs what an operator must know of: what a client or this machine is to blame for.
+    /// Counts it, and says why in the log, in one line for a connection, see [`Worker::log_refused`] and [`Worker::log_fault`].
     pub(super) fn observe(&self, worker: &Worker, conn: &Conn) {
-        let (counter, code, what): (_, _, &dyn std::fmt::Display) = match self {
-            Self::NoRoute { .. } | Self::NoApplication { .. } => return worker.stats.add(Counter::NoRoute, 1),
-            Self::BadBody(BadBody::TooSlow) => (Counter::BodyTimeouts, BadBody::TooSlow.code(), &BadBody::TooSlow),
-            Self::BadBody(bad) => (Counter::RequestsRefused, bad.code(), bad),
-            Self::Misdirected => {
-                (Counter::RequestsRefused, "misdirected", &"a host that the TLS handshake was not for")
+        match self {
+            // The path's own line was written where it was found to be bad, that of a handshake by whom it failed for.
+            Self::Refused(_) | Self::TlsFailed { .. } => {}
+            // An authorizer's answer is not ours to explain, and a login begins with one.
+            Self::External { .. } => worker.stats.add(Counter::AccessDenied, 1),
+            Self::BadBody(bad) => {
+                let counter = match bad {
+                    BadBody::TooSlow => Counter::BodyTimeouts,
+                    _ => Counter::RequestsRefused,
+                };
+                worker.stats.add(counter, 1);
+                worker.log_refused(bad.code(), conn, bad);
             }
-            Self::BadToken(refused) => (Counter::JwtRefused, refused.bad.code(), &refused.bad.message()),
-            Self::Forbidden { why } => (Counter::AccessDenied, "access_denied", why),
-            Self::External { .. } => return worker.stats.add(Counter::AccessDenied, 1),
-            Self::ExternalFailed { why, .. } => (Counter::AccessDenied, "ext_authz_failed", why),
-            Self::Overload(what) => (Counter::RequestsOverload, "overload", what),
-            Self::TlsRequired { .. } => (Counter::TlsRequired, "tls_required", &"plain text where TLS is required"),
-            Self::Exhausted { code, error } => (Counter::RequestsOverload, *code, error),
-            _ => return,
-        };
-        worker.stats.add(counter, 1);
-        worker.log_refusal(code, conn.peer(), what);
+            Self::Misdirected => {
+                worker.stats.add(Counter::RequestsRefused, 1);
+                worker.log_refused("misdirected", conn, &"a host that the TLS handshake was not for");
+            }
+            Self::BadToken(refused) => {
+                worker.stats.add(Counter::JwtRefused, 1);
+                worker.log_refused(refused.bad.code(), conn, &refused.bad.message());
+            }
+            Self::Forbidden { why } => {
+                worker.stats.add(Counter::AccessDenied, 1);
+                worker.log_refused("access_denied", conn, why);
+            }
+            Self::TlsRequired { .. } => {
+                worker.stats.add(Counter::TlsRequired, 1);
+                worker.log_refused("tls_required", conn, &"plain text where TLS is required");
+            }
+            Self::NoRoute { .. } | Self::NoApplication { .. } => {
+                worker.stats.add(Counter::NoRoute, 1);
+                let (code, what) = self.reason();
+                worker.log_refused(code, conn, &what);
+            }
+            Self::ConnectNotConfigured | Self::Late => {
+                let (code, what) = self.reason();
+                worker.log_refused(code, conn, &what);
+            }
+            Self::ExternalFailed { why, .. } => {
+                worker.stats.add(Counter::AccessDenied, 1);
+                worker.log_fault("ext_authz_failed", conn, why);
+            }
+            Self::Overload(what) => {
+                worker.stats.add(Counter::RequestsOverload, 1);
+                worker.log_fault("overload", conn, what);
+            }
+            Self::Exhausted { code, error } => {
+                worker.stats.add(Counter::RequestsOverload, 1);
+                worker.log_fault(code, conn, error);
+            }
+            // Counted where they were met.
+            Self::NoEndpoint(_) | Self::ConnectFailed { .. } | Self::Upstream { .. } => {
+                let (code, what) = self.reason();
+                worker.log_fault(code, conn, &what);
+            }
+        }
     }
 
     pub(super) fn text(&self) -> String {
-        let status = self.status();
-        let (code, what) = match self {
+        let (code, what) = self.reason();
+        format!("meshring: {} ({code}): {what}\n", reason(self.status()))
+    }
+
+    /// Its stable short code, and in words.
+    fn reason(&self) -> (&'static str, String) {
+        match self {
             Self::ConnectNotConfigured => ("connect_not_configured", "CONNECT is not configured here".into()),
             Self::Refused(refusal) => (refusal.code(), refusal.to_string()),
             Self::NoRoute { no_route, host, namespace } => {
@@ -156,9 +200,8 @@ impl Denial {
             Self::Exhausted { code, error } => {
                 (*code, format!("this proxy cannot open an upstream connection: {error}"))
             }
-            Self::Upstream { what, .. } => ("upstream", what.clone()),
-        };
-        format!("meshring: {} ({code}): {what}\n", reason(status))
+            Self::Upstream { code, what, .. } => (*code, what.clone()),
+        }
     }
 }
 
@@ -172,7 +215,7 @@ pub(super) async fn refuse_path(
     refusal: Refusal,
 ) -> After {
     worker.stats.add(Counter::RequestsRefused, 1);
-    worker.log_refusal(refusal.code(), conn.peer(), &refusal);
+    worker.log_refused(refusal.code(), conn, &refusal);
     let head = RequestHead { keep_alive: false, ..*head };
     deny(worker, conn, input, &head, record, Denial::Refused(refusal)).await
 }

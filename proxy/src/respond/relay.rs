@@ -1,6 +1,6 @@
 //! An upstream's response on its way to the client.
 
-use std::{cell::Cell, io};
+use std::{cell::Cell, fmt, io};
 
 use meshring_core::{
     http::{
@@ -40,7 +40,7 @@ pub(crate) enum Failure {
     #[error("the upstream did not respond in time")]
     Timeout,
     /// The response head violates HTTP.
-    #[error("the upstream's response is malformed: {0} ({code})", code = .0.code())]
+    #[error("the upstream's response is malformed: {0}")]
     Malformed(#[from] BadResponse),
     /// 101 without a request for it, or to another protocol (RFC 9110 section 15.2.2).
     #[error("the upstream switched protocols without being asked to")]
@@ -52,11 +52,47 @@ pub(crate) enum Failure {
     #[error("in mid-response: {0}")]
     ClientBodyLate(BadBody),
     /// After the head had been sent on: nothing can be said to the client any more but an abrupt end.
-    #[error("in mid-response: {0}")]
+    #[error("in mid-response: {}", Cause(.0))]
     Broken(BodyError),
     /// The client went away.
     #[error("the client closed the connection: {0}")]
     Client(io::Error),
+}
+
+/// Why an upstream's body is broken; [`BodyError`] has words for a client's.
+struct Cause<'a>(&'a BodyError);
+
+impl fmt::Display for Cause<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            BodyError::Bad(BadBody::Malformed(error)) => write!(f, "the upstream's body is malformed: {error}"),
+            BodyError::Bad(BadBody::TooSlow) => f.write_str("the upstream's body did not arrive in time"),
+            error => error.fmt(f),
+        }
+    }
+}
+
+impl Failure {
+    /// A stable short name for the log and for the text of an answer.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::NoResponse => "upstream.no_response",
+            Self::CutHead => "upstream.cut_head",
+            Self::Timeout => "upstream.timeout",
+            Self::Malformed(bad) => bad.code(),
+            Self::UnsolicitedUpgrade => "upstream_http1.unsolicited_upgrade",
+            Self::Broken(BodyError::Bad(BadBody::Malformed(error))) => error.upstream_code(),
+            Self::Broken(BodyError::Bad(BadBody::TooLarge)) => "upstream.body_too_large",
+            Self::Broken(BodyError::Bad(BadBody::TooSlow)) => "upstream.body_timeout",
+            Self::Broken(BodyError::Read(error)) => match error.kind() {
+                io::ErrorKind::TimedOut => "upstream.body_timeout",
+                io::ErrorKind::UnexpectedEof => "upstream.truncated_body",
+                _ => "upstream.reset",
+            },
+            Self::Broken(BodyError::Write(_)) | Self::Client(_) => "client_gone",
+            Self::ClientBody(bad) | Self::ClientBodyLate(bad) => bad.code(),
+        }
+    }
 }
 
 /// A response that went through.

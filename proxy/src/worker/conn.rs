@@ -20,6 +20,7 @@ use super::{
     congestion,
     deadlines::{Deadlines, Expiry, Timer, now_ms},
     http2::Stream,
+    refusals::Told,
     secure::{Tls, peer::Peer},
 };
 
@@ -54,6 +55,8 @@ pub(crate) struct SocketReader {
     fd: RawFd,
     /// Once the connection is secured.
     pub(super) tls: Option<Rc<Tls>>,
+    /// What the log has said of a client's connection.
+    told: Told,
 }
 
 /// What writes to a socket.
@@ -161,7 +164,7 @@ impl Conn {
         let _ = stream.set_nodelay(true);
         let fd = stream.as_raw_fd();
         let (read, write) = stream.into_split();
-        let read = ReadHalf::Socket(SocketReader { socket: read, fd, tls: None });
+        let read = ReadHalf::Socket(SocketReader { socket: read, fd, tls: None, told: Told::default() });
         let write = WriteHalf::Socket(SocketWriter { socket: write, fd, tls: None });
         Self { timer: deadlines.timer(fd), read, write }
     }
@@ -201,6 +204,14 @@ impl Conn {
 
     fn tls(&self) -> Option<&Rc<Tls>> {
         self.read.tls()
+    }
+
+    /// What the log has said of a client's connection; streams of HTTP/2 share it.
+    pub(crate) fn told(&self) -> &Told {
+        match &self.read {
+            ReadHalf::Socket(socket) => &socket.told,
+            ReadHalf::Stream(stream) => &stream.origin().told,
+        }
     }
 
     /// Likewise, for what only sockets do.

@@ -44,10 +44,12 @@ use meshring_core::{
 pub(crate) use self::tasks::{accept_loop, guarded, turn_away};
 use self::{
     buffers::Buffers,
+    conn::Conn,
     deadlines::Deadlines,
     driver::Driver,
     futures::FuturePool,
     generation::{Current, Generations, KnownClusters, Prepared},
+    http2::Origin,
     ktls::Probe,
     limits::Limits,
     mailbox::{Mailboxes, Message},
@@ -187,9 +189,36 @@ impl Worker {
     /// One line about something refused, at most one per second, worker and code; the next one says how many came
     /// between. `reason` must have passed no byte of a peer that is not escaped.
     pub(crate) fn log_refusal(&self, code: &'static str, peer: Option<SocketAddr>, reason: &dyn fmt::Display) {
-        if let Some(unlogged) = self.refusals.due(code, monotonic_ns()) {
-            let peer = peer.map_or_else(|| "gone".to_owned(), |peer| peer.to_string());
-            tracing::info!(code, peer, unlogged, "refused: {reason}");
+        self.log(code, None, || peer, "refused", reason);
+    }
+
+    /// Likewise about what came over a client's connection, which has one line of each code.
+    pub(crate) fn log_refused(&self, code: &'static str, conn: &Conn, reason: &dyn fmt::Display) {
+        self.log(code, Some(&conn.told().refused), || conn.peer(), "refused", reason);
+    }
+
+    /// Likewise of a stream that is none.
+    pub(crate) fn log_refused_stream(&self, code: &'static str, origin: &Origin, reason: &dyn fmt::Display) {
+        self.log(code, Some(&origin.told.refused), || origin.peer, "refused", reason);
+    }
+
+    /// A request of a client that failed without its fault: one line of each code for its connection, until a response comes
+    /// through again.
+    pub(crate) fn log_fault(&self, code: &'static str, conn: &Conn, reason: &dyn fmt::Display) {
+        self.log(code, Some(&conn.told().faults), || conn.peer(), "failed", reason);
+    }
+
+    fn log(
+        &self,
+        code: &'static str,
+        told: Option<&Cell<u64>>,
+        peer: impl FnOnce() -> Option<SocketAddr>,
+        what: &str,
+        reason: &dyn fmt::Display,
+    ) {
+        if let Some(unlogged) = self.refusals.due(code, monotonic_ns(), told) {
+            let peer = peer().map_or_else(|| "gone".to_owned(), |peer| peer.to_string());
+            tracing::info!(code, peer, unlogged, "{what}: {reason}");
         }
     }
 

@@ -188,6 +188,33 @@ impl Malformed {
             Self::InterimEnd => "http2.interim_end",
         }
     }
+
+    /// Likewise, when an upstream sent it.
+    #[must_use]
+    pub fn upstream_code(self) -> &'static str {
+        match self {
+            Self::UppercaseName => "upstream_http2.uppercase_name",
+            Self::BadName => "upstream_http2.bad_name",
+            Self::PseudoField => "upstream_http2.pseudo_field",
+            Self::BadValue => "upstream_http2.bad_value",
+            Self::ConnectionField => "upstream_http2.connection_field",
+            Self::Te => "upstream_http2.te",
+            Self::MissingPseudo => "upstream_http2.missing_pseudo",
+            Self::BadMethod => "upstream_http2.bad_method",
+            Self::BadPath => "upstream_http2.bad_path",
+            Self::BadAuthority => "upstream_http2.bad_authority",
+            Self::HostMismatch => "upstream_http2.host_mismatch",
+            Self::BadConnect => "upstream_http2.bad_connect",
+            Self::BadProtocol => "upstream_http2.bad_protocol",
+            Self::BadLength => "upstream_http2.bad_length",
+            Self::LengthMismatch => "upstream_http2.length_mismatch",
+            Self::TrailersGoOn => "upstream_http2.trailers_go_on",
+            Self::SectionInTunnel => "upstream_http2.section_in_tunnel",
+            Self::TooLarge => "upstream_http2.too_large",
+            Self::BadStatus => "upstream_http2.bad_status",
+            Self::InterimEnd => "upstream_http2.interim_end",
+        }
+    }
 }
 
 /// Whether a trailer field may go on, by its name: a token that is not about framing, routing, authentication and the like

@@ -225,7 +225,7 @@ impl Side for Client {
             while let Some(event) = protocol.next_event() {
                 if let Event::Malformed(malformed) = event {
                     self.worker.log_refusal(
-                        malformed.code(),
+                        malformed.upstream_code(),
                         None,
                         &format_args!("a response over HTTP/2: {malformed}"),
                     );
@@ -255,7 +255,7 @@ async fn run(mut conn: Conn, link: &Rc<Link>, client: Client) {
     {
         worker.stats.add(Counter::UpstreamBadResponses, 1);
         worker.log_refusal(
-            "http2.upstream_error",
+            "upstream_http2.connection",
             conn.peer(),
             &format_args!("HTTP/2 upstream connection ended: {error}"),
         );

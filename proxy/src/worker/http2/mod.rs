@@ -14,7 +14,7 @@ mod websocket;
 use std::{net::SocketAddr, rc::Rc};
 
 pub(crate) use self::stream::Stream;
-use super::{conn::Conn, secure::peer::Peer};
+use super::{conn::Conn, refusals::Told, secure::peer::Peer};
 
 /// What the streams of a connection know of it.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub(crate) struct Origin {
     pub(crate) secured: Option<Rc<Peer>>,
     /// The address that an intercepted client meant.
     pub(crate) original_destination: Option<SocketAddr>,
+    /// What the log has said of it.
+    pub(crate) told: Told,
 }
 
 impl Origin {
@@ -33,6 +35,7 @@ impl Origin {
             peer: conn.peer(),
             secured: conn.secured_peer().cloned(),
             original_destination: conn.original_destination(),
+            told: Told::default(),
         })
     }
 }

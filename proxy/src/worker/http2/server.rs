@@ -95,7 +95,7 @@ impl Side for Server<'_> {
                 Event::Opened(opening) => self.accept(link, opening),
                 Event::Malformed(malformed) => {
                     self.worker.stats.add(Counter::RequestsRefused, 1);
-                    self.worker.log_refusal(malformed.code(), self.origin.peer, &malformed);
+                    self.worker.log_refused_stream(malformed.code(), &self.origin, &malformed);
                 }
             }
         }
