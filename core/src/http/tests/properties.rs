@@ -197,6 +197,11 @@ fn nearly_http() -> impl Strategy<Value = Vec<u8>> {
         Just(b"5;x\r\nhello\r\n".to_vec()),
         Just(b"0\r\n".to_vec()),
         Just(b"X: y\n".to_vec()),
+        Just(b"Expect: y\r\n".to_vec()),
+        Just(b"Transfer-Encoding: gzip\r\n".to_vec()),
+        Just(b"GET / HTTP/9.9\r\n".to_vec()),
+        Just(b"X : y\r\n".to_vec()),
+        Just(b"X: a\rb\r\n".to_vec()),
         prop::collection::vec(any::<u8>(), 0..12),
     ];
     prop::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat())
