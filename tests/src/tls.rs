@@ -9,9 +9,12 @@ use std::{
 };
 
 use rustls::{
-    AlertDescription, ClientConfig, ClientConnection, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
-    StreamOwned, SupportedProtocolVersion,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    AlertDescription, ClientConfig, ClientConnection, DigitallySignedStruct, Error, NamedGroup, RootCertStore,
+    SignatureScheme, StreamOwned, SupportedProtocolVersion,
+    client::{
+        ClientSessionMemoryCache, ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
     crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime},
     server::ParsedCertificate,
@@ -92,6 +95,45 @@ impl ServerCertVerifier for AnyName {
     }
 }
 
+/// Resumes a session with whatever server: it keeps all of them under one name.
+#[derive(Debug)]
+struct AnySession(ClientSessionMemoryCache);
+
+/// The one name.
+fn any() -> ServerName<'static> {
+    ServerName::try_from("any").expect("a name")
+}
+
+impl ClientSessionStore for AnySession {
+    fn set_kx_hint(&self, _: ServerName<'static>, group: NamedGroup) {
+        self.0.set_kx_hint(any(), group);
+    }
+
+    fn kx_hint(&self, _: &ServerName<'_>) -> Option<NamedGroup> {
+        self.0.kx_hint(&any())
+    }
+
+    fn set_tls12_session(&self, _: ServerName<'static>, value: Tls12ClientSessionValue) {
+        self.0.set_tls12_session(any(), value);
+    }
+
+    fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        self.0.tls12_session(&any())
+    }
+
+    fn remove_tls12_session(&self, _: &ServerName<'static>) {
+        self.0.remove_tls12_session(&any());
+    }
+
+    fn insert_tls13_ticket(&self, _: ServerName<'static>, value: Tls13ClientSessionValue) {
+        self.0.insert_tls13_ticket(any(), value);
+    }
+
+    fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        self.0.take_tls13_ticket(&any())
+    }
+}
+
 /// Why there is no connection, or no response over it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refused {
@@ -139,6 +181,15 @@ impl Caller {
             }
         };
         Self { config: Arc::new(config), name: "reviews.default.svc.cluster.local".into() }
+    }
+
+    /// Shows a session ticket to every server name, whichever it was made for.
+    #[must_use]
+    pub fn mixing_sessions(mut self) -> Self {
+        const SESSIONS_MAX: usize = 8;
+        let store = AnySession(ClientSessionMemoryCache::new(SESSIONS_MAX));
+        Arc::make_mut(&mut self.config).resumption = Resumption::store(Arc::new(store));
+        self
     }
 
     /// With another server name.

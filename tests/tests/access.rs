@@ -9,7 +9,7 @@ use meshring_tests::{
     ports::Reserved,
     proxy::Driver,
     tls::{Mesh, peer_authentication},
-    upstream::{Received, Upstream, response},
+    upstream::{Received, Upstream, ok, response},
     wait,
 };
 
@@ -74,6 +74,102 @@ fn deny_comes_before_allow_and_names_file_and_line_in_the_log() {
     expect_denied(&client.get("reviews", "/%61dmin;x=1"));
     let line = mesh.wait_for_log(&["access_denied"]);
     assert!(line.contains("policies.yaml") && line.contains(&spiffe("client")), "{line}");
+}
+
+/// Item 36 of the HTTP checklist, where the rules are those of an AuthorizationPolicy and the request comes straight to the inbound
+/// port: whatever is let through to a path is what the application sees.
+#[test]
+fn item_36_every_spelling_gets_the_verdict_of_its_path() {
+    let application = Upstream::answering(|request| ok(request.target()));
+    let deny = "action: DENY\nrules:\n- to: [{operation: {paths: [\"/admin\", \"/admin/*\", \"/deep/only\"]}}]\n";
+    let only = "- to: [{operation: {paths: [\"/open\", \"/open/*\"]}}]\n";
+    let denied = [
+        "/admin",
+        "/admin/",
+        "/admin/x",
+        "/a/../admin",
+        "/a/%2e%2e/admin",
+        "/a/%2E%2E/admin",
+        "/a/.%2e/admin",
+        "/./admin",
+        "/%2e/admin",
+        "/%61dmin",
+        "/admi%6E",
+        "//admin",
+        "///admin",
+        "/.//admin",
+        "http://reviews//admin",
+        "/admin%2f",
+        "/admin%2fx",
+        "/%2fadmin",
+        "/%2Fadmin",
+        "/%5cadmin",
+        "/a%2f..%2fadmin",
+        "/a%5c..%5cadmin",
+        "/a%2f%2e%2e%2fadmin",
+        "/x/..%2fadmin",
+        "/admin;x",
+        "/admin;",
+        "/admin;x=1/y",
+        "/a/../admin;x",
+        "/admi%6e;x?q",
+        "//admin;x",
+        "/deep;v=1/only",
+        "/deep;v=1/only;w",
+        "/admin?a=/open",
+        "/open/../admin",
+        "/open/%2e%2e/admin",
+        "/open%2f..%2fadmin",
+        "http://reviews/admin",
+    ];
+    let refused = [
+        ("/../admin", "http1.path_escapes_root"),
+        ("/%2e%2e/admin", "http1.path_escapes_root"),
+        ("/..%2fadmin", "http1.path_escapes_root"),
+        ("/a/..;x/admin", "http1.path_parameters"),
+        ("/..;/admin", "http1.path_parameters"),
+        ("/.;x/admin", "http1.path_parameters"),
+        ("/a/..%3bx/admin", "http1.path_parameters"),
+        ("/admin%00", "http1.target_nul"),
+        ("/x\\..\\admin", "http1.target_backslash"),
+        ("/%c0%afadmin", "http1.target_overlong_utf8"),
+    ];
+    // What is let through, and as what the application sees it.
+    let passed = [
+        ("/open", "/open"),
+        ("//open", "/open"),
+        ("/open/./x", "/open/x"),
+        ("/admin/../open/x", "/open/x"),
+        ("/admin%2f..%2fopen", "/open"),
+        ("/%6fpen/%78", "/open/x"),
+        ("/open;v=1/x", "/open;v=1/x"),
+        ("/open/%252e%252e/admin", "/open/%252e%252e/admin"),
+        ("/open?x=/../admin", "/open?x=/../admin"),
+    ];
+    // One of them alone, and both.
+    for (policies, is_open) in
+        [(policy("deny", "", deny), true), (allow(only), false), (policy("deny", "", deny) + &allow(only), false)]
+    {
+        let mesh = start(&application, &policies);
+        let before = application.received().len();
+        let mut client = Client::connect(mesh.inbound());
+        for target in denied {
+            expect_denied(&client.get("reviews", target));
+        }
+        for (target, code) in refused {
+            let response = Client::connect(mesh.inbound()).get("reviews", target);
+            assert!(response.expect(400).text().contains(code), "{target}: {}", response.text());
+        }
+        assert_eq!(application.received().len(), before);
+        for (target, seen) in passed {
+            assert_eq!(client.get("reviews", target).expect(200).text(), seen, "{target}");
+        }
+        // No dot segments, and not the path of any rule.
+        for target in ["/x", "/administrator", "/.admin", "/a../admin", "/deep/only/x"] {
+            let response = client.get("reviews", target);
+            if is_open { assert_eq!(response.expect(200).text(), target) } else { expect_denied(&response) }
+        }
+    }
 }
 
 #[test]

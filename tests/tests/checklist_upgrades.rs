@@ -4,17 +4,20 @@
 use meshring_core::table::model::{Condition, StringMatch};
 use meshring_tests::{
     checklist::{BEHIND, Chain, Shown, Sidecar, contains, expect_bytes, expect_refusal, saying, with, with_own_lines},
-    client::Client,
+    client::{Client, request},
     on_both_drivers,
     proxy::Driver,
     table::{rule, rule_if},
     upstream::{Upstream, ok},
+    wait,
 };
 
 on_both_drivers! {
     item_50_expectations_other_than_100_continue_are_417
     item_50_an_expectation_that_means_nothing_is_not_forwarded
     item_51_a_client_that_expects_100_gets_exactly_one
+    item_51_a_body_that_comes_unasked_needs_no_100
+    item_51_an_unsolicited_100_is_no_response
     item_51_a_final_response_instead_of_100_is_the_answer
     item_52_early_hints_are_relayed_and_kept_from_http_1_0
     item_53_an_unsolicited_101_is_502
@@ -98,6 +101,43 @@ fn item_51_a_client_that_expects_100_gets_exactly_one(driver: Driver) {
             }
         }
         assert_eq!(chain.second.upstream.connections(), 1);
+    }
+}
+
+fn item_51_a_body_that_comes_unasked_needs_no_100(driver: Driver) {
+    // An upstream that knows nothing of 100: the client does not wait for ever (RFC 9110 section 10.1.1), and is told nothing that
+    // the upstream has not said.
+    let upstream = Upstream::answering(|request| ok(&String::from_utf8_lossy(&request.body)));
+    let chain = Chain::before(driver, upstream);
+    for address in [chain.second.outbound(), chain.second.inbound(), chain.first.outbound()] {
+        let mut client = Client::connect(address);
+        for (length, body) in
+            [("content-length: 5", "hello"), ("transfer-encoding: chunked", "5\r\nhello\r\n0\r\n\r\n")]
+        {
+            client.send(format!("{POST}expect: 100-continue\r\n{length}\r\n\r\n"));
+            wait::until("the head upstream", || {
+                contains(&chain.second.received(), b"expect: 100-continue").then_some(())
+            });
+            // `response` fails on an interim response.
+            assert_eq!(client.send(body).response().expect(200).text(), "hello");
+        }
+    }
+}
+
+fn item_51_an_unsolicited_100_is_no_response(driver: Driver) {
+    let upstream =
+        Upstream::answering(|request| [b"HTTP/1.1 100 Continue\r\n\r\n".repeat(3), ok(request.target())].concat());
+    let chain = Chain::before(driver, upstream);
+    for address in [chain.second.outbound(), chain.second.inbound(), chain.first.outbound()] {
+        let mut client = Client::connect(address);
+        for target in ["/1", "/2"] {
+            // Clients discard the first one (RFC 9110 section 15.2.1); the others end here.
+            client.send(request("GET", "echo", target, &[]));
+            assert!(client.head().line.starts_with("HTTP/1.1 100 "));
+            assert_eq!(client.response().expect(200).text(), target);
+        }
+        let mut old = Client::connect(address);
+        assert_eq!(old.send("GET /3 HTTP/1.0\r\nhost: echo\r\n\r\n").response().expect(200).text(), "/3");
     }
 }
 

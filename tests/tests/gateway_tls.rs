@@ -24,7 +24,7 @@ use meshring_tests::{
     wait,
 };
 use rcgen::DnType;
-use rustls::AlertDescription;
+use rustls::{AlertDescription, HandshakeKind};
 use tempfile::TempDir;
 
 on_both_drivers! {
@@ -32,6 +32,7 @@ on_both_drivers! {
     a_mutual_gateway_wants_a_certificate_of_its_own_roots
     access_rules_hold_at_a_gateway_with_tls_and_without
     a_gateway_tells_of_its_clients_certificates_what_the_mesh_wants
+    cve_2025_23419_a_session_of_one_host_opens_no_other
     a_mutual_gateway_can_want_names_and_an_optional_one_nothing
     a_gateway_for_the_mesh_shows_its_identity_and_wants_one
     h2load_sees_no_failures_over_tls
@@ -45,7 +46,7 @@ struct Edge {
     authority: Arc<Authority>,
     /// Signs for workloads of the mesh.
     operator: Arc<Authority>,
-    _application: Upstream,
+    application: Upstream,
 }
 
 const GATEWAY: &str = "apiVersion: networking.istio.io/v1
@@ -98,7 +99,7 @@ impl Edge {
         let control = Control::start_with_arguments(dir, "config", &arguments);
         let gateway = control.proxy("default/edge").driver(driver).start();
         control.wait_for_proxies(1);
-        Self { control, gateway, authority: Authority::new("public"), operator, _application: application }
+        Self { control, gateway, authority: Authority::new("public"), operator, application }
     }
 
     /// Publishes a Gateway with its Secrets, and waits until the credentials are there.
@@ -259,6 +260,60 @@ fn a_gateway_tells_of_its_clients_certificates_what_the_mesh_wants(driver: Drive
         edge.control.write("mesh.yaml", &mesh);
         wait::until(how, || (told() == expected).then_some(()));
     }
+}
+
+fn cve_2025_23419_a_session_of_one_host_opens_no_other(driver: Driver) {
+    let edge = Edge::start(driver);
+    let customers = Authority::new("customers");
+    let hosts = ["shop.example.com", "pay.example.com", "a.wild.example.com"];
+    let issued = edge.authority.issue(&Leaf::server(&hosts));
+    let servers = [
+        server(
+            edge.port(),
+            "shop",
+            "shop.example.com",
+            "mode: SIMPLE, credentialName: shop, minProtocolVersion: TLSV1_2",
+        ),
+        server(edge.port(), "pay", "pay.example.com", "mode: MUTUAL, credentialName: pay, minProtocolVersion: TLSV1_2"),
+    ];
+    let secrets = secret("shop", &issued, None) + &secret("pay", &issued, Some(&customers));
+    edge.publish(&(gateway(&servers) + &secrets), 2);
+    let address = edge.gateway.outbound();
+    let metric = || edge.control.metric("meshring_downstream_tls_resumed_total", "default/edge");
+    for (version, caller) in
+        [("TLS 1.3", Caller::new(&edge.authority, None)), ("TLS 1.2", Caller::old(&edge.authority, None))]
+    {
+        let caller = caller.mixing_sessions().asking_for("shop.example.com");
+        // On a session of its own first, then on one that is resumed: Host names the host that wants a certificate.
+        for expected in [HandshakeKind::Full, HandshakeKind::Resumed] {
+            let resumed = metric();
+            let mut client = caller.connect(address);
+            client.get("shop.example.com", "/").expect(200);
+            let kind = client.stream_mut().conn.handshake_kind();
+            assert_eq!(kind == Some(HandshakeKind::Resumed), expected == HandshakeKind::Resumed, "{version}: {kind:?}");
+            if expected == HandshakeKind::Resumed {
+                wait::until("the count of resumed sessions", || (metric() > resumed).then_some(()));
+            }
+            let before = edge.application.received().len();
+            let text = client.get("pay.example.com", "/").expect(421).text();
+            assert!(text.contains("(misdirected)"), "{version}: {text}");
+            client.expect_end();
+            for host in ["PAY.example.com.", "a.wild.example.com", "pay.example.com:443"] {
+                caller.connect(address).get(host, "/").expect(421);
+            }
+            assert_eq!(edge.application.received().len(), before, "{version}");
+        }
+        // Its ticket is shown for the other name: the certificate is asked for all the same.
+        caller.connect(address).get("shop.example.com", "/").expect(200);
+        let other = caller.asking_for("pay.example.com");
+        expect_alert(&other.refused(address), AlertDescription::CertificateRequired);
+    }
+    wait::until("the reason", || edge.gateway.process.line("misdirected"));
+    // With the certificate, and only then.
+    let customer = customers.issue(&Leaf::server(&["customer-7"]));
+    let mut client = Caller::new(&edge.authority, Some(&customer)).asking_for("pay.example.com").connect(address);
+    client.get("pay.example.com", "/").expect(200);
+    client.get("shop.example.com", "/").expect(421);
 }
 
 fn a_mutual_gateway_can_want_names_and_an_optional_one_nothing(driver: Driver) {

@@ -66,7 +66,7 @@ fn our_refusals_are_trailers_only_for_grpc_and_text_for_others() {
         ("empty", 503, "no_endpoint", "14"),
         ("nowhere", 503, "no_endpoint", "14"),
         ("gone", 503, "connect_failed", "14"),
-        ("closing", 502, "upstream", "14"),
+        ("closing", 502, "upstream.no_response", "14"),
     ] {
         let called = call(&mut proxy.connect(), host, "/pkg.Svc/Method", &[GRPC]);
         let (found, message) = trailers_only(&called);

@@ -5,6 +5,7 @@
 use meshring_core::table::model::UpstreamProtocol;
 use meshring_tests::{
     checklist::Sidecar,
+    client::request as request_http1,
     frames::{self, block, code, field},
     h2::{Connection, get, request},
     h2_application::Hop,
@@ -15,6 +16,7 @@ use meshring_tests::{
 };
 
 on_both_drivers! {
+    cve_2026_42926_a_body_is_never_taken_for_frames
     item_68_upper_case_in_a_name_ends_the_stream
     item_69_pseudo_fields_stand_once_and_first
     item_69_pseudo_fields_in_trailers_go_no_further
@@ -269,4 +271,32 @@ fn item_76_the_upstream_of_a_belied_length_is_never_told_an_end(driver: Driver) 
         // What lied about its length leaves nothing behind that another request could be mixed up with.
         assert!(matches!(request.line.as_str(), "GET /behind HTTP/1.1" | "POST /bad HTTP/1.1"), "{request:?}");
     }
+}
+
+fn cve_2026_42926_a_body_is_never_taken_for_frames(driver: Driver) {
+    let hop = Hop::new(driver);
+    let smuggled = block(&[(":method", "GET"), (":scheme", "http"), (":authority", "echo"), (":path", "/smuggled")]);
+    // Frames that end the request's own stream, and begin another; behind enough bytes to be first in a frame of the proxy's, too.
+    let frames =
+        [frames::data(1, "", true), frames::headers(3, smuggled, true), frames::settings(&[]), frames::reset(1, 8)]
+            .concat();
+    for body in [frames.clone(), [&vec![b'x'; 16_384][..], &frames].concat(), frames.repeat(2_000)] {
+        let length = body.len().to_string();
+        let head = request_http1("POST", "echo", "/", &[("content-length", &length)]);
+        let chunks = [format!("{length:x}\r\n", length = body.len()).as_bytes(), &body, b"\r\n0\r\n\r\n"].concat();
+        let chunked_head = request_http1("POST", "echo", "/", &[("transfer-encoding", "chunked")]);
+        for message in [[&head[..], &body].concat(), [&chunked_head[..], &chunks].concat()] {
+            let mut client = hop.proxy.connect();
+            assert!(client.send(message).response().expect(200).body == body);
+        }
+        let mut client = hop.connect();
+        let stream = client.request(&request("POST", "echo", "/"), false);
+        client.body(stream, &body, true);
+        assert!(client.response(stream).body == body);
+    }
+    for message in hop.application.received() {
+        assert_eq!(message.fields.value(":path"), Some("/"));
+        assert!(message.ended && message.reset.is_none());
+    }
+    assert_eq!(hop.application.received().len(), 9);
 }

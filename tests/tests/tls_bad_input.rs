@@ -22,6 +22,8 @@ use rustls::AlertDescription;
 on_both_drivers! {
     bad_certificates_are_refused_with_their_alert_and_reason
     garbage_and_truncated_handshakes_end_with_an_alert_or_silently
+    cve_2024_11738_a_hello_in_any_pieces_ends_no_worker
+    cve_2024_32650_close_notify_behind_the_hello_ends_the_handshake
     a_client_that_stops_in_the_middle_of_its_handshake_is_ended_at_the_deadline
 }
 
@@ -179,10 +181,6 @@ fn garbage_and_truncated_handshakes_end_with_an_alert_or_silently(driver: Driver
     let mut broken = hello.clone();
     let last = broken.len() - 1;
     broken.truncate(last);
-    let record = |kind: u8, body: &[u8]| {
-        let len = u16::try_from(body.len()).unwrap().to_be_bytes();
-        [&[kind, 3, 1], &len[..], body].concat()
-    };
     let cases: [(&str, Vec<u8>); 7] = [
         ("a handshake record of noise", record(22, &[0xA5; 200])),
         ("an empty record", record(22, &[])),
@@ -227,6 +225,75 @@ fn garbage_and_truncated_handshakes_end_with_an_alert_or_silently(driver: Driver
     assert_eq!(application.received().len(), 0);
     mesh.get("reviews", "/").expect(200);
     mesh.server.process.output().lines().for_each(|line| assert!(!line.contains("panicked"), "{line}"));
+}
+
+/// A TLS record.
+fn record(kind: u8, body: &[u8]) -> Vec<u8> {
+    let len = u16::try_from(body.len()).unwrap().to_be_bytes();
+    [&[kind, 3, 1], &len[..], body].concat()
+}
+
+fn cve_2024_11738_a_hello_in_any_pieces_ends_no_worker(driver: Driver) {
+    let application = Upstream::saying("here");
+    let mesh = strict(&application, driver);
+    let hello = client_hello(&mesh);
+    let message = &hello[5..];
+    let mut empty_between = record(22, &message[..4]);
+    empty_between.extend(record(22, &[]));
+    empty_between.extend(record(22, &message[4..]));
+    let pieces = |len: usize| message.chunks(len).flat_map(|piece| record(22, piece)).collect::<Vec<_>>();
+    let cases = [
+        ("one byte of it", record(22, &message[..1])),
+        ("its head", record(22, &message[..4])),
+        ("its head, then something else", [record(22, &message[..4]), record(21, &[2, 40])].concat()),
+        ("its half, then application data", [record(22, &message[..60]), record(23, &[0; 8])].concat()),
+        ("an empty record in it", empty_between),
+        ("twice in one record", record(22, &[message, message].concat())),
+        ("twice", [&hello[..], &hello].concat()),
+        ("in records of 3 bytes", pieces(3)),
+        ("in records of 100 bytes", pieces(100)),
+    ];
+    for (name, bytes) in &cases {
+        // Whole, and as it may come off the network.
+        for piece in [bytes.len(), 7, 1] {
+            let mut socket = TcpStream::connect(mesh.inbound()).unwrap();
+            socket.set_nodelay(true).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            // It may be refused before all of it is out.
+            let _ = bytes.chunks(piece).try_for_each(|piece| socket.write_all(piece));
+            let _ = socket.shutdown(Shutdown::Write);
+            let mut answer = Vec::new();
+            match socket.read_to_end(&mut answer) {
+                Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => panic!("{name}: {error}"),
+                _ => assert!(answer.is_empty() || [21, 22].contains(&answer[0]), "{name}: {answer:?}"),
+            }
+        }
+        mesh.get("reviews", "/").expect(200);
+    }
+    assert_eq!(application.received().len(), cases.len());
+    assert!(!mesh.server.process.output().contains("panicked"));
+}
+
+fn cve_2024_32650_close_notify_behind_the_hello_ends_the_handshake(driver: Driver) {
+    let application = Upstream::saying("here");
+    let mesh = strict(&application, driver);
+    let hello = client_hello(&mesh);
+    for alert in [[1, 0], [2, 0]] {
+        let refused = mesh.server_metric(REFUSED);
+        let mut socket = TcpStream::connect(mesh.inbound()).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        socket.write_all(&[&hello[..], &record(21, &alert)].concat()).unwrap();
+        // The client's side stays open: it is for the proxy to see that nothing will come of it, long before its deadline.
+        let started = Instant::now();
+        let mut answer = Vec::new();
+        match socket.read_to_end(&mut answer) {
+            Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => panic!("{error}"),
+            _ => assert!(answer.is_empty() || [21, 22].contains(&answer[0]), "{answer:?}"),
+        }
+        assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+        mesh.wait_for_metric_above(REFUSED, refused);
+        mesh.get("reviews", "/").expect(200);
+    }
 }
 
 fn a_client_that_stops_in_the_middle_of_its_handshake_is_ended_at_the_deadline(driver: Driver) {

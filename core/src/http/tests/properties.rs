@@ -128,6 +128,61 @@ fn events(input: &[u8], pieces: &[usize]) -> Vec<Exchange> {
     }
 }
 
+/// All that a client of an upstream sees of a response that comes in pieces of these sizes (the last one repeats): status, reason
+/// and fields, data, trailers and the end, or that the head or the body is refused. `None` where the input ends too early.
+fn response_events(input: &[u8], pieces: &[usize], method: Method) -> Option<Result<Answer, bool>> {
+    let mut sizes = pieces.iter().chain(std::iter::repeat(pieces.last().expect("a size")));
+    let (mut fields, mut arrived) = (Fields::new(), 0);
+    let head = loop {
+        match response::parse(&input[..arrived], &mut fields, method, FIRST_HOP) {
+            Ok(Some(head)) => break head,
+            Ok(None) if arrived == input.len() => return None,
+            Ok(None) => arrived = (arrived + sizes.next().expect("endless")).min(input.len()),
+            Err(_) => return Some(Err(false)),
+        }
+    };
+    let mut answer = Answer {
+        status: head.status,
+        reason: head.reason.of(input).to_vec(),
+        lines: pairs(input, &fields),
+        framing: head.framing,
+        keep_alive: head.keep_alive,
+        body: Vec::new(),
+        trailers: Vec::new(),
+        end: None,
+    };
+    let (mut consumed, mut decoder) = (head.len, BodyDecoder::new(head.framing));
+    loop {
+        let pending = &input[consumed..arrived];
+        let Ok(step) = decoder.decode(pending) else { return Some(Err(true)) };
+        consumed += step.consumed;
+        match step.event {
+            Event::Data(range) => answer.body.extend_from_slice(&pending[range]),
+            Event::Trailer { name, value } => answer.trailers.push((pending[name].to_vec(), pending[value].to_vec())),
+            Event::End => {
+                answer.end = Some(consumed);
+                return Some(Ok(answer));
+            }
+            Event::NeedInput if arrived == input.len() => return Some(Ok(answer)),
+            Event::NeedInput => arrived = (arrived + sizes.next().expect("endless")).min(input.len()),
+        }
+    }
+}
+
+/// A response as the proxy sees it.
+#[derive(Debug, PartialEq)]
+struct Answer {
+    status: u16,
+    reason: Vec<u8>,
+    lines: Lines,
+    framing: BodyFraming,
+    keep_alive: bool,
+    body: Vec<u8>,
+    trailers: Lines,
+    /// How many bytes it is, once it is whole.
+    end: Option<usize>,
+}
+
 /// Pieces of heads that break rules, so that random input gets past the first byte.
 fn nearly_http() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
@@ -142,6 +197,11 @@ fn nearly_http() -> impl Strategy<Value = Vec<u8>> {
         Just(b"5;x\r\nhello\r\n".to_vec()),
         Just(b"0\r\n".to_vec()),
         Just(b"X: y\n".to_vec()),
+        Just(b"Expect: y\r\n".to_vec()),
+        Just(b"Transfer-Encoding: gzip\r\n".to_vec()),
+        Just(b"GET / HTTP/9.9\r\n".to_vec()),
+        Just(b"X : y\r\n".to_vec()),
+        Just(b"X: a\rb\r\n".to_vec()),
         prop::collection::vec(any::<u8>(), 0..12),
     ];
     prop::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat())
@@ -220,11 +280,50 @@ proptest! {
         }
         let good = bytes.len();
         bytes.extend_from_slice(&rest);
+        // Whatever has begun ends: of a head that does not, more is waited for where its end may tell more.
+        bytes.extend_from_slice(&b"\r\n\r\n".repeat(8));
         let whole = events(&bytes, &[bytes.len()]);
         prop_assert!(whole[..messages.len()].iter().all(|exchange| exchange.end == Some(Ok(()))), "of {good} bytes");
-        // Of what follows, a head may be refused sooner or later or for another rule, but never be read otherwise.
-        let accepted = |events: Vec<Exchange>| events.into_iter().filter(|exchange| exchange.head.is_ok()).collect::<Vec<_>>();
-        prop_assert_eq!(accepted(events(&bytes, &pieces)), accepted(whole));
+        // What follows may be refused as soon as a rule is broken, which may be another one than that of all the bytes; but the
+        // status of the answer is the same, and so is all that is accepted.
+        let statuses = |events: Vec<Exchange>| {
+            let status = |exchange: Exchange| (exchange.head.map_err(Refusal::status), exchange.body, exchange.trailers, exchange.end);
+            events.into_iter().map(status).collect::<Vec<_>>()
+        };
+        prop_assert_eq!(statuses(events(&bytes, &pieces)), statuses(whole));
+    }
+
+    #[test]
+    fn every_split_of_a_response_gives_the_same_events(
+        status in 100_u16..600, framing in framings(), lines in lines(), body in prop::collection::vec(any::<u8>(), 0..60),
+        rest in nearly_http(), pieces in prop::collection::vec(1_usize..40, 1..20),
+        method in prop::sample::select(vec![Method::Get, Method::Head, Method::Connect]),
+    ) {
+        let framing = match framing {
+            BodyFraming::Length(_) => BodyFraming::Length(body.len() as u64),
+            other => other,
+        };
+        let mut bytes = format!("HTTP/1.1 {status} Fine\r\n{}{}\r\n", announced(framing), section(&lines)).into_bytes();
+        if framing == BodyFraming::Chunked {
+            body.chunks(7).for_each(|chunk| encode_chunk(&mut bytes, chunk));
+            bytes.extend_from_slice(LAST_CHUNK);
+        } else {
+            bytes.extend_from_slice(&body);
+        }
+        bytes.extend_from_slice(&rest);
+        let whole = response_events(&bytes, &[bytes.len()], method);
+        prop_assert!(matches!(whole, Some(Ok(_))), "{whole:?}");
+        prop_assert_eq!(response_events(&bytes, &pieces, method), whole);
+    }
+
+    #[test]
+    fn every_split_of_what_is_nearly_a_response_gives_the_same_verdict(
+        status in 100_u16..600, bytes in nearly_http(), pieces in prop::collection::vec(1_usize..9, 1..20),
+    ) {
+        for bytes in [bytes.clone(), [format!("HTTP/1.1 {status} Fine\r\n").as_bytes(), &bytes].concat()] {
+            let whole = response_events(&bytes, &[bytes.len().max(1)], Method::Get);
+            prop_assert_eq!(response_events(&bytes, &pieces, Method::Get), whole);
+        }
     }
 
     #[test]
