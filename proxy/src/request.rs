@@ -348,7 +348,8 @@ async fn exchange(
         let last = RequestHead { keep_alive: false, ..*head };
         return deny(worker, conn, input, &last, &record, Denial::Misdirected).await;
     }
-    let passed = if is_guarded(&pinned, listener) {
+    let is_guarded = is_guarded(&pinned, listener);
+    let passed = if is_guarded {
         let source = Source { address: client.address, peer: conn.secured_peer().map(|peer| &**peer) };
         match authorize(worker, &pinned, listener, &request, source).await {
             Ok(passed) => passed,
@@ -365,7 +366,7 @@ async fn exchange(
         record.due(Some(record.started_ms()));
         return deny(worker, conn, input, head, &record, Denial::Late).await;
     }
-    let certificate = client_certificate(&pinned, listener, conn);
+    let certificate = client_certificate(&pinned, listener, is_guarded, conn);
     let (plan, out) = if listener.direction != Direction::Outbound {
         let target = Target::Application { endpoint: listener.application(worker), shared: listener.cluster(worker) };
         let extra = passed.to_client.clone();
@@ -486,12 +487,17 @@ struct Outgoing<'a> {
 
 /// What the next one is told of the client's certificate: by a sidecar as Istio has it, by a gateway as the mesh wants it. Of what
 /// the application beside us sends nothing is passed on.
-fn client_certificate<'c>(pinned: &Pinned, listener: &Listener, conn: &'c Conn) -> ClientCertificate<'c> {
+fn client_certificate<'c>(
+    pinned: &Pinned,
+    listener: &Listener,
+    is_guarded: bool,
+    conn: &'c Conn,
+) -> ClientCertificate<'c> {
     let element = conn.secured_peer().and_then(|peer| peer.element.as_deref());
     if listener.direction != Direction::Outbound {
         return element.map_or(ClientCertificate::Removed, ClientCertificate::Appended);
     }
-    if !is_guarded(pinned, listener) {
+    if !is_guarded {
         return ClientCertificate::Removed;
     }
     match (pinned.table().settings().gateway_client_certificate, element) {
