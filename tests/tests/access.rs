@@ -330,11 +330,13 @@ fn explain_names_the_policy_that_decides_with_file_and_line() {
     let deny = policy("deny", "", "action: DENY\nrules:\n- to: [{operation: {paths: [\"/admin*\"]}}]\n");
     let mesh = start(&application, &(allow("- to: [{operation: {methods: [GET]}}]\n") + &deny));
     // Several workloads have this machine's address: which one has the endpoint is told by its port.
+    // Each keeps the service account that the mesh has given it: with another one it would get a new certificate,
+    // and its callers would refuse it.
     let workload = |name: &str, port: u16| {
+        let app = name.trim_end_matches("-v1");
         format!(
             "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {name}, namespace: default}}\nspec:\n  \
-             address: 127.0.0.1\n  ports: {{http: {port}}}\n  labels: {{app: {}}}\n  serviceAccount: {name}\n",
-            name.trim_end_matches("-v1")
+             address: 127.0.0.1\n  ports: {{http: {port}}}\n  labels: {{app: {app}}}\n  serviceAccount: {app}\n"
         )
     };
     let workloads = workload("client", 1) + &workload("reviews-v1", mesh.inbound().port());
