@@ -27,6 +27,9 @@ pub(crate) const RECONNECT_PAUSE: Duration = Duration::from_millis(10);
 /// Largest latency that the histogram tells apart; longer ones count as this.
 pub(crate) const LATENCY_MAX: Duration = Duration::from_secs(3600);
 
+/// Seconds of a load whose p99 is told by itself.
+pub(crate) const LATENCY_WINDOW: Duration = Duration::from_secs(1);
+
 /// Significant decimal digits that the histogram keeps: values are right to 0.1%.
 pub(crate) const LATENCY_DIGITS: u8 = 3;
 

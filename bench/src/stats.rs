@@ -20,6 +20,10 @@ impl Latencies {
         self.0.saturating_record(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
     }
 
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+
     pub(crate) fn summary(&self) -> LatencySummary {
         let micros = |nanos: u64| nanos as f64 / 1e3;
         let quantile = |quantile| micros(self.0.value_at_quantile(quantile));

@@ -69,6 +69,7 @@ fn attack(driver: Driver, arguments: &[&str]) {
     let mut resident_max_kib = resident_before_kib;
     let descriptors_before = descriptors(&proxy);
     let (mut descriptors_max, mut let_go) = (0, false);
+    let mut seen: Vec<(Duration, usize)> = Vec::new();
 
     let mut command = Command::new("slowhttptest");
     command.args(["-c", &CONNECTIONS.to_string(), "-r", "300", "-l", &ATTACK.as_secs().to_string(), "-p", "3"]);
@@ -88,6 +89,9 @@ fn attack(driver: Driver, arguments: &[&str]) {
         resident_max_kib = resident_max_kib.max(proxy.process.resident_kib());
         let descriptors = descriptors(&proxy);
         descriptors_max = descriptors_max.max(descriptors);
+        if seen.last().is_none_or(|&(at, _)| started.elapsed() > at + Duration::from_millis(500)) {
+            seen.push((started.elapsed(), descriptors));
+        }
         // At its end slowhttptest closes everything itself.
         let is_going_on = started.elapsed() < ATTACK - Duration::from_secs(1);
         let_go |= is_going_on
@@ -102,7 +106,10 @@ fn attack(driver: Driver, arguments: &[&str]) {
     assert!(kib_each <= KIB_PER_CONNECTION_MAX, "{kib_each} KiB for each connection\n{output}");
     assert!(descriptors_max > descriptors_before + CONNECTIONS / 2, "{descriptors_max} descriptors at most\n{output}");
     // What we have closed is seen by slowhttptest at once, unless it has not yet read what came before.
-    assert!(let_go || output.contains("No open connections left"), "connections are left\n{output}");
+    assert!(
+        let_go || output.contains("No open connections left"),
+        "connections are left: {descriptors_before} descriptors before, then {seen:?}\n{output}"
+    );
     assert!(
         output.contains("YES") && !output.contains("NO\n"),
         "its own probe found the service unavailable\n{output}"

@@ -157,6 +157,19 @@ fn service(name: &str, address: SocketAddr) -> String {
     text.replace("echo", name).replace("{{BACKEND_PORT}}", &address.port().to_string())
 }
 
+/// p99 of a typical second, in microseconds: the median over all seconds of all phases. What the machine does to a few seconds is not
+/// the attack's; a phase below a second counts as one.
+pub(super) fn p99_us(phases: &[Phase]) -> f64 {
+    median(phases.iter().flat_map(|Phase { load, .. }| {
+        match load.p99_of_each_second_us.as_slice() {
+            [] => std::slice::from_ref(&load.latency_us.p99),
+            seconds => seconds,
+        }
+        .iter()
+        .copied()
+    }))
+}
+
 /// The median; not a number without any.
 pub(super) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     Spread::of(values).map_or(f64::NAN, |spread| spread.median)

@@ -9,7 +9,7 @@ use anyhow::bail;
 
 use super::attack::{self, Attack, Ended};
 use super::report::Report;
-use super::site::{ATTACKED, Attacked, NORMAL, Phase, Site, median};
+use super::site::{ATTACKED, Attacked, NORMAL, Phase, Site, p99_us};
 use super::{Drill, HostileArgs, demand_files, separate_cores};
 use crate::backend;
 use crate::limits::{CHILD_POLL_INTERVAL, HOSTILE_OPEN_EACH_MAX, HOSTILE_OPEN_MAX};
@@ -115,17 +115,15 @@ pub(super) fn run(args: &HostileArgs, interrupted: &AtomicBool) -> anyhow::Resul
 
     let mut report = Report::new(args.drill, connections);
     let failed = |phases: &[Phase]| phases.iter().map(|phase| phase.load.failed).sum::<u64>() as f64;
-    let p99 = |phases: &[Phase]| median(phases.iter().map(|phase| phase.load.latency_us.p99));
     report.tell("others' requests under attack", total(&under_attack), "requests");
     report.at_most("others' failures without the attack", failed(&quiet), "requests", 0.0);
     report.at_most("others' failures under attack", failed(&under_attack), "requests", 0.0);
-    report.tell("others' p99 without the attack", p99(&quiet), "us");
-    report.tell("others' p99 under attack", p99(&under_attack), "us");
-    if beside.is_empty() {
-        report.at_most("ratio of the two", p99(&under_attack) / p99(&quiet), "", args.p99_ratio_max);
-    } else {
-        report.tell("others' p99 while the attack is on another server", p99(&beside), "us");
-        report.at_most("ratio of the last two", p99(&under_attack) / p99(&beside), "", args.p99_ratio_max);
+    report.tell("others' p99 without the attack", p99_us(&quiet), "us");
+    report.tell("others' p99 under attack", p99_us(&under_attack), "us");
+    report.at_most("ratio of the two", p99_us(&under_attack) / p99_us(&quiet), "", args.p99_ratio_max);
+    if !beside.is_empty() {
+        report.tell("others' p99 while the attack is on another server", p99_us(&beside), "us");
+        report.tell("ratio to that", p99_us(&under_attack) / p99_us(&beside), "");
     }
     let rss_max = under_attack.iter().map(|phase| phase.memory_max.rss).max().unwrap_or_default();
     let bytes_each = rss_max.saturating_sub(before.rss) as f64 / connections as f64;

@@ -164,6 +164,9 @@ pub(crate) struct LoadReport {
     pub(crate) failures: Failures,
     /// Latency of the answers with any status, in microseconds. Requests without an answer are not in it.
     pub(crate) latency_us: LatencySummary,
+    /// Of the same, the p99 of each whole second by itself.
+    #[serde(default)]
+    pub(crate) p99_of_each_second_us: Vec<f64>,
     /// None without TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) tls: Option<TlsReport>,

@@ -1,9 +1,10 @@
 //! What has become of the requests so far.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::report::{Failure, Failures, LoadReport, Mode, Statuses, TlsReport};
 use super::{LoadArgs, schedule};
+use crate::limits::LATENCY_WINDOW;
 use crate::stats::Latencies;
 use crate::tls::Socket;
 
@@ -15,6 +16,7 @@ pub(super) struct Tally {
     failures: Failures,
     first_failure: Option<String>,
     latencies: Latencies,
+    windows: Windows,
     /// Response bytes, heads included, without what TLS adds.
     pub(super) bytes_received: u64,
     /// None without TLS.
@@ -29,6 +31,7 @@ impl Tally {
             failures: Failures::default(),
             first_failure: None,
             latencies: Latencies::new()?,
+            windows: Windows::new()?,
             bytes_received: 0,
             tls: with_tls.then(TlsReport::default),
             last_end: None,
@@ -37,7 +40,9 @@ impl Tally {
 
     /// A whole answer to the request that was to be sent at `intended`.
     pub(super) fn count_answer(&mut self, status: u16, intended: Instant, now: Instant) {
-        self.latencies.record(now.saturating_duration_since(intended));
+        let latency = now.saturating_duration_since(intended);
+        self.latencies.record(latency);
+        self.windows.record(latency, now);
         self.statuses.count(status);
         self.last_end = Some(now);
     }
@@ -80,8 +85,51 @@ impl Tally {
             statuses: self.statuses,
             failures: self.failures,
             latency_us: self.latencies.summary(),
+            p99_of_each_second_us: self.windows.p99_us.clone(),
             tls: self.tls.clone(),
             first_failure: self.first_failure.clone(),
         }
+    }
+}
+
+/// The p99 of each second by itself. A machine that stands still for some milliseconds spoils one of them, and not all.
+struct Windows {
+    latencies: Latencies,
+    end: Option<Instant>,
+    /// Of the seconds that are over and had answers, in microseconds.
+    p99_us: Vec<f64>,
+}
+
+impl Windows {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self { latencies: Latencies::new()?, end: None, p99_us: Vec::new() })
+    }
+
+    /// Counts an answer that came at `now`.
+    fn record(&mut self, latency: Duration, now: Instant) {
+        let end = self.end.get_or_insert(now + LATENCY_WINDOW);
+        if now >= *end {
+            self.p99_us.push(self.latencies.summary().p99);
+            self.latencies.clear();
+            *end = now + LATENCY_WINDOW;
+        }
+        self.latencies.record(latency);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_spoils_the_p99_of_its_own_second_only() {
+        let mut windows = Windows::new().unwrap();
+        let begun = Instant::now();
+        for answer in 0..3_500_u32 {
+            let latency = if (1_000..1_100).contains(&answer) { 50 } else { 1 };
+            windows.record(Duration::from_millis(latency), begun + Duration::from_millis(1) * answer);
+        }
+        let p99: Vec<_> = windows.p99_us.iter().map(|p99| (p99 / 1000.0).round()).collect();
+        assert_eq!(p99, [1.0, 50.0, 1.0], "the last second is not over");
     }
 }

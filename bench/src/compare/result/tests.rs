@@ -19,6 +19,7 @@ fn phase(cpu_us_per_request: f64, failed: u64) -> Phase {
         statuses: Statuses::default(),
         failures: Failures::default(),
         latency_us: LatencySummary { p50: 10.0 * cpu_us_per_request, ..LatencySummary::default() },
+        p99_of_each_second_us: Vec::new(),
         tls: None,
         first_failure: None,
     };

@@ -15,7 +15,7 @@ use self::attacker::{Attack, End, Outcome, Running};
 pub(super) use self::script::Flood;
 use self::script::Meant;
 use super::report::Report;
-use super::site::{Attacked, Phase, Site, median};
+use super::site::{Attacked, Phase, Site, median, p99_us};
 use super::{HostileArgs, separate_cores};
 use crate::limits::{FLOOD_QUIET, FLOOD_SETTLED_MAX};
 use crate::mesh::ProxyStart;
@@ -158,13 +158,12 @@ fn tell_ends(report: &mut Report, flood: Flood, outcomes: &[Outcome]) {
 
 fn tell_others(report: &mut Report, args: &HostileArgs, quiet: &[Phase], under_attack: &[Phase]) {
     let failed = |phases: &[Phase]| phases.iter().map(|phase| phase.load.failed).sum::<u64>() as f64;
-    let p99 = |phases: &[Phase]| median(phases.iter().map(|phase| phase.load.latency_us.p99));
     let requests = under_attack.iter().map(|phase| phase.load.requests).sum::<u64>() as f64;
     report.at_least("others' requests under attack", requests, "requests", 1.0);
     report.at_most("others' failures", failed(quiet) + failed(under_attack), "requests", 0.0);
-    report.tell("others' p99 without the attack", p99(quiet), "us");
-    report.tell("others' p99 under attack", p99(under_attack), "us");
-    report.at_most("ratio of the two", p99(under_attack) / p99(quiet), "", args.p99_ratio_max);
+    report.tell("others' p99 without the attack", p99_us(quiet), "us");
+    report.tell("others' p99 under attack", p99_us(under_attack), "us");
+    report.at_most("ratio of the two", p99_us(under_attack) / p99_us(quiet), "", args.p99_ratio_max);
 }
 
 fn tell_costs(report: &mut Report, quiet: &[Phase], under_attack: &[Phase], outcomes: &[Outcome]) {
