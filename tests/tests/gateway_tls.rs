@@ -16,7 +16,7 @@ use meshring_tests::{
     client::Client,
     control::Control,
     generate::body,
-    load::{DRILL_PER_S, Paced, sha256},
+    load::{DRILL_PER_S, Paced, assert_loaded, sha256},
     on_both_drivers,
     pki::{Authority, Issued, Leaf, secret},
     proxy::{Driver, Proxy},
@@ -496,7 +496,8 @@ fn files_that_change_under_load_are_in_use_within_a_second_and_fail_no_request()
     let figures = loads.map(Paced::finish);
     println!("{figures:?} requests and per second; in use after {median:?}, at the most {slowest:?}");
     // What a busy machine did not send in time is no failure; too little of it would be no load.
-    assert!(figures[0].1 >= 350.0 && figures[1].1 >= 15.0, "{figures:?}");
+    assert_loaded(figures[0]);
+    assert!(figures[1].1 >= 5.0, "{figures:?}");
     // A loaded machine may lose a moment here and there.
     assert!(median < Duration::from_secs(1), "{latencies:?}");
     wait::until("the line that tells of it", || edge.control.process.line("the last good one stays in use"));
