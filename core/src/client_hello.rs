@@ -31,15 +31,33 @@ pub enum BadHello {
     /// Another protocol.
     #[error("the first bytes are no TLS handshake")]
     NotTls,
-    /// A handshake that begins with another message, or whose parts do not fit into each other.
+    /// Its parts do not fit into each other.
     #[error("the ClientHello is malformed")]
     Malformed,
+    /// A handshake that begins with another message, or something else before its first message is whole.
+    #[error("something else came in the place of a ClientHello")]
+    Unexpected,
+    /// A record beyond what the protocol allows.
+    #[error("a record of the ClientHello is larger than the protocol allows")]
+    RecordTooLong,
     /// Beyond [`TLS_HANDSHAKE_BYTES_MAX`].
     #[error("the ClientHello is longer than {TLS_HANDSHAKE_BYTES_MAX} bytes")]
     TooLong,
     /// A server name that is no host name.
     #[error("the server name in the ClientHello is no host name")]
     ServerName,
+}
+
+impl BadHello {
+    /// The alert to send (RFC 8446 sections 4, 5.1 and 6.2).
+    #[must_use]
+    pub fn alert(self) -> u8 {
+        match self {
+            Self::Unexpected => 10,
+            Self::RecordTooLong => 22,
+            Self::NotTls | Self::Malformed | Self::TooLong | Self::ServerName => 50,
+        }
+    }
 }
 
 /// Whether [`parse`] would find more than it has found in fewer bytes: false only where all that is there are whole records and
@@ -73,7 +91,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<ClientHello>, BadHello> {
             Some(&HANDSHAKE_RECORD) => {}
             // Nothing but more of the same record type may come before the message is whole.
             Some(_) if message.is_empty() => return Err(BadHello::NotTls),
-            Some(_) => return Err(BadHello::Malformed),
+            Some(_) => return Err(BadHello::Unexpected),
             None => return Ok(None),
         }
         if rest.get(1).is_some_and(|&major| major != 3) {
@@ -81,7 +99,10 @@ pub fn parse(bytes: &[u8]) -> Result<Option<ClientHello>, BadHello> {
         }
         let Some(header) = rest.first_chunk::<RECORD_HEADER_BYTES>() else { return Ok(None) };
         let len = usize::from(u16::from_be_bytes([header[3], header[4]]));
-        if len == 0 || len > FRAGMENT_BYTES_MAX {
+        if len > FRAGMENT_BYTES_MAX {
+            return Err(BadHello::RecordTooLong);
+        }
+        if len == 0 {
             return Err(BadHello::Malformed);
         }
         let available = &rest[RECORD_HEADER_BYTES..];
@@ -89,7 +110,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<ClientHello>, BadHello> {
         if let Some(&[kind, a, b, c]) = message.first_chunk::<4>() {
             let message_len = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
             if kind != CLIENT_HELLO {
-                return Err(BadHello::Malformed);
+                return Err(BadHello::Unexpected);
             }
             if message_len > TLS_HANDSHAKE_BYTES_MAX {
                 return Err(BadHello::TooLong);
@@ -289,9 +310,12 @@ mod tests {
         assert_eq!(parse(b"GET / HTTP/1.1\r\n"), Err(BadHello::NotTls));
         assert_eq!(parse(b"\x16\x02\x00"), Err(BadHello::NotTls));
         assert_eq!(parse(b"\x16\x03\x01\0\0"), Err(BadHello::Malformed));
-        assert_eq!(parse(b"\x16\x03\x01\0\x04\x02\0\0\0"), Err(BadHello::Malformed));
+        assert_eq!(parse(b"\x16\x03\x01\0\x04\x02\0\0\0"), Err(BadHello::Unexpected));
+        assert_eq!(parse(b"\x16\x03\x01\0\x02\x01\0\x15\x03\x03\0\x02\x02\0"), Err(BadHello::Unexpected));
+        assert_eq!(parse(b"\x16\x03\x01\x40\0\x01"), Ok(None));
+        assert_eq!(parse(b"\x16\x03\x01\x40\x01\x01"), Err(BadHello::RecordTooLong));
         assert_eq!(parse(b"\x16\x03\x01\0\x04\x01\xff\0\0"), Err(BadHello::TooLong));
-        assert_eq!(parse(b"\x16\x03\x01\xff\xff"), Err(BadHello::Malformed));
+        assert_eq!(parse(b"\x16\x03\x01\xff\xff"), Err(BadHello::RecordTooLong));
         assert_eq!(whole(b""), Ok(Some(ClientHello::default())));
         let offers = |names: &[&[u8]]| {
             let list: Vec<u8> = names.iter().flat_map(|name| [&[name.len() as u8][..], name].concat()).collect();

@@ -179,6 +179,8 @@ impl Code {
     pub const UNKNOWN_PROVIDER: Self = Self("MR0517");
     /// Two authorizers for one workload: every request to it is denied.
     pub const CONFLICTING_PROVIDERS: Self = Self("MR0518");
+    /// An endpoint with another identity than the workload at its address.
+    pub const CONFLICTING_IDENTITIES: Self = Self("MR0519");
     /// A field that Istio or Kubernetes knows and that is not yet honoured here.
     pub const FIELD_NOT_HONOURED: Self = Self("MR0601");
     /// A kind that Istio knows and that is not yet honoured here.

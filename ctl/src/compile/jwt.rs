@@ -67,9 +67,7 @@ impl<'w> JwtRules<'w> {
         let world = self.world;
         let is_for = |position: usize, policy: &RequestAuthentication| {
             let home = &world.resources()[position].key.namespace;
-            let reaches = home == world.root_namespace() || Some(home) == namespace;
-            // Whose labels are not known is selected by nothing but the absence of a selector.
-            reaches && labels.map_or(policy.selector.is_empty(), |labels| policy.selector.select(labels))
+            policy.scope.holds(home, world.root_namespace(), namespace.map_or("", Namespace::as_str), labels)
         };
         let selected: Vec<_> =
             self.policies.iter().copied().filter(|&(position, policy)| is_for(position, policy)).collect();
@@ -156,6 +154,12 @@ metadata: {name: db-1, labels: {app: db}}
 spec: {containers: []}
 status: {podIP: 10.0.0.2}
 ---
+apiVersion: v1
+kind: Pod
+metadata: {name: gw-1, labels: {gateway.networking.k8s.io/gateway-name: w}}
+spec: {containers: []}
+status: {podIP: 10.0.0.3}
+---
 apiVersion: security.istio.io/v1
 kind: RequestAuthentication
 metadata: {name: everywhere, namespace: istio-system}
@@ -217,13 +221,18 @@ spec:
         let urls: Vec<_> = sources.iter().map(|source| (&*source.url, source.is_discovery)).collect();
         assert_eq!(
             urls,
-            [("https://m.example/.well-known/openid-configuration", true), ("https://z.example/keys", false)]
+            [
+                ("https://m.example/.well-known/openid-configuration", true),
+                ("https://w.example/keys", false),
+                ("https://z.example/keys", false)
+            ]
         );
-        let fetched = JwksTable([(sources[1].clone(), Arc::from("set"))].into());
+        let fetched = JwksTable([(sources[2].clone(), Arc::from("set"))].into());
         let table = compile_with(&world, &NoDns, &fetched).unwrap();
         let of = |name: &str| table.workloads.iter().find(|workload| workload.name == name).unwrap().policy;
         assert_eq!(issuers(&table, of("web-1")), ["a", "b", "z"]);
         assert_eq!(issuers(&table, of("db-1")), ["https://m.example/", "z"]);
+        assert_eq!(issuers(&table, of("gw-1")), ["w", "z"]);
         assert_eq!(issuers(&table, table.mesh_policy), ["z"]);
         let rule = |issuer: &str| table.jwt_rules.iter().find(|rule| rule.issuer == issuer).unwrap();
         assert_eq!((&*rule("b").jwks, &*rule("z").jwks, &*rule("https://m.example/").jwks), ("set", "set", ""));
@@ -236,7 +245,7 @@ spec:
         assert_eq!(a.output_claims, [("x-sub".to_owned(), "sub".to_owned())]);
         assert_eq!(a.space_delimited_claims, ["roles"]);
         assert_eq!(MESH.lines().nth(a.line as usize - 1), Some("  - issuer: a"));
-        assert_eq!(table.jwt_rules.len(), 4, "each rule once");
+        assert_eq!(table.jwt_rules.len(), 5, "each rule once");
     }
 
     #[test]

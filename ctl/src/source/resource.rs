@@ -410,7 +410,15 @@ fn metadata(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>) -> Option<Metadat
         None => Namespace::parse(r.share(crate::spec::value::DEFAULT_NAMESPACE)).ok(),
     };
     let labels = match object.field("labels") {
-        Some(node) => labels(r, node, &path.field("labels")),
+        Some(node) => {
+            let path = path.field("labels");
+            for entry in r.entries(node, &path).iter().filter(|entry| entry.key == USE_WAYPOINT) {
+                if entry.value.text().is_some_and(|waypoint| waypoint != "none") {
+                    r.not_honoured(entry.at, &path.field(&entry.key));
+                }
+            }
+            labels(r, node, &path)
+        }
         None => Labels::default(),
     };
     let (mut export_to, mut unix_uid, mut dry_run) = (None, None, false);
@@ -431,6 +439,8 @@ fn metadata(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>) -> Option<Metadat
                     false
                 }
             };
+        } else if NOT_HONOURED.contains(&&*entry.key) && !matches!(value, None | Some("" | "*" | "REDIRECT")) {
+            r.not_honoured(entry.at, &path.field(&entry.key));
         }
     }
     let created = object.text(r, "creationTimestamp").map(|(text, _)| r.share(text));
@@ -440,6 +450,24 @@ fn metadata(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>) -> Option<Metadat
 
 /// An AuthorizationPolicy that is evaluated and not enforced.
 const DRY_RUN: &str = "istio.io/dry-run";
+
+/// Annotations of Istio's that change what a workload's own proxy does or sees, and with it what is guarded. Those about injection and
+/// what Istio writes itself (`sidecar.istio.io/status`) ask for nothing here, nor does what is Istio's default.
+const NOT_HONOURED: [&str; 10] = [
+    "proxy.istio.io/config",
+    "sidecar.istio.io/interceptionMode",
+    "traffic.sidecar.istio.io/excludeInboundPorts",
+    "traffic.sidecar.istio.io/excludeInterfaces",
+    "traffic.sidecar.istio.io/excludeOutboundIPRanges",
+    "traffic.sidecar.istio.io/excludeOutboundPorts",
+    "traffic.sidecar.istio.io/includeInboundPorts",
+    "traffic.sidecar.istio.io/includeOutboundIPRanges",
+    "traffic.sidecar.istio.io/includeOutboundPorts",
+    "traffic.sidecar.istio.io/kubevirtInterfaces",
+];
+
+/// The label that sends traffic through a waypoint proxy, which would judge it.
+const USE_WAYPOINT: &str = "istio.io/use-waypoint";
 
 /// The user that a workload runs as: what it says on a unix socket is believed to come from that workload.
 const UNIX_UID: &str = "meshring.io/unix-uid";

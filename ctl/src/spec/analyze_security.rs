@@ -1,7 +1,8 @@
-//! References of security resources that lead nowhere: Secrets, workloads and authorizers that are not there, and
-//! policies that hide each other.
+//! References of security resources that lead nowhere: Secrets, workloads and authorizers that are not there, policies that hide
+//! each other, and identities that contradict each other.
 
 mod access;
+mod identities;
 
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ pub(super) fn analyze(world: &World, diagnostics: &mut Vec<Diagnostic>) {
     authorizers(world, diagnostics);
     hidden_policies(world, diagnostics);
     access::analyze(world, diagnostics);
+    identities::analyze(world, diagnostics);
 }
 
 fn warning(code: Code, resource: &Resource, place: Place, field: String, message: String) -> Diagnostic {

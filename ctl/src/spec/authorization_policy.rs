@@ -8,16 +8,15 @@ use std::sync::Arc;
 use meshring_core::table::access::AccessRule;
 use serde::{Serialize, Serializer};
 
-use super::{Body, Kind, Labels, Namespace, Position, World};
+use super::{Body, Kind, Labels, Namespace, Position, World, scope::Scope};
 
 /// `security.istio.io` AuthorizationPolicy. Rules are as the data plane evaluates them, but for trust domain aliases.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AuthorizationPolicy {
-    /// `selector.matchLabels`; none: for the namespace, or the mesh.
-    pub selector: Labels,
-    /// Whether it has `targetRefs`, which are not honoured: it is for nobody here.
-    pub is_targeted: bool,
+    /// `selector` or `targetRefs`.
+    #[serde(flatten)]
+    pub scope: Scope,
     /// `action`, with `provider`.
     pub action: Action,
     /// Annotation `istio.io/dry-run`.
@@ -62,9 +61,7 @@ impl AuthorizationPolicy {
     /// Whether it is for a workload with these labels; without labels for those of which nothing is known. `own` is the
     /// policy's namespace.
     pub fn selects(&self, own: &Namespace, root: &Namespace, namespace: &str, labels: Option<&Labels>) -> bool {
-        !self.is_targeted
-            && (own == root || own.as_str() == namespace)
-            && (self.selector.is_empty() || labels.is_some_and(|labels| self.selector.select(labels)))
+        self.scope.holds(own, root, namespace, labels)
     }
 }
 

@@ -16,6 +16,7 @@ pub mod peer_authentication;
 pub mod registry;
 pub mod request_authentication;
 pub mod rules;
+pub mod scope;
 pub mod secret;
 pub mod service;
 pub mod service_entry;

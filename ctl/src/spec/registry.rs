@@ -92,7 +92,7 @@ const TLS_MODE: &str = "security.istio.io/tlsMode";
 /// Its one value that means something.
 const TLS_MODE_ISTIO: &str = "istio";
 /// The service account of a Pod that names none.
-const DEFAULT_SERVICE_ACCOUNT: &str = "default";
+pub(crate) const DEFAULT_SERVICE_ACCOUNT: &str = "default";
 
 impl MeshService {
     /// The index of a port number in `ports`.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Body, Kind, Labels, Position, World, rules::precedence};
+use super::{Body, Kind, Position, World, rules::precedence, scope::Scope};
 
 /// How long one fetch of a key set may take where the rule does not say, in milliseconds (Istio's default of `timeout`).
 pub const FETCH_MS: u64 = 5_000;
@@ -16,10 +16,9 @@ pub const FETCH_MS: u64 = 5_000;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RequestAuthentication {
-    /// `selector.matchLabels`; none: for the namespace, or the mesh.
-    pub selector: Labels,
-    /// Whether `targetRefs` attach it to a gateway or a waypoint: sidecars pass it over.
-    pub is_targeted: bool,
+    /// `selector` or `targetRefs`.
+    #[serde(flatten)]
+    pub scope: Scope,
     /// `jwtRules`.
     pub rules: Vec<JwtRule>,
 }
@@ -91,7 +90,7 @@ pub fn key_sources(world: &World) -> Vec<KeySource> {
     sources
 }
 
-/// All that sidecars look at, with their positions among the world's resources: those of the root namespace first, then
+/// All that are for anybody, with their positions among the world's resources: those of the root namespace first, then
 /// the older ones.
 pub(crate) fn policies(world: &World) -> impl Iterator<Item = (usize, &RequestAuthentication)> {
     let resources = world.resources();
@@ -100,7 +99,7 @@ pub(crate) fn policies(world: &World) -> impl Iterator<Item = (usize, &RequestAu
         .enumerate()
         .filter(|(_, resource)| resource.key.kind == Kind::RequestAuthentication)
         .filter_map(|(position, resource)| match &resource.body {
-            Body::RequestAuthentication(policy) if !policy.is_targeted => Some((position, &**policy)),
+            Body::RequestAuthentication(policy) if !policy.scope.is_nobody() => Some((position, &**policy)),
             _ => None,
         })
         .collect();

@@ -32,8 +32,6 @@ const HANDSHAKE_FAILURE: u8 = 40;
 const INTERNAL_ERROR: u8 = 80;
 /// `unrecognized_name`.
 const UNRECOGNIZED_NAME: u8 = 112;
-/// `decode_error`.
-const DECODE_ERROR: u8 = 50;
 
 /// What a TLS connection is to a listener. What a plain one may do is for each request to say, by the generation that it runs on.
 #[derive(Debug, Clone, Copy)]
@@ -213,7 +211,7 @@ impl Refused {
             Self::NotExpected => Some(HANDSHAKE_FAILURE),
             Self::UnknownName(_) | Self::NoName => Some(UNRECOGNIZED_NAME),
             Self::NoTls(_) => Some(INTERNAL_ERROR),
-            Self::Handshake(HandshakeError::Hello(_)) => Some(DECODE_ERROR),
+            Self::Handshake(HandshakeError::Hello(bad)) => Some(bad.alert()),
             Self::Handshake(_) => None,
         }
     }

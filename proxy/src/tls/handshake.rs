@@ -21,6 +21,7 @@ use rustls::{
 
 use super::{
     materials::{Client, Server},
+    overflow,
     verify::Verifier,
 };
 use crate::worker::{
@@ -32,7 +33,7 @@ use crate::worker::{
     secure::{
         KeySchedule, Tls,
         peer::Peer,
-        record::{BadRecord, UnknownSecrets, missing_len, record_len},
+        record::{BadRecord, Content, HEADER_BYTES, PLAINTEXT_BYTES_MAX, UnknownSecrets, missing_len, record_len},
     },
 };
 
@@ -48,7 +49,10 @@ pub(crate) enum HandshakeError {
     /// Likewise, with a reason.
     #[error("in the TLS handshake: {0}")]
     Io(#[from] io::Error),
-    /// A flight beyond [`TLS_HANDSHAKE_BYTES_MAX`], or a record beyond what the protocol allows.
+    /// A record beyond what the protocol allows.
+    #[error("a record of the TLS handshake is larger than the protocol allows")]
+    RecordTooLong,
+    /// A flight beyond [`TLS_HANDSHAKE_BYTES_MAX`].
     #[error("a flight of the TLS handshake is longer than {TLS_HANDSHAKE_BYTES_MAX} bytes")]
     TooLong,
     /// There is no room for the handshake.
@@ -86,7 +90,9 @@ impl HandshakeError {
         match self {
             Self::TimedOut => "tls.timeout",
             Self::Closed | Self::Io(_) => "tls.closed",
-            Self::TooLong | Self::Hello(BadHello::TooLong) => "tls.too_long",
+            Self::TooLong | Self::RecordTooLong | Self::Hello(BadHello::TooLong | BadHello::RecordTooLong) => {
+                "tls.too_long"
+            }
             Self::Overload => "overload",
             Self::Hello(_) => "tls.bad_hello",
             Self::Suite(_) => "tls.no_common_suite",
@@ -96,6 +102,7 @@ impl HandshakeError {
                 TlsError::AlertReceived(alert) => alert_code(*alert),
                 TlsError::PeerIncompatible(_) => "tls.no_common_suite",
                 TlsError::NoApplicationProtocol => "tls.no_common_protocol",
+                TlsError::PeerSentOversizedRecord => "tls.too_long",
                 TlsError::InvalidMessage(
                     InvalidMessage::HandshakePayloadTooLarge | InvalidMessage::CertificatePayloadTooLarge,
                 ) => "tls.too_long",
@@ -389,7 +396,7 @@ async fn run(
     }
     conn.timer.clear();
     if let Err(error) = result {
-        if matches!(error, HandshakeError::Tls(_) | HandshakeError::TooLong) {
+        if matches!(error, HandshakeError::Tls(_) | HandshakeError::TooLong | HandshakeError::RecordTooLong) {
             last_words(conn, &mut machine, &received[..fed], &error);
         }
         return Err(error);
@@ -424,7 +431,7 @@ async fn shake(
                 flush(conn, &mut out).await?;
                 loop {
                     let next = &received[*fed..];
-                    match record_len(next).map_err(|_: BadRecord| HandshakeError::TooLong)? {
+                    match handshake_record_len(next).map_err(|_: BadRecord| HandshakeError::RecordTooLong)? {
                         Some(len) if next.len() >= len => {
                             *fed += len;
                             break;
@@ -435,6 +442,16 @@ async fn shake(
             }
         }
     }
+}
+
+/// As [`record_len`] while nothing but application data can be sealed and large: of the others, TLS 1.2 seals Finished only.
+fn handshake_record_len(bytes: &[u8]) -> Result<Option<usize>, BadRecord> {
+    let len = record_len(bytes)?;
+    let is_plain = bytes.first() != Some(&Content::Data.to_u8());
+    if is_plain && len.is_some_and(|len| len > HEADER_BYTES + PLAINTEXT_BYTES_MAX) {
+        return Err(BadRecord::TooLarge);
+    }
+    Ok(len)
 }
 
 /// Kernel TLS begins between two records: a client that has sent much behind its last message is waited for, for a moment, where
@@ -478,23 +495,36 @@ const ENDLESS_RECORD: [u8; 5] = [22, 3, 3, 0xff, 0xff];
 /// What is too long for us may not be for rustls, and a message that is too long for rustls has no alert there (0.23: it leaves
 /// in the middle of reading). Only rustls has the keys of the handshake, so it is led to say `decode_error`, by a record that
 /// cannot be: RFC 8446 section 6.2 has that alert for a length that is out of range, rustls for every message that it cannot
-/// read. (OpenSSL and BoringSSL say `illegal_parameter` of long messages; for a record, section 5.2 would have
-/// `record_overflow`.)
+/// read. (OpenSSL and BoringSSL say `illegal_parameter` of long messages.) For a record that is too long it becomes
+/// `record_overflow` on its way (section 5.1).
 fn last_words(conn: &Conn, machine: &mut Machine, fed: &[u8], error: &HandshakeError) {
-    let (mut fed, mut alert) = (fed.to_vec(), Vec::new());
+    let mut alert = Vec::new();
+    match error {
+        HandshakeError::RecordTooLong => overflow::instead(&mut alert, |alert| say(machine, fed, error, alert)),
+        _ => say(machine, fed, error, &mut alert),
+    }
+    if !alert.is_empty() {
+        conn.send_now(&alert);
+    }
+}
+
+/// Has the state machine say it.
+fn say(machine: &mut Machine, fed: &[u8], error: &HandshakeError, alert: &mut Vec<u8>) {
+    let mut fed = fed.to_vec();
     let mut step = |fed: &mut Vec<u8>| {
-        let (discard, _) = machine.step(fed, &mut alert);
+        let (discard, _) = machine.step(fed, alert);
         fed.drain(..discard);
         !alert.is_empty()
     };
     let is_said = step(&mut fed);
-    if !is_said && matches!(error, HandshakeError::TooLong | HandshakeError::Tls(TlsError::InvalidMessage(_))) {
+    let needs_help = matches!(
+        error,
+        HandshakeError::TooLong | HandshakeError::RecordTooLong | HandshakeError::Tls(TlsError::InvalidMessage(_))
+    );
+    if !is_said && needs_help {
         fed.extend_from_slice(&ENDLESS_RECORD);
         // One makes the alert, the other one gives it.
         let _ = step(&mut fed) || step(&mut fed);
-    }
-    if !alert.is_empty() {
-        conn.send_now(&alert);
     }
 }
 

@@ -24,7 +24,10 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 
-use super::verify::{Anchors, Expected, Verifier};
+use super::{
+    overflow,
+    verify::{Anchors, Expected, Verifier},
+};
 
 /// What sidecars of Istio and of ours offer each other, and what everybody understands.
 const MESH_PROTOCOLS: [&[u8]; 3] = [b"istio-http/1.1", b"istio", HTTP11];
@@ -296,8 +299,7 @@ pub(crate) struct Materials {
 
 impl Default for Materials {
     fn default() -> Self {
-        // X25519MLKEM768 first: the crate's feature `prefer-post-quantum`.
-        let provider = Arc::new(aws_lc_rs::default_provider());
+        let provider = Arc::new(overflow::provider());
         let bare = Credential {
             name: String::new(),
             key: None,

@@ -3,6 +3,7 @@
 
 pub(crate) mod handshake;
 pub(crate) mod materials;
+mod overflow;
 mod verify;
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Handshakes and what follows, against rustls' own buffered connections on the other side of a socket, on both drivers.
 
+mod overflow;
 mod proofs;
 mod worn;
 
@@ -517,7 +518,7 @@ fn garbage_and_cut_handshakes_end() {
         let cases: [(&[u8], &str); 5] = [
             (b"\x16\x03\x01\0\x05\x01\0\0\x01\0", "tls.bad_hello"),
             (b"\x16\x03\x01\0\x04\x02\0\0\0", "tls.bad_hello"),
-            (b"\x16\x03\x01\xff\xff", "tls.bad_hello"),
+            (b"\x16\x03\x01\xff\xff", "tls.too_long"),
             (b"\x16\x03\x01\0\x10\x01", "tls.closed"),
             (b"", "tls.closed"),
         ];

@@ -4,25 +4,26 @@ use std::net::IpAddr;
 
 use meshring_core::table::access::{AccessCondition, AccessRule, AccessTerm, AccessValue, Attribute, TemplatePart};
 
+use super::scope;
 use crate::{
     diagnostic::{Code, Position},
     source::{
         decode::{Fields, Object, Path, Reader},
         node::Node,
-        resource::{Metadata, labels},
+        resource::Metadata,
     },
     spec::{
         authorization_policy::{Action, AuthorizationPolicy},
-        value::{InvalidValue, Labels, Port},
+        scope::Scope,
+        value::{InvalidValue, Port},
     },
 };
 
 const SPEC: Fields = Fields {
-    honoured: &["selector", "rules", "action", "provider"],
-    not_yet: &["targetRef", "targetRefs"],
+    honoured: &["selector", "targetRef", "targetRefs", "rules", "action", "provider"],
+    not_yet: &[],
     silent: &[],
 };
-const SELECTOR: Fields = Fields { honoured: &["matchLabels"], not_yet: &[], silent: &[] };
 const PROVIDER: Fields = Fields { honoured: &["name"], not_yet: &[], silent: &[] };
 const RULE: Fields = Fields { honoured: &["from", "to", "when"], not_yet: &[], silent: &[] };
 const FROM: Fields = Fields { honoured: &["source"], not_yet: &[], silent: &[] };
@@ -80,8 +81,7 @@ pub(crate) fn read(
 ) -> Option<AuthorizationPolicy> {
     let path = root.path.field("spec");
     let mut policy = AuthorizationPolicy {
-        selector: Labels::default(),
-        is_targeted: false,
+        scope: Scope::default(),
         action: Action::Allow,
         dry_run: metadata.dry_run,
         rules: Vec::new(),
@@ -89,9 +89,7 @@ pub(crate) fn read(
     // Istio takes one without `spec`: it allows nothing.
     let Some(node) = root.field("spec") else { return Some(policy) };
     let mut spec = r.object(node, &path)?;
-    policy.selector = selector(r, &mut spec);
-    let targeted = |name: &str| spec.peek(name).is_some_and(|node| !node.is_null());
-    policy.is_targeted = targeted("targetRefs") || targeted("targetRef");
+    policy.scope = scope::read(r, &mut spec);
     policy.action = action(r, &mut spec)?;
     let rules_path = path.field("rules");
     let rules = spec.list(r, "rules");
@@ -105,16 +103,6 @@ pub(crate) fn read(
     }
     spec.finish(r, &SPEC);
     (!r.failed).then_some(policy)
-}
-
-fn selector(r: &mut Reader<'_>, spec: &mut Object<'_, '_, '_>) -> Labels {
-    let path = spec.path.field("selector");
-    let Some(mut object) = spec.field("selector").and_then(|node| r.object(node, &path)) else {
-        return Labels::default();
-    };
-    let found = object.field("matchLabels").map(|node| labels(r, node, &path.field("matchLabels")));
-    object.finish(r, &SELECTOR);
-    found.unwrap_or_default()
 }
 
 fn action(r: &mut Reader<'_>, spec: &mut Object<'_, '_, '_>) -> Option<Action> {

@@ -16,6 +16,7 @@ pub(crate) mod peer_authentication;
 pub(crate) mod request_authentication;
 pub(crate) mod route;
 pub(crate) mod rule_match;
+mod scope;
 pub(crate) mod service_entry;
 mod stream_route;
 pub(crate) mod tls;

@@ -4,21 +4,22 @@ use std::sync::Arc;
 
 use meshring_core::{limits::JWKS_BYTES_MAX, table::text};
 
-use super::duration;
+use super::{duration, scope};
 use crate::{
     diagnostic::{Code, Position},
     source::{
         decode::{Fields, Object, Path, Reader},
-        resource::{Metadata, labels},
+        resource::Metadata,
     },
     spec::{
         request_authentication::{FETCH_MS, JwtRule, KeySource, Keys, RequestAuthentication},
-        value::{InvalidValue, Labels},
+        scope::Scope,
+        value::InvalidValue,
     },
 };
 
-const SPEC: Fields = Fields { honoured: &["selector", "jwtRules"], not_yet: &["targetRef", "targetRefs"], silent: &[] };
-const SELECTOR: Fields = Fields { honoured: &["matchLabels"], not_yet: &[], silent: &[] };
+const SPEC: Fields =
+    Fields { honoured: &["selector", "targetRef", "targetRefs", "jwtRules"], not_yet: &[], silent: &[] };
 const RULE: Fields = Fields {
     honoured: &[
         "issuer",
@@ -48,17 +49,10 @@ pub(crate) fn read(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, _: &Metada
     let path = root.path.field("spec");
     // Istio takes one without `spec`: it demands nothing.
     let Some(node) = root.field("spec") else {
-        return Some(RequestAuthentication { selector: Labels::default(), is_targeted: false, rules: Vec::new() });
+        return Some(RequestAuthentication { scope: Scope::default(), rules: Vec::new() });
     };
     let mut spec = r.object(node, &path)?;
-    let selector = selector(r, &mut spec);
-    // `finish` reports them.
-    let is_targeted =
-        ["targetRef", "targetRefs"].iter().any(|name| spec.peek(name).is_some_and(|node| !node.is_null()));
-    if is_targeted && !selector.is_empty() {
-        let message = "has both `selector` and `targetRefs`";
-        r.error(Code::CONFLICT, spec.at, &path, message, "keep one of them");
-    }
+    let scope = scope::read(r, &mut spec);
     let rules_path = path.field("jwtRules");
     let mut rules = Vec::new();
     for (index, node) in spec.list(r, "jwtRules").iter().enumerate() {
@@ -67,17 +61,7 @@ pub(crate) fn read(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, _: &Metada
         rules.push(rule(r, object));
     }
     spec.finish(r, &SPEC);
-    (!r.failed).then_some(RequestAuthentication { selector, is_targeted, rules })
-}
-
-fn selector(r: &mut Reader<'_>, spec: &mut Object<'_, '_, '_>) -> Labels {
-    let path = spec.path.field("selector");
-    let Some(mut object) = spec.field("selector").and_then(|node| r.object(node, &path)) else {
-        return Labels::default();
-    };
-    let found = object.field("matchLabels").map(|node| labels(r, node, &path.field("matchLabels")));
-    object.finish(r, &SELECTOR);
-    found.unwrap_or_default()
+    (!r.failed).then_some(RequestAuthentication { scope, rules })
 }
 
 fn rule(r: &mut Reader<'_>, mut object: Object<'_, '_, '_>) -> JwtRule {

@@ -454,3 +454,32 @@ proptest! {
         never_panics("a.yaml", &text);
     }
 }
+
+#[test]
+fn annotations_and_labels_of_istio_that_would_change_what_is_guarded_are_told() {
+    let pod = |metadata: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n{metadata}spec: {{containers: []}}\nstatus: {{podIP: 10.0.0.1}}\n"
+        )
+    };
+    let annotated = |name: &str, value: &str| pod(&format!("  annotations:\n    {name}: \"{value}\"\n"));
+    for (name, value) in [
+        ("proxy.istio.io/config", "{gatewayTopology: {numTrustedProxies: 2}}"),
+        ("traffic.sidecar.istio.io/excludeInboundPorts", "8080"),
+        ("sidecar.istio.io/interceptionMode", "TPROXY"),
+    ] {
+        told(&annotated(name, value), &["6 ", &format!("metadata.annotations[\"{name}\"]: "), "not yet honoured"]);
+    }
+    told(
+        &pod("  labels: {istio.io/use-waypoint: edge}\n"),
+        &["5 metadata.labels[\"istio.io/use-waypoint\"]: ", "not yet honoured"],
+    );
+    for silent in [
+        annotated("sidecar.istio.io/status", "{}"),
+        annotated("sidecar.istio.io/interceptionMode", "REDIRECT"),
+        annotated("traffic.sidecar.istio.io/includeInboundPorts", "*"),
+        pod("  labels: {istio.io/use-waypoint: none}\n"),
+    ] {
+        assert_eq!(said(&silent), [""; 0], "{silent}");
+    }
+}

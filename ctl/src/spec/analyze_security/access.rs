@@ -15,6 +15,7 @@ use crate::{
         authorization_policy::{self, Action, AuthorizationPolicy},
         registry::workloads,
         request_authentication,
+        scope::{GATEWAY_NAME, Scope},
     },
 };
 
@@ -58,9 +59,11 @@ impl<'w> Groups<'w> {
         all.iter().chain(own.into_iter().flatten().map(|position| &self.list[*position]))
     }
 
-    /// Those that a selector in this namespace selects.
-    fn selected(&self, world: &World, namespace: &Namespace, selector: &Labels) -> impl Iterator<Item = &Group<'w>> {
-        self.near(world, namespace).filter(|group| selector.select(group.labels))
+    /// Those that a policy of this namespace is for.
+    fn held(&self, world: &World, own: &Namespace, scope: &Scope) -> impl Iterator<Item = &Group<'w>> {
+        let holds =
+            |group: &&Group<'_>| scope.holds(own, world.root_namespace(), group.namespace.as_str(), Some(group.labels));
+        self.near(world, own).filter(holds)
     }
 }
 
@@ -93,7 +96,7 @@ pub(super) fn analyze(world: &World, diagnostics: &mut Vec<Diagnostic>) {
     let groups = Groups::new(world);
     selectors(world, &groups, diagnostics);
     let placed: Vec<Placed<'_>> = authorization_policy::policies(world)
-        .filter(|(_, policy)| !policy.is_targeted)
+        .filter(|(_, policy)| !policy.scope.is_nobody())
         .map(|(position, policy)| Placed { resource: &world.resources()[position], policy })
         .collect();
     tokens(world, &groups, &placed, diagnostics);
@@ -104,20 +107,31 @@ pub(super) fn analyze(world: &World, diagnostics: &mut Vec<Diagnostic>) {
 fn selectors(world: &World, groups: &Groups<'_>, diagnostics: &mut Vec<Diagnostic>) {
     for resource in world.resources() {
         let own = &resource.key.namespace;
-        let selector = match &resource.body {
-            Body::AuthorizationPolicy(policy) if !policy.is_targeted => &policy.selector,
-            Body::RequestAuthentication(policy) if !policy.is_targeted => &policy.selector,
+        let scope = match &resource.body {
+            Body::AuthorizationPolicy(policy) => policy.scope.clone(),
+            Body::RequestAuthentication(policy) => policy.scope.clone(),
             // One in the root namespace has no effect for another reason, which has been told.
-            Body::PeerAuthentication(policy) if own != world.root_namespace() => &policy.selector,
+            Body::PeerAuthentication(policy) if own != world.root_namespace() => {
+                Scope::Selector(policy.selector.clone())
+            }
             _ => continue,
         };
-        if selector.is_empty() || groups.selected(world, own, selector).next().is_some() {
+        let (wanted, field, is_everywhere) = match &scope {
+            Scope::Selector(labels) if labels.is_empty() => continue,
+            Scope::Selector(labels) => (labels.to_string(), "spec.selector", own == world.root_namespace()),
+            Scope::Gateways(names) if names.is_empty() => continue,
+            Scope::Gateways(names) => {
+                let labels: Vec<_> = names.iter().map(|name| format!("{GATEWAY_NAME}={name}")).collect();
+                (labels.join(" or "), "spec.targetRefs", false)
+            }
+        };
+        if groups.held(world, own, &scope).next().is_some() {
             continue;
         }
-        let scope = if own == world.root_namespace() { String::new() } else { format!(" of namespace {own}") };
-        let message = format!("selects no workload: no Pod or WorkloadEntry{scope} has {selector}");
+        let there = if is_everywhere { String::new() } else { format!(" of namespace {own}") };
+        let message = format!("selects no workload: no Pod or WorkloadEntry{there} has {wanted}");
         let diagnostic = Diagnostic::info(Code::NO_WORKLOAD, resource.place.clone(), message);
-        diagnostics.push(diagnostic.of(&resource.key).at_field("spec.selector"));
+        diagnostics.push(diagnostic.of(&resource.key).at_field(field));
     }
 }
 
@@ -139,18 +153,21 @@ fn is_of_identity(condition: &AccessCondition) -> bool {
 /// Conditions on tokens where none is ever taken.
 fn tokens(world: &World, groups: &Groups<'_>, placed: &[Placed<'_>], diagnostics: &mut Vec<Diagnostic>) {
     let root = world.root_namespace();
-    let takers: Vec<(&Namespace, &Labels)> = request_authentication::policies(world)
+    let takers: Vec<(&Namespace, &Scope)> = request_authentication::policies(world)
         .filter(|(_, policy)| !policy.rules.is_empty())
-        .map(|(position, policy)| (&world.resources()[position].key.namespace, &policy.selector))
+        .map(|(position, policy)| (&world.resources()[position].key.namespace, &policy.scope))
         .collect();
     // By namespace: with thousands of policies in as many namespaces each meets its own alone.
-    let mut near: FastMap<&Namespace, Vec<&Labels>> = FastMap::default();
-    for (namespace, selector) in &takers {
-        near.entry(namespace).or_default().push(selector);
+    let mut near: FastMap<&Namespace, Vec<&Scope>> = FastMap::default();
+    for (namespace, scope) in &takers {
+        near.entry(namespace).or_default().push(scope);
     }
     let takes = |namespace: &Namespace, labels: &Labels| {
-        let own = (namespace != root).then(|| near.get(namespace)).flatten();
-        own.into_iter().chain(near.get(root)).flatten().any(|selector| selector.select(labels))
+        let holds = |home: &Namespace| {
+            let mut scopes = near.get(home).into_iter().flatten();
+            scopes.any(|scope| scope.holds(home, root, namespace.as_str(), Some(labels)))
+        };
+        holds(root) || holds(namespace)
     };
     for place in placed {
         let Placed { resource, policy } = place;
@@ -163,7 +180,7 @@ fn tokens(world: &World, groups: &Groups<'_>, placed: &[Placed<'_>], diagnostics
             continue;
         }
         let own = &resource.key.namespace;
-        let mut selected = groups.selected(world, own, &policy.selector).peekable();
+        let mut selected = groups.held(world, own, &policy.scope).peekable();
         let is_met = if selected.peek().is_some() {
             selected.any(|group| takes(group.namespace, group.labels))
         } else {
@@ -238,7 +255,7 @@ fn identities(world: &World, groups: &Groups<'_>, placed: &[Placed<'_>], diagnos
         }
         let own = &place.resource.key.namespace;
         let mut left = rules;
-        for group in groups.selected(world, own, &place.policy.selector) {
+        for group in groups.held(world, own, &place.policy.scope) {
             if left.is_empty() {
                 break;
             }

@@ -158,3 +158,68 @@ fn custom_policies_need_one_provider_that_is_there() {
         custom("b", "shop", "two").replace("metadata: {", "metadata: {annotations: {istio.io/dry-run: 'true'}, ");
     assert_eq!(said("MR0518", &(one + &tried)), [""; 0]);
 }
+
+fn entry(address: &str, account: &str, more: &str) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: web, namespace: shop}}\nspec:\n  hosts: \
+         [web.test]\n  location: MESH_INTERNAL\n  resolution: STATIC\n  ports: [{{number: 80, name: http, targetPort: 8080}}]\n  \
+         endpoints:\n  - {{address: {address}, serviceAccount: {account}{more}}}\n"
+    )
+}
+
+fn workload(name: &str, namespace: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: \
+         {{{spec}}}\n"
+    )
+}
+
+#[test]
+fn an_endpoint_with_another_identity_than_the_workload_there_is_told_of_with_both_places() {
+    let one = |text: &str| {
+        let found = told("MR0519", text);
+        let [(Severity::Warning, text)] = &found[..] else { panic!("{found:?}") };
+        text.clone()
+    };
+    let none = |text: &str| assert_eq!(said("MR0519", text), [""; 0], "{text}");
+    let web = entry("10.0.0.7", "web", "");
+    let at_7 = |namespace: &str, more: &str| workload("w", namespace, &format!("address: 10.0.0.7{more}"));
+    let text = one(&(web.clone() + &at_7("shop", ", serviceAccount: other")));
+    assert!(text.starts_with("mesh.yaml:11:5: ") && text.contains("ServiceEntry shop/web"), "{text}");
+    assert!(text.contains("spec.endpoints[0].serviceAccount: 10.0.0.7:8080 has the identity shop/web here"), "{text}");
+    assert!(text.contains("shop/other by WorkloadEntry shop/w at mesh.yaml:13:1: callers will refuse"), "{text}");
+    // The namespace is half of an identity.
+    assert!(one(&(web.clone() + &at_7("else", ", serviceAccount: web"))).contains("that of else/web by"));
+    none(&(web.clone() + &at_7("shop", ", serviceAccount: web")));
+    // Its proxy may say who it is.
+    none(&(web.clone() + &at_7("shop", "")));
+    // Another one at the same address is the one, or has that port.
+    none(
+        &(web.clone()
+            + &at_7("shop", ", serviceAccount: other")
+            + &workload("x", "shop", "address: 10.0.0.7, serviceAccount: web")),
+    );
+    none(&(web.clone() + &at_7("shop", ", serviceAccount: other, ports: {http: 9090}")));
+    assert!(one(&(web.clone() + &at_7("shop", ", serviceAccount: other, ports: {http: 8080}"))).contains("shop/other"));
+    none(
+        &(entry("10.0.0.7", "web", ", ports: {http: 1}")
+            + &at_7("shop", ", serviceAccount: other, ports: {http: 8080}")),
+    );
+    none(&(web + &workload("w", "shop", "address: 10.0.0.8, serviceAccount: other")));
+    // Pods have an account in any case.
+    assert!(one(&(entry("10.0.0.1", "web", "") + &pod("p", "shop", "web"))).contains("shop/x by Pod shop/p at"));
+    none(&(entry("10.0.0.1", "x", "") + &pod("p", "shop", "web")));
+
+    // A slice that gives a Pod another one's address.
+    let slice = |address: &str| {
+        format!(
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: s, namespace: shop, labels: \
+             {{kubernetes.io/service-name: web}}}}\naddressType: IPv4\nports: [{{name: http, port: 8080}}]\nendpoints: \
+             [{{addresses: [{address}], targetRef: {{kind: Pod, name: p}}}}]\n"
+        )
+    };
+    let both = pod("p", "shop", "web") + &at_7("shop", ", serviceAccount: other");
+    let text = one(&(both.clone() + &slice("10.0.0.7")));
+    assert!(text.contains("EndpointSlice shop/s") && text.contains("10.0.0.7:8080 has the identity shop/x"), "{text}");
+    none(&(both + &slice("10.0.0.1")));
+}

@@ -2,7 +2,7 @@ use super::*;
 use crate::{
     compile::{NoDns, compile},
     source::{Cache, Reading, SourceFile, read_files},
-    spec::{Body, World},
+    spec::{Body, Labels, World},
 };
 use meshring_core::table::access::PolicyAction;
 
@@ -31,7 +31,8 @@ fn every_field_is_read_with_its_line() {
          \"/c/{**}\"]\n    when:\n    - key: request.headers[X-User]\n      values: [jason]\n    - key: request.auth.claims[a][b]\n      \
          notValues: [c]\n",
     );
-    assert_eq!((policy.action, policy.selector.to_string()), (Action::Deny, "app=web".into()));
+    let web = Labels::new(vec![("app".into(), "web".into())]);
+    assert_eq!((policy.action, policy.scope), (Action::Deny, Scope::Selector(web)));
     let rule = &policy.rules[0];
     assert_eq!(rule.line, 8);
     let text = |text: &str| TemplatePart::Text(text.into());
@@ -101,8 +102,51 @@ fn what_is_not_honoured_opens_no_door() {
         let Body::AuthorizationPolicy(policy) = &reading.resources[0].body else { panic!() };
         assert_eq!(policy.rules.len(), rules, "{action}");
     }
-    let reading = read("  targetRefs: [{kind: Gateway, name: a}]\n");
-    assert!(reading.diagnostics[0].to_string().contains("MR0601"), "{}", reading.diagnostics[0]);
+}
+
+const GATEWAY_API: &str = "group: gateway.networking.k8s.io";
+
+#[test]
+fn targets_are_read_and_those_without_workloads_here_are_told() {
+    let gateway = format!("{{{GATEWAY_API}, kind: Gateway, name: edge}}");
+    for spec in [format!("targetRefs: [{gateway}]"), format!("targetRef: {gateway}")] {
+        assert_eq!(policy(&format!("  {spec}\n")).scope, Scope::Gateways(vec!["edge".into()]), "{spec}");
+    }
+    assert_eq!(policy("  targetRefs: []\n").scope, Scope::default());
+    for (target, wanted) in [
+        ("kind: Service, name: a", "waypoint"),
+        ("group: networking.istio.io, kind: ServiceEntry, name: a", "waypoint"),
+        ("group: gateway.networking.k8s.io, kind: GatewayClass, name: istio-waypoint", "waypoint"),
+        ("group: networking.istio.io, kind: Gateway, name: a", "`selector` with the labels that the Gateway selects"),
+    ] {
+        let reading = read(&format!("  targetRefs:\n  - {gateway}\n  - {{{target}}}\n"));
+        let [told] = &reading.diagnostics[..] else { panic!("{target}: {:?}", reading.diagnostics) };
+        let text = format!("{told} {:?}", told.hint);
+        assert!(text.starts_with("p.yaml:7:") && text.contains("spec.targetRefs[1]"), "{text}");
+        assert!(text.contains("MR0603") && text.contains("guards nothing") && text.contains(wanted), "{text}");
+        let Body::AuthorizationPolicy(policy) = &reading.resources[0].body else { panic!() };
+        assert_eq!(policy.scope, Scope::Gateways(vec!["edge".into()]), "{target}");
+    }
+    for (spec, wanted) in [
+        ("targetRefs: [{kind: Gateway, name: a}]", "`Gateway` of group ``"),
+        ("targetRefs: [{group: apps, kind: Deployment, name: a}]", "`Deployment` of group `apps`"),
+        ("targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway}]", "spec.targetRefs[0].name"),
+        ("targetRefs: [{group: gateway.networking.k8s.io, name: a}]", "spec.targetRefs[0].kind"),
+        ("targetRef: {kind: Service, name: a, namespace: b}", "spec.targetRef.namespace"),
+        (
+            "targetRefs: [{kind: Service, name: a}]\n  selector: {matchLabels: {a: b}}",
+            "both `selector` and `targetRefs`",
+        ),
+        (
+            "targetRefs: [{kind: Service, name: a}]\n  targetRef: {kind: Service, name: b}",
+            "both `targetRefs` and `targetRef`",
+        ),
+    ] {
+        let reading = read(&format!("  {spec}\n"));
+        let told = reading.diagnostics.iter().filter(|diagnostic| diagnostic.is_error());
+        let told: Vec<_> = told.map(ToString::to_string).collect();
+        assert!(reading.resources.is_empty() && told.iter().any(|told| told.contains(wanted)), "{spec}: {told:?}");
+    }
 }
 
 /// Actions of the policies in the table, and which of them each workload has.
@@ -145,6 +189,40 @@ fn each_workload_has_what_selects_it_in_istios_order() {
     assert_eq!(policies[lists[0][0] as usize].0, PolicyAction::Deny);
     assert_eq!(lists[0][1..], [allow, audit]);
     assert_eq!(lists[1..], [vec![allow, audit], vec![audit]]);
+}
+
+#[test]
+fn a_policy_for_a_gateway_is_for_its_workloads_in_the_same_namespace() {
+    let workload = |namespace: &str, name: &str, gateway: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {name}, namespace: \
+             {namespace}}}\nspec: {{address: 10.0.0.1, labels: {{app: {name}, \
+             gateway.networking.k8s.io/gateway-name: {gateway}}}}}\n"
+        )
+    };
+    let targets = |names: [&str; 2]| {
+        let [a, b] = names.map(|name| format!("{{{GATEWAY_API}, kind: Gateway, name: {name}}}"));
+        format!("{{targetRefs: [{a}, {b}], action: DENY, rules: [{{}}]}}")
+    };
+    let text = [
+        workload("istio-system", "a-root", "edge"),
+        workload("shop", "b-edge", "edge"),
+        workload("shop", "c-inner", "inner"),
+        workload("shop", "d-other", "other"),
+        resource("shop", "edges", "", &targets(["edge", "inner"])),
+        // From the root namespace it goes no further than from any other.
+        resource("istio-system", "root", "", &targets(["edge", "none"])),
+        // What is for a waypoint is for nobody.
+        resource("shop", "service", "", "{targetRefs: [{kind: Service, name: web}], action: DENY, rules: [{}]}"),
+        // One without targets goes by labels, here as elsewhere.
+        resource("shop", "inner", "", "{selector: {matchLabels: {app: c-inner}}}"),
+    ]
+    .concat();
+    let (policies, lists) = compiled(&text);
+    let actions = |list: &Vec<u32>| list.iter().map(|&position| policies[position as usize].0).collect::<Vec<_>>();
+    let (deny, allow) = (PolicyAction::Deny, PolicyAction::Allow);
+    let lists: Vec<_> = lists.iter().map(actions).collect();
+    assert_eq!(lists, [vec![deny], vec![deny], vec![deny, allow], vec![], vec![]]);
 }
 
 #[test]
