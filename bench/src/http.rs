@@ -1,4 +1,5 @@
-//! HTTP/1.1 for the generator and the backend: core's codec, fed with pieces of any size. Bodies are counted and discarded.
+//! HTTP/1.1 for the generator and the backend: core's codec, fed with pieces of any size. Bodies are hashed, where somebody wants
+//! to know, and discarded.
 
 use std::cell::RefCell;
 
@@ -7,6 +8,8 @@ use meshring_core::http::error::{BadResponse, ChunkError, Refusal};
 use meshring_core::http::fields::Fields;
 use meshring_core::http::head::{BodyFraming, Bounds, HeadScanner, Method};
 use meshring_core::http::{request, response};
+
+use crate::body_check::BodyCheck;
 
 /// Why bytes are not an HTTP/1.1 message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -56,14 +59,15 @@ impl<H> Default for Messages<H> {
 }
 
 impl<H: Copy> Messages<H> {
-    /// Takes bytes up to the end of a head or of a message: how many of them, and what was found.
+    /// Takes bytes up to the end of a head or of a message: how many of them, and what was found. `data` gets the bodies.
     fn take(
         &mut self,
         bytes: &[u8],
         parse: impl Fn(&[u8], &mut Fields) -> Parsed<H>,
+        data: impl FnMut(&[u8]),
     ) -> Result<(usize, Found<H>), DecodeError> {
         if self.kept.is_empty() {
-            let (used, found) = self.step(bytes, parse)?;
+            let (used, found) = self.step(bytes, parse, data)?;
             if !matches!(found, Found::NeedMore) {
                 return Ok((used, found));
             }
@@ -72,7 +76,7 @@ impl<H: Copy> Messages<H> {
             let mut window = std::mem::take(&mut self.kept);
             let before = window.len();
             window.extend_from_slice(bytes);
-            let (used, found) = self.step(&window, parse)?;
+            let (used, found) = self.step(&window, parse, data)?;
             if !matches!(found, Found::NeedMore) {
                 // What was kept had no end, so that it is used up.
                 return Ok((used - before, found));
@@ -87,6 +91,7 @@ impl<H: Copy> Messages<H> {
         &mut self,
         window: &[u8],
         parse: impl Fn(&[u8], &mut Fields) -> Parsed<H>,
+        mut data: impl FnMut(&[u8]),
     ) -> Result<(usize, Found<H>), DecodeError> {
         let Some((head, body)) = &mut self.current else {
             if !self.scanner.ready(window, BOUNDS) {
@@ -100,11 +105,13 @@ impl<H: Copy> Messages<H> {
         };
         let mut used = 0;
         loop {
-            let Step { consumed, event } = body.decode(&window[used..])?;
+            let rest = &window[used..];
+            let Step { consumed, event } = body.decode(rest)?;
             used += consumed;
             match event {
                 Event::NeedInput => return Ok((used, Found::NeedMore)),
-                Event::Data(_) | Event::Trailer { .. } => {}
+                Event::Data(range) => data(&rest[range]),
+                Event::Trailer { .. } => {}
                 Event::End => {
                     let head = *head;
                     self.current = None;
@@ -129,19 +136,28 @@ pub(crate) struct ResponseDecoder {
     messages: Messages<Answer>,
     method: Method,
     started: bool,
+    check: Option<BodyCheck>,
 }
 
 impl ResponseDecoder {
     /// `to_head`: responses answer HEAD requests, so they have no body whatever their fields say.
     pub(crate) fn new(to_head: bool) -> Self {
         let method = if to_head { Method::Head } else { Method::Get };
-        Self { messages: Messages::default(), method, started: false }
+        Self { messages: Messages::default(), method, started: false, check: None }
+    }
+
+    /// Looks at the bodies, too.
+    pub(crate) fn checking(self, check: Option<BodyCheck>) -> Self {
+        Self { check, ..self }
     }
 
     /// Prepares for the response to the next request, whatever came of the last one.
     pub(crate) fn reset(&mut self) {
         self.messages = Messages::default();
         self.started = false;
+        if let Some(check) = &mut self.check {
+            check.reset();
+        }
     }
 
     /// True once any byte of the response has come.
@@ -149,15 +165,26 @@ impl ResponseDecoder {
         self.started
     }
 
+    /// Of a whole answer: whether its body is the expected one; `None` if nobody expects any.
+    pub(crate) fn is_right(&self, answer: Answer) -> Option<bool> {
+        self.check.as_ref().map(|check| check.is_right(answer.status))
+    }
+
     /// Takes bytes; the answer once they complete it. Bytes after its end are an error, as nothing is pipelined.
     pub(crate) fn feed(&mut self, mut bytes: &[u8]) -> Result<Option<Answer>, DecodeError> {
         self.started |= !bytes.is_empty();
         let method = self.method;
         loop {
-            let (used, found) = self.messages.take(bytes, |window, fields| {
+            let parse = |window: &[u8], fields: &mut Fields| {
                 let head = response::parse(window, fields, method, BOUNDS)?;
                 Ok(head
                     .map(|head| (head.len, Answer { status: head.status, keep_alive: head.keep_alive }, head.framing)))
+            };
+            let check = &mut self.check;
+            let (used, found) = self.messages.take(bytes, parse, |data| {
+                if let Some(check) = check {
+                    check.add(data);
+                }
             })?;
             bytes = &bytes[used..];
             match found {
@@ -214,7 +241,7 @@ impl RequestDecoder {
     pub(crate) fn next(&mut self, bytes: &[u8]) -> Result<(usize, RequestEvent), DecodeError> {
         let mut used = 0;
         loop {
-            let (taken, found) = self.messages.take(&bytes[used..], parse_request)?;
+            let (taken, found) = self.messages.take(&bytes[used..], parse_request, |_| {})?;
             used += taken;
             match found {
                 Found::NeedMore => return Ok((used, RequestEvent::NeedMore)),

@@ -2,6 +2,7 @@
 //! figures of meshring alone: reconfiguration, cold start, large configurations, hostile peers.
 
 mod backend;
+mod body_check;
 mod client;
 mod cold_start;
 mod compare;

@@ -103,6 +103,33 @@ fn request_bodies_and_head_requests_are_handled() {
 }
 
 #[test]
+fn every_body_is_compared_with_the_expected_hash() {
+    let backend = Backend::start(&["--body-bytes", "100000"]);
+    let sha256 = |body: &[u8]| -> String {
+        let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, body);
+        hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    let mut changed = vec![b'x'; 100_000];
+    changed[70_000] = b'y';
+    for protocol in [&[][..], &["--h2", "--streams", "4"]] {
+        for (hash, wrong) in [(sha256(&[b'x'; 100_000]), 0), (sha256(&[b'x'; 99_999]), 200), (sha256(&changed), 200)] {
+            let arguments = ["--connections", "4", "--requests", "200", "--duration", "60s", "--body-sha256", &hash];
+            let (output, report) = backend.load(&[&arguments[..], protocol].concat());
+            assert_eq!(output.status.code(), Some(i32::from(wrong > 0)), "{report}");
+            assert_eq!(report["bodies_checked"], true);
+            assert_eq!(report["requests"], 200, "{report}");
+            assert_eq!(
+                (&report["failed"], &report["failures"]["wrong_bodies"]),
+                (&wrong.into(), &wrong.into()),
+                "{report}"
+            );
+        }
+    }
+    let (_, report) = backend.load(&["--connections", "1", "--requests", "1"]);
+    assert_eq!(report["bodies_checked"], false);
+}
+
+#[test]
 fn a_dead_server_fails_the_load_and_wrong_usage_is_told_from_it() {
     let mut backend = Backend::start(&[]);
     backend.child.kill().unwrap();
@@ -117,6 +144,8 @@ fn a_dead_server_fails_the_load_and_wrong_usage_is_told_from_it() {
         &["load", "https://a/"],
         &["load", "https://a/", "--insecure", "--resume"],
         &["load", "http://a/", "--rate", "0"],
+        &["load", "http://a/", "--body-sha256", "abcd"],
+        &["load", "http://a/", "--method", "HEAD", "--body-sha256", &"0".repeat(64)],
     ] {
         let output = Command::new(BINARY).args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");

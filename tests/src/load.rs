@@ -10,6 +10,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
+use aws_lc_rs::digest::{SHA256, digest};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -135,19 +136,55 @@ pub fn is_ok(response: &Response) -> Result<(), String> {
     if response.status == 200 { Ok(()) } else { Err(format!("{}: {}", response.status, response.text())) }
 }
 
+/// Passes a 200 with this body only.
+pub fn is_exactly(body: Vec<u8>) -> impl Fn(&Response) -> Result<(), String> + Send + Sync + 'static {
+    move |response| match is_ok(response) {
+        Ok(()) if response.body != body => Err(format!("another body, of {} bytes", response.body.len())),
+        result => result,
+    }
+}
+
+/// The hash of a body, for `meshring-bench load --body-sha256`.
+#[must_use]
+pub fn sha256(body: &[u8]) -> String {
+    digest(&SHA256, body).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What FAULTS.md has for a load while a fault is on, and some more.
+pub const DRILL_PER_S: u32 = 1_200;
+
+/// Whether so many requests per second may be called that load: a machine that is busy with something else does not get to all of
+/// it, and what counts then is that what was sent did not fail.
+#[track_caller]
+pub fn assert_loaded((requests, per_second): (u64, f64)) {
+    println!("{requests} requests, {per_second:.0}/s");
+    assert!(per_second >= f64::from(DRILL_PER_S) / 4.0, "only {per_second} requests per second");
+}
+
 /// GET requests at a constant rate, whatever becomes of the ones before, by `meshring-bench load`.
 #[derive(Debug)]
 pub struct Paced {
     process: Process,
+    /// Every body is compared with the expected one.
+    is_checked: bool,
 }
 
 impl Paced {
-    /// Sends so many requests per second until it is finished: a minute at the most. `arguments`: further ones of the program.
+    /// Sends so many requests per second until it is finished: five minutes at the most. `arguments`: further ones of the program.
     #[must_use]
     pub fn start(url: &str, per_second: u32, arguments: &[&str]) -> Self {
         let mut command = Command::new(binaries::path("meshring-bench"));
-        command.args(["load", url, "--duration", "60s", "--rate", &per_second.to_string(), "--output", "json"]);
-        Self { process: Process::start(&format!("meshring-bench load {url}"), command.args(arguments)) }
+        command.args(["load", url, "--duration", "300s", "--rate", &per_second.to_string(), "--output", "json"]);
+        let is_checked = arguments.contains(&"--body-sha256");
+        Self { process: Process::start(&format!("meshring-bench load {url}"), command.args(arguments)), is_checked }
+    }
+
+    /// As [`to_service`](Self::to_service), with further arguments: every answer must be a 2xx with exactly this body, by its hash.
+    #[must_use]
+    pub fn expecting(outbound: SocketAddr, service: &str, body: &[u8], per_second: u32, arguments: &[&str]) -> Self {
+        let (host, hash) = (format!("host: {service}"), sha256(body));
+        let ours = ["--header", &host, "--body-sha256", &hash];
+        Self::start(&format!("http://{outbound}/"), per_second, &[&ours[..], arguments].concat())
     }
 
     /// Likewise to a service of the mesh, over so many connections.
@@ -174,8 +211,10 @@ impl Paced {
             wait::until("the report of the load", || serde_json::from_str::<Value>(&self.process.output()).ok());
         let failed = report["failed"].as_u64().zip(report["failures"]["unsent"].as_u64());
         let figures = report["requests"].as_u64().zip(report["requests_per_s"].as_f64());
+        // A failure is another status than 2xx, too.
+        let is_clean = report["statuses"]["3xx"] == 0 && report["bodies_checked"] == self.is_checked;
         match (failed, figures) {
-            (Some((failed, unsent)), Some(figures)) if failed == unsent => figures,
+            (Some((failed, unsent)), Some(figures)) if failed == unsent && is_clean => figures,
             _ => panic!("{status}: {report:#}"),
         }
     }

@@ -310,6 +310,16 @@ spec:
     )
 }
 
+/// With it the two sidecars speak HTTP/2 to each other for `second`, whatever its clients speak: so all that is in flight at a time
+/// shares one connection, and needs no handshake of its own.
+pub const SECOND_OVER_HTTP2: &str = "apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: second, namespace: default}
+spec:
+  host: second.default.svc.cluster.local
+  trafficPolicy: {connectionPool: {http: {h2UpgradePolicy: UPGRADE}}}
+";
+
 /// Who the proxies are.
 const WORKLOADS: &str = "apiVersion: networking.istio.io/v1
 kind: WorkloadEntry

@@ -15,12 +15,13 @@ use meshring_tests::{
     binaries::is_installed,
     client::Client,
     control::Control,
-    load::Paced,
+    generate::body,
+    load::{DRILL_PER_S, Paced, sha256},
     on_both_drivers,
     pki::{Authority, Issued, Leaf, secret},
     proxy::{Driver, Proxy},
     tls::{Caller, expect_alert},
-    upstream::Upstream,
+    upstream::{Upstream, response},
     wait,
 };
 use rcgen::DnType;
@@ -85,7 +86,10 @@ fn services(application: SocketAddr, hosts: &[&str]) -> String {
 
 impl Edge {
     fn start(driver: Driver) -> Self {
-        let application = Upstream::echoing();
+        Self::before(Upstream::echoing(), driver)
+    }
+
+    fn before(application: Upstream, driver: Driver) -> Self {
         let hosts = ["shop.example.com", "pay.example.com", "a.wild.example.com"];
         let services = services(application.address(), &hosts);
         let dir = TempDir::new().unwrap();
@@ -442,7 +446,9 @@ const CHANGES_OF_FILES: usize = 20;
 #[test]
 fn files_that_change_under_load_are_in_use_within_a_second_and_fail_no_request() {
     let _alone = alone();
-    let edge = Edge::start(Driver::Auto);
+    let expected = body(1, 4_000);
+    let whole = response(200, &[], &expected);
+    let edge = Edge::before(Upstream::answering(move |_| whole.clone()), Driver::Auto);
     let dir = TempDir::new().unwrap();
     let (ca, _) = edge.authority.write(dir.path(), "public");
     let leaf = Leaf::server(&["shop.example.com"]);
@@ -452,13 +458,14 @@ fn files_that_change_under_load_are_in_use_within_a_second_and_fail_no_request()
     edge.publish(&gateway(&[server(edge.port(), "shop", "shop.example.com", &tls)]), 1);
     let shown_now = || shown(&mut edge.caller("shop.example.com").connect(edge.gateway.outbound()));
     let url = format!("https://{}/", edge.gateway.outbound());
+    let hash = sha256(&expected);
     let load = |per_second, more: &[&str]| {
         let host = "host: shop.example.com";
         let known = ["--ca", ca.to_str().unwrap(), "--sni", "shop.example.com", "--header", host, "--connections", "4"];
-        Paced::start(&url, per_second, &[&known, more].concat())
+        Paced::start(&url, per_second, &[&known[..], &["--body-sha256", hash.as_str()], more].concat())
     };
     // Most over connections that stay, some with a handshake each.
-    let loads = [load(1_000, &[]), load(50, &["--new-connections"])];
+    let loads = [load(DRILL_PER_S, &[]), load(50, &["--new-connections"])];
     wait::until("the load", || (edge.control.metric("meshring_downstream_requests_total", "") > 500).then_some(()));
 
     let mut latencies = Vec::new();

@@ -1,13 +1,15 @@
 //! A mesh whose TLS records the kernel seals and opens (`--ktls on`). This machine's kernel may have no kernel TLS: `.ci/vm`
-//! runs these tests in kernels that do, with MESHRING_EXPECT_KTLS=1.
+//! runs these tests in kernels that do, with MESHRING_EXPECT_KTLS=1; here proxies seal their records themselves.
 #![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
 use std::{env, fs, process::Command};
 
 use meshring_tests::{
+    alone,
     binaries::is_installed,
     client::request,
     generate::{assert_same_bytes, body},
+    load::{DRILL_PER_S, Load, Paced, assert_loaded, is_exactly, sha256},
     on_both_drivers,
     openssl::Session,
     pki::{Leaf, spiffe},
@@ -21,7 +23,7 @@ use tempfile::TempDir;
 
 on_both_drivers! {
     two_sidecars_leave_their_records_to_the_kernel
-    openssl_changes_keys_of_a_connection_that_the_kernel_has
+    keys_change_under_load_and_every_byte_is_right_whoever_seals_them
 }
 
 /// Far above what is relayed before splicing begins.
@@ -54,9 +56,11 @@ fn answer(request: &Received) -> Vec<u8> {
     response(200, &[("x-caller", caller)], &[body(len as u64, len), request.body.clone()].concat())
 }
 
-fn start(driver: Driver, application: &Upstream) -> Mesh {
+fn start(driver: Driver, application: &Upstream, choice: &str) -> Mesh {
     let strict = peer_authentication("STRICT", "");
-    Mesh::alike(driver, &[application.address()], &[("mode.yaml", &strict)], |proxy| proxy.arguments(&["--ktls", "on"]))
+    Mesh::alike(driver, &[application.address()], &[("mode.yaml", &strict)], |proxy| {
+        proxy.arguments(&["--ktls", choice])
+    })
 }
 
 /// Handshakes after which the records are the kernel's, and ours.
@@ -71,7 +75,7 @@ fn two_sidecars_leave_their_records_to_the_kernel(driver: Driver) {
         return;
     }
     let application = Upstream::answering(answer);
-    let mesh = start(driver, &application);
+    let mesh = start(driver, &application, "on");
     let mut client = mesh.client.connect();
     let small = client.get("reviews", "/5");
     assert_same_bytes(&small.expect(200).body, &body(5, 5));
@@ -104,13 +108,35 @@ fn two_sidecars_leave_their_records_to_the_kernel(driver: Driver) {
     assert_eq!(figures, ["0".to_owned(), accepted[0].to_string()], "userspace, kernel in {shown}");
 }
 
-fn openssl_changes_keys_of_a_connection_that_the_kernel_has(driver: Driver) {
-    let Some(can_update) = keys_can_be_updated() else { return };
+/// Of the responses to the load: two records.
+const LOAD_BODY_BYTES: usize = 20_000;
+
+/// Drill 29: without kernel TLS, and with one that takes no new keys.
+fn keys_change_under_load_and_every_byte_is_right_whoever_seals_them(driver: Driver) {
     if !is_installed("openssl") {
         return;
     }
+    let _alone = alone();
+    let kernel = keys_can_be_updated();
+    // Userspace takes them anyway.
+    let can_update = kernel.unwrap_or(true);
     let application = Upstream::answering(answer);
-    let mesh = start(driver, &application);
+    let choice = if kernel.is_some() { "on" } else { "auto" };
+    let mesh = start(driver, &application, choice);
+    let expected = body(LOAD_BODY_BYTES as u64, LOAD_BODY_BYTES);
+    let target = format!("/{LOAD_BODY_BYTES}");
+    let requests = || mesh.server_metric("downstream_requests_total");
+    // What is emulated is too slow for a rate.
+    let (paced, closed) = if kernel.is_none() {
+        let url = format!("http://{}{target}", mesh.client.outbound());
+        let hash = sha256(&expected);
+        let arguments = ["--header", "host: reviews", "--connections", "8", "--body-sha256", &hash];
+        (Some(Paced::start(&url, DRILL_PER_S, &arguments)), None)
+    } else {
+        let request = request("GET", "reviews", &target, &[]);
+        (None, Some(Load::start(mesh.client.outbound(), 2, request, is_exactly(expected))))
+    };
+    mesh.wait_for_metric_above("downstream_requests_total", 20);
     let dir = TempDir::new().unwrap();
     let (certificate, key) = mesh.authority.issue(&Leaf::workload("visitor")).write(dir.path(), "visitor");
     let mut command = Command::new("openssl");
@@ -137,9 +163,19 @@ fn openssl_changes_keys_of_a_connection_that_the_kernel_has(driver: Driver) {
         assert!(session.wait_for_exit().success() && !said.contains("alert") && !said.contains("error:"), "{said}");
         mesh.get("reviews", "/5").expect(200);
     }
+    mesh.wait_for_metric_above("downstream_requests_total", requests() + if kernel.is_none() { 1_000 } else { 20 });
+    if let Some(load) = paced {
+        assert_loaded(load.finish());
+    }
+    if let Some(load) = closed {
+        println!("{} requests beside", load.finish());
+    }
     let listener = format!("listener=\"inbound {}={}\"", mesh.inbound(), application.address());
-    let accepted = ran(&mesh, "listener", &listener);
-    assert!(accepted[0] > 0 && accepted[1] == 0, "[kernel, userspace]: {accepted:?}");
+    let mut accepted = ran(&mesh, "listener", &listener);
+    if kernel.is_none() {
+        accepted.reverse();
+    }
+    assert!(accepted[0] > 0 && accepted[1] == 0, "those who were to seal, and the others: {accepted:?}");
 }
 
 #[test]

@@ -9,20 +9,22 @@ use std::{
 use meshring_tests::{
     alone,
     client::{Client, request},
-    load::Paced,
+    generate::body,
+    load::{DRILL_PER_S, Paced, assert_loaded},
     proxy::{Driver, Proxy},
-    tls::{Mesh, peer_authentication},
-    upstream::Upstream,
+    tls::{Mesh, SECOND_OVER_HTTP2, peer_authentication},
+    upstream::{Upstream, ok, response},
     wait,
 };
 
 /// The shortest life that control takes; rotation comes at half of it.
 const LIFE: Duration = Duration::from_secs(10);
 
+/// The application is two services.
 fn start(application: &Upstream) -> Mesh {
     let mode = peer_authentication("STRICT", "");
-    let arguments = ["--svid-lifetime", "10s"];
-    Mesh::self_signed(Driver::Auto, &[application.address()], &[("mode.yaml", &mode)], &arguments)
+    let files = [("mode.yaml", mode.as_str()), ("second.yaml", SECOND_OVER_HTTP2)];
+    Mesh::self_signed(Driver::Auto, &[application.address(); 2], &files, &["--svid-lifetime", "10s"])
 }
 
 /// What every process has installed, by its number: one of the strings that control tells.
@@ -88,14 +90,19 @@ const IN_USE_WITHIN: Duration = Duration::from_secs(1);
 /// Sidecars that carry the load, beside the one of the application.
 const LOADED: usize = 15;
 const WITNESSES: usize = 4;
-/// Of all of them.
-const REQUESTS_PER_S: u32 = 1_200;
+/// Of the responses to the load.
+const BODY_BYTES: usize = 4_000;
 const ROTATIONS: usize = 100;
 
 #[test]
 fn a_hundred_rotations_and_a_new_root_under_load_fail_no_request() {
     let _alone = alone();
-    let application = Upstream::echoing();
+    let expected = body(1, BODY_BYTES);
+    let loaded_with = expected.clone();
+    let application = Upstream::answering(move |request| match request.method() {
+        "GET" => response(200, &[], &loaded_with),
+        _ => ok(request.fields.value("x-forwarded-client-cert").unwrap_or_default()),
+    });
     let mesh = start(&application);
     let client = || mesh.control.proxy("default/client").start();
     // Each has a certificate of its own, and rotates it while requests go through.
@@ -103,8 +110,9 @@ fn a_hundred_rotations_and_a_new_root_under_load_fail_no_request() {
     let mut witnesses: Vec<Witness> = (0..WITNESSES).map(|_| Witness::new(client())).collect();
     mesh.wait_for_identities(1 + LOADED + WITNESSES);
     let outbound = loaded.iter().map(Proxy::outbound).chain([mesh.client.outbound()]);
-    let loads: Vec<Paced> =
-        outbound.map(|address| Paced::to_service(address, "reviews", 2, REQUESTS_PER_S / LOADED as u32)).collect();
+    let per_second = DRILL_PER_S / LOADED as u32;
+    let load = |address| Paced::expecting(address, "reviews", &expected, per_second, &["--connections", "2"]);
+    let loads: Vec<Paced> = outbound.map(load).collect();
     wait::until("the load", || (mesh.server_metric("downstream_requests_total") >= 100).then_some(()));
     let handshakes = mesh.server_metric("downstream_tls_handshakes_total");
     let roots: BTreeSet<String> = strings(&mesh, "root").into_iter().map(|(_, root)| root).collect();
@@ -127,9 +135,8 @@ fn a_hundred_rotations_and_a_new_root_under_load_fail_no_request() {
     let figures: Vec<(u64, f64)> = loads.into_iter().map(Paced::finish).collect();
     let (requests, per_second) = figures.iter().fold((0, 0.0), |sum, each| (sum.0 + each.0, sum.1 + each.1));
     let server = seen.iter().filter(|(pid, _)| *pid == u64::from(mesh.server.process.pid())).count() - 1;
-    println!("{requests} requests, {per_second:.0}/s; {} rotations, {server} of the server", seen.len() - first);
-    // A machine that is busy with something else may not get to all of it: what counts is that what was sent did not fail.
-    assert!(per_second >= f64::from(REQUESTS_PER_S) / 3.0, "only {per_second} requests per second");
+    println!("{} rotations, {server} of the server", seen.len() - first);
+    assert_loaded((requests, per_second));
     let shown: usize = witnesses.iter().map(|witness| witness.shown.len()).sum();
     assert!(shown >= 2 * WITNESSES, "only {shown} certificates of {WITNESSES} witnesses");
     let new_handshakes = mesh.server_metric("downstream_tls_handshakes_total") - handshakes;
@@ -147,13 +154,20 @@ fn unix_s(time: SystemTime) -> u64 {
 #[test]
 fn an_outage_of_control_beyond_the_life_of_certificates_heals_by_itself() {
     let _alone = alone();
-    let application = Upstream::saying("here");
+    let expected = body(1, BODY_BYTES);
+    let whole = response(200, &[], &expected);
+    let application = Upstream::answering(move |_| whole.clone());
     let mut mesh = start(&application);
     // One that has no connection to the server when certificates have expired.
     let late = mesh.control.proxy("default/client").start();
     mesh.wait_for_identities(3);
-    // Over one connection that is never idle, or it would be closed as such.
-    let early = Paced::to_service(mesh.client.outbound(), "reviews", 1, 500);
+    // Over one connection of each protocol, which are never idle: they would be closed as such.
+    let load = |service, per_second, arguments: &[&str]| {
+        let arguments = [&["--connections", "1"], arguments].concat();
+        Paced::expecting(mesh.client.outbound(), service, &expected, per_second, &arguments)
+    };
+    let early =
+        [load("reviews", DRILL_PER_S / 4, &[]), load("second", DRILL_PER_S * 3 / 4, &["--h2", "--streams", "8"])];
     let requests = mesh.server_metric("downstream_requests_total");
     mesh.wait_for_metric_above("downstream_requests_total", requests + 100);
     mesh.control.process.kill();
@@ -176,7 +190,7 @@ fn an_outage_of_control_beyond_the_life_of_certificates_heals_by_itself() {
     wait::until("the mesh to heal", || (late.connect().get("reviews", "/").status == 200).then_some(()));
     mesh.wait_for_identities(3);
     mesh.get("reviews", "/").expect(200);
-    // The established one has not noticed.
-    let (requests, per_second) = early.finish();
-    assert!(requests > 4_000 && per_second >= 400.0, "{requests} requests, {per_second}/s");
+    // The established ones have not noticed.
+    let [old, new] = early.map(Paced::finish);
+    assert_loaded((old.0 + new.0, old.1 + new.1));
 }

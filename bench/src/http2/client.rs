@@ -7,6 +7,7 @@ use super::encoder::{Encoder, FieldSet};
 use super::frame::{Frame, FrameReader, Settings, begin_frame, end_frame, flag, kind, write_frame, write_reset};
 use super::headers::{HeaderReader, Headers, Summary};
 use super::{ConnectionError, PREFACE, SendWindow, Unreturned, WINDOW_BYTES_DEFAULT, code, write_data, write_greeting};
+use crate::body_check::BodyCheck;
 use crate::limits::{CONNECTION_WINDOW_BYTES, GENERATOR_OUTPUT_BYTES_MAX, STREAM_WINDOW_BYTES};
 
 /// The request of all streams.
@@ -16,13 +17,19 @@ pub(crate) struct Request {
     /// Answers have no body, whatever their fields say.
     is_head: bool,
     is_grpc: bool,
+    check: Option<BodyCheck>,
 }
 
 impl Request {
     /// `fields` are all of them, pseudo fields first, in lower case.
     pub(crate) fn new(fields: &[(&str, &str)], body: Vec<u8>, is_grpc: bool) -> Self {
         let is_head = fields.contains(&(":method", "HEAD"));
-        Self { fields: FieldSet::new(fields), body, is_head, is_grpc }
+        Self { fields: FieldSet::new(fields), body, is_head, is_grpc, check: None }
+    }
+
+    /// Answers must have a certain body.
+    pub(crate) fn checking(self, check: Option<BodyCheck>) -> Self {
+        Self { check, ..self }
     }
 }
 
@@ -39,6 +46,8 @@ pub(crate) enum StreamError {
     Malformed(&'static str),
     #[error("grpc-status {0}")]
     Grpc(u32),
+    #[error("the body is not the one that was expected")]
+    WrongBody,
 }
 
 /// A stream that has ended.
@@ -85,6 +94,7 @@ struct Stream {
     /// Bytes of the request's body that have been written.
     body_sent: usize,
     window: SendWindow,
+    check: Option<BodyCheck>,
 }
 
 /// Flag and length in front of each gRPC message.
@@ -185,6 +195,7 @@ impl Client {
             unreturned: Unreturned::default(),
             body_sent: 0,
             window: SendWindow::new(self.peer.initial_window_size),
+            check: request.check.clone(),
         }));
         self.open += 1;
         if !request.body.is_empty() {
@@ -318,6 +329,9 @@ impl Client {
             *place = *byte;
         }
         stream.received += content.len() as u64;
+        if let Some(check) = &mut stream.check {
+            check.add(content);
+        }
         if frame.has(flag::END_STREAM) {
             self.finish(frame.stream, answer, request, ended, out);
         } else {
@@ -440,6 +454,9 @@ fn judge(stream: &Stream, answer: AnswerFields, request: &Request) -> Result<u16
     let has_body = !request.is_head && status != 204 && status != 304;
     if has_body && answer.content_length.is_some_and(|length| length != stream.received) {
         return Err(StreamError::Malformed("a body of another length than its content-length"));
+    }
+    if stream.check.as_ref().is_some_and(|check| !check.is_right(status)) {
+        return Err(StreamError::WrongBody);
     }
     if !request.is_grpc || status != 200 {
         return Ok(status);

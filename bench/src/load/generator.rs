@@ -11,9 +11,10 @@ use anyhow::Context;
 use super::LoadArgs;
 use super::pace::Pace;
 use super::report::{Failure, LoadReport};
-use super::tally::{Tally, UNSENT};
+use super::tally::{Tally, UNSENT, WRONG_BODY};
 use super::target::encode_request;
 use super::waiting::{Waiting, kind_of, start_connect};
+use crate::body_check::BodyCheck;
 use crate::http::{Answer, ResponseDecoder};
 use crate::limits::{EVENTS_PER_WAIT_MAX, READ_BUFFER_BYTES, RECONNECT_PAUSE};
 use crate::poller::{Event, Interest, Poller, Token};
@@ -103,7 +104,7 @@ impl Generator {
                 state: State::Closed,
                 interest: Interest::Nothing,
                 turn: 0,
-                decoder: ResponseDecoder::new(to_head),
+                decoder: ResponseDecoder::new(to_head).checking(args.body_sha256.map(BodyCheck::new)),
                 sent: 0,
                 intended: None,
                 deadline: now,
@@ -380,7 +381,10 @@ impl Generator {
         let now = Instant::now();
         let connection = &mut self.connections[slot as usize];
         if let Some(intended) = connection.intended.take() {
-            self.tally.count_answer(answer.status, intended, now);
+            match connection.decoder.is_right(answer) {
+                Some(false) => self.tally.count_failure(Failure::WrongBody, &WRONG_BODY, now),
+                _ => self.tally.count_answer(answer.status, intended, now),
+            }
             self.in_flight -= 1;
         }
         if answer.keep_alive && connection.state == State::Awaiting {

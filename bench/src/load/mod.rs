@@ -21,6 +21,7 @@ use clap::error::ErrorKind;
 use self::report::LoadReport;
 use self::schedule::Rate;
 use self::target::{HeaderField, Method, Url};
+use crate::body_check::BodyHash;
 use crate::limits::{CONNECTIONS_MAX, STREAMS_MAX};
 use crate::tls::TlsArgs;
 use crate::{OutputFormat, parse_duration};
@@ -31,7 +32,8 @@ use crate::{OutputFormat, parse_duration};
 /// request was to be sent, so that a stall is seen by all requests that it delays. Without it the loop is closed:
 /// each connection, or each of its streams, sends its next request when it has the last answer.
 ///
-/// Exit status: 0 if all requests were answered with 2xx or 3xx, and grpc-status 0 with --grpc, 1 if one was not, 2 for wrong usage.
+/// Exit status: 0 if all requests were answered with 2xx or 3xx, grpc-status 0 with --grpc and the right body with --body-sha256, 1 if
+/// one was not, 2 for wrong usage.
 #[derive(Debug, clap::Args)]
 pub(crate) struct LoadArgs {
     /// Where to send requests, such as http://127.0.0.1:8080/path, or https:// with --ca or --insecure
@@ -66,6 +68,9 @@ pub(crate) struct LoadArgs {
     /// Bytes of the request body
     #[arg(long, default_value_t = 0)]
     pub(crate) body_bytes: usize,
+    /// What the SHA-256 of every answer's body must be, as sha256sum prints it; another body is a failure
+    #[arg(long, value_name = "HEX", conflicts_with = "grpc")]
+    pub(crate) body_sha256: Option<BodyHash>,
     /// Send each request on a connection of its own, with a whole TLS handshake where the URL is https://
     #[arg(long)]
     pub(crate) new_connections: bool,
@@ -107,6 +112,10 @@ pub(crate) fn run(args: &LoadArgs, interrupted: &Arc<AtomicBool>) -> anyhow::Res
     if args.streams > 1 && !args.is_http2() {
         let message = "--streams needs --h2 or --grpc: HTTP/1.1 carries one request at a time\n";
         clap::Error::raw(ErrorKind::MissingRequiredArgument, message).exit();
+    }
+    if args.body_sha256.is_some() && args.method.as_ref().is_some_and(Method::is_head) {
+        let message = "--body-sha256 cannot be used with HEAD, whose answers have no body\n";
+        clap::Error::raw(ErrorKind::ArgumentConflict, message).exit();
     }
     let report = generate(args, interrupted)?;
     print_report(&report, args.output)?;

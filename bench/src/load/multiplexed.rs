@@ -12,6 +12,7 @@ use super::report::{Failure, LoadReport};
 use super::tally::{Tally, UNSENT};
 use super::target::http2_request;
 use super::waiting::{Waiting, kind_of, start_connect};
+use crate::body_check::BodyCheck;
 use crate::http2::client::{Client, Ended, Request, StreamError};
 use crate::limits::{EVENTS_PER_WAIT_MAX, READ_BUFFER_BYTES, RECONNECT_PAUSE};
 use crate::poller::{Event, Interest, Poller, Token};
@@ -154,7 +155,8 @@ impl Generator {
         Ok(Self {
             address,
             tls,
-            request: http2_request(&args.url, args.method.as_ref(), &args.headers, args.body_bytes, args.grpc)?,
+            request: http2_request(&args.url, args.method.as_ref(), &args.headers, args.body_bytes, args.grpc)?
+                .checking(args.body_sha256.map(BodyCheck::new)),
             timeout: args.timeout,
             pace: Pace::NotStarted,
             waiting: Waiting::new()?,
@@ -388,6 +390,7 @@ impl Generator {
                 Err(StreamError::GoneAway) => Failure::GoneAway,
                 Err(StreamError::Malformed(_)) => Failure::Malformed,
                 Err(StreamError::Grpc(_)) => Failure::Grpc,
+                Err(StreamError::WrongBody) => Failure::WrongBody,
             };
             failed += 1;
             if let Err(error) = outcome {

@@ -30,6 +30,8 @@ pub(crate) enum Failure {
     GoneAway,
     /// A grpc-status other than 0.
     Grpc,
+    /// The answer is whole, but its body has another hash than the one that was expected.
+    WrongBody,
     /// Not sent within the timeout, because all connections were busy (open loop only).
     Unsent,
 }
@@ -52,6 +54,8 @@ pub(crate) struct Failures {
     pub(crate) gone_away: u64,
     #[serde(default)]
     pub(crate) grpc: u64,
+    #[serde(default)]
+    pub(crate) wrong_bodies: u64,
     pub(crate) unsent: u64,
 }
 
@@ -68,13 +72,14 @@ impl Failures {
             Failure::StreamRefused => &mut self.streams_refused,
             Failure::GoneAway => &mut self.gone_away,
             Failure::Grpc => &mut self.grpc,
+            Failure::WrongBody => &mut self.wrong_bodies,
             Failure::Unsent => &mut self.unsent,
         } += 1;
     }
 
     pub(crate) fn total(&self) -> u64 {
-        let Self { connect, tls, resets, closed_early, timeouts, malformed, unsent, .. } = self;
-        connect + tls + resets + closed_early + timeouts + malformed + unsent + self.total_of_http2()
+        let Self { connect, tls, resets, closed_early, timeouts, malformed, wrong_bodies, unsent, .. } = self;
+        connect + tls + resets + closed_early + timeouts + malformed + wrong_bodies + unsent + self.total_of_http2()
     }
 
     fn total_of_http2(&self) -> u64 {
@@ -154,7 +159,7 @@ pub(crate) struct LoadReport {
     pub(crate) elapsed_s: f64,
     /// Answers with any status, and failures.
     pub(crate) requests: u64,
-    /// Requests without an answer, and with one of 4xx or 5xx.
+    /// Requests without an answer, with one of 4xx or 5xx, and with another body than expected.
     pub(crate) failed: u64,
     /// Answers per second.
     pub(crate) requests_per_s: f64,
@@ -162,6 +167,9 @@ pub(crate) struct LoadReport {
     pub(crate) bytes_received: u64,
     pub(crate) statuses: Statuses,
     pub(crate) failures: Failures,
+    /// Whether every body of an answer was compared with the expected one.
+    #[serde(default)]
+    pub(crate) bodies_checked: bool,
     /// Latency of the answers with any status, in microseconds. Requests without an answer are not in it.
     pub(crate) latency_us: LatencySummary,
     /// None without TLS.
@@ -204,6 +212,9 @@ impl fmt::Display for LoadReport {
                 f,
                 "          streams reset {stream_resets}  refused {streams_refused}  gone away {gone_away}  gRPC {grpc}"
             )?;
+        }
+        if self.bodies_checked {
+            writeln!(f, "bodies    all compared, {} not as expected", self.failures.wrong_bodies)?;
         }
         if let Some(first) = &self.first_failure {
             writeln!(f, "          first: {first}")?;

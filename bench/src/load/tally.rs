@@ -8,6 +8,7 @@ use crate::stats::Latencies;
 use crate::tls::Socket;
 
 pub(super) const UNSENT: &str = "all connections were busy";
+pub(super) const WRONG_BODY: &str = "the body is not the one that was expected";
 
 /// Counts answers, failures and handshakes.
 pub(super) struct Tally {
@@ -79,6 +80,7 @@ impl Tally {
             bytes_received: self.bytes_received,
             statuses: self.statuses,
             failures: self.failures,
+            bodies_checked: args.body_sha256.is_some(),
             latency_us: self.latencies.summary(),
             tls: self.tls.clone(),
             first_failure: self.first_failure.clone(),

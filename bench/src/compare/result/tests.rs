@@ -18,6 +18,7 @@ fn phase(cpu_us_per_request: f64, failed: u64) -> Phase {
         bytes_received: 0,
         statuses: Statuses::default(),
         failures: Failures::default(),
+        bodies_checked: false,
         latency_us: LatencySummary { p50: 10.0 * cpu_us_per_request, ..LatencySummary::default() },
         tls: None,
         first_failure: None,
