@@ -1,22 +1,26 @@
-//! Smuggling: whatever core accepts, it must write so that another parser reads the very same message, and finds the
-//! next message exactly where core put it.
+//! Smuggling: whatever core accepts, and whatever it writes of it, other parsers must read as the very same message, and find
+//! the next message exactly where core put it. The other parsers are httparse and hyper's server and client.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use meshring_core::http::{
-    BodyFraming, Bounds, Fields, Method, NoEdits, PathNormalization, RequestHead, RequestOut, ResponseOut, TargetForm,
-    Via, encode_chunk,
+    BodyFraming, Bounds, Fields, Method, NoEdits, PathNormalization, RequestHead, RequestOut, ResponseHead,
+    ResponseOut, TargetForm, Via, encode_chunk,
     forwarding::{Hop, new_request_id, request_lines},
     request, request_head, response, response_head,
 };
 use meshring_fuzz::{
     bodies::{Decoded, decode},
-    reference::{self, Field, Framing, Head},
+    judge::{Answered, Content, Field, Head, Message, Next, answered, requests},
     uri,
 };
 
 /// What follows on the connection: the other parser must find it untouched.
 const NEXT: &[u8] = b"GET /next HTTP/1.1\r\nHost: next\r\n\r\n";
+/// The same behind a response.
+const NEXT_RESPONSE: &[u8] = b"HTTP/1.1 299 Next\r\nContent-Length: 4\r\n\r\nnext";
+/// The largest length that hyper takes.
+const JUDGED_LENGTH_MAX: u64 = u64::MAX - 2;
 
 fuzz_target!(|data: &[u8]| {
     if data.starts_with(b"HTTP/") {
@@ -28,23 +32,12 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-fn framing(framing: BodyFraming) -> Framing {
-    match framing {
-        BodyFraming::None => Framing::None,
-        BodyFraming::Length(length) => Framing::Length(length),
-        BodyFraming::Chunked => Framing::Chunked,
-        BodyFraming::UntilClose => Framing::UntilClose,
+/// The body as core reads it; `None` if it is broken or does not end in the input, which ends the test of it.
+fn whole_body(bytes: &[u8], how: BodyFraming) -> Option<Decoded> {
+    if how == BodyFraming::None {
+        return Some(Decoded::default());
     }
-}
-
-/// The body as both read it; `None` if it is broken or does not end in the input, which ends the test of it.
-fn agreed_body(bytes: &[u8], how: BodyFraming) -> Option<Decoded> {
-    let decoded = decode(how, bytes, &[bytes.len().max(1)]).ok().filter(|decoded| decoded.whole)?;
-    let (data, trailers, rest) = reference::body(bytes, framing(how)).expect("a body that core accepts");
-    assert_eq!(decoded.data, data);
-    assert_eq!(decoded.len, bytes.len() - rest.len(), "the body ends elsewhere");
-    assert!(decoded.trailers.iter().all(|trailer| trailers.contains(trailer)));
-    Some(decoded)
+    decode(how, bytes, &[bytes.len().max(1)]).ok().filter(|decoded| decoded.whole)
 }
 
 fn write_body(out: &mut Vec<u8>, how: BodyFraming, body: &Decoded) {
@@ -60,13 +53,73 @@ fn write_body(out: &mut Vec<u8>, how: BodyFraming, body: &Decoded) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Reads the body that was written and the message after it.
-fn check_body(bytes: &[u8], how: Framing, body: &Decoded) {
-    let (data, trailers, rest) = reference::body(bytes, how).expect("a body");
-    assert_eq!(data, body.data);
-    assert_eq!(trailers, body.trailers);
-    let rest = if how == Framing::UntilClose { b"" } else { rest };
-    assert_eq!(rest, if how == Framing::UntilClose { b"" } else { NEXT }, "the next message is not where it was put");
+/// The length that hyper sees announced.
+fn length(framing: BodyFraming) -> Option<u64> {
+    match framing {
+        BodyFraming::None => Some(0),
+        BodyFraming::Length(length) => Some(length),
+        BodyFraming::Chunked | BodyFraming::UntilClose => None,
+    }
+}
+
+/// Trailers in an order that does not depend on that of the names.
+fn by_name(trailers: &[Field]) -> Vec<Field> {
+    let mut list: Vec<Field> =
+        trailers.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect();
+    list.sort_by(|a, b| a.0.cmp(&b.0));
+    list
+}
+
+/// What hyper says of a message: the fields that httparse has found, the framing, and the body if core has one. Of a message as
+/// it was received, the trailers that core drops may be there.
+fn check_message(judged: &Message, head: &Head, framing: BodyFraming, body: Option<&Decoded>, is_received: bool) {
+    assert!(head.is_same(&judged.fields), "{:?} {:?}", head.fields, judged.fields);
+    assert_eq!(judged.length, length(framing), "framing");
+    let Some(body) = body else { return };
+    let Content { data, trailers } = judged.content.as_ref().expect("a body that core accepts");
+    assert_eq!(*data, body.data);
+    let (judged, ours) = (by_name(trailers), by_name(&body.trailers));
+    if is_received {
+        assert!(ours.iter().all(|trailer| judged.contains(trailer)));
+    } else {
+        assert_eq!(judged, ours);
+    }
+}
+
+/// Reads a request, and the one behind it where this one is whole.
+fn judge_request(bytes: &[u8], head: &Head, framing: BodyFraming, body: Option<&Decoded>, is_received: bool) {
+    let is_judged = length(framing).is_none_or(|length| length <= JUDGED_LENGTH_MAX);
+    // The http crate has no Uri with `^` in its path, and other characters that RFC 3986 does not have.
+    let target = str::from_utf8(&head.start[1]).expect("ASCII");
+    let is_uri = target.parse::<hyper::Uri>().is_ok();
+    if !is_judged || (!is_uri && head.start[0] == b"CONNECT") {
+        return;
+    }
+    let shown = if is_uri { target } else { "/" };
+    let [before, behind] = [&head.start[0], &head.start[2]].map(|part| String::from_utf8_lossy(part).into_owned());
+    let line_len = before.len() + target.len() + behind.len() + 2;
+    let bytes = [before.as_bytes(), b" ", shown.as_bytes(), b" ", behind.as_bytes(), &bytes[line_len..]].concat();
+    let judged = requests(&bytes);
+    let first = judged.first().expect("a request that core accepts");
+    assert_eq!(first.start[0], before);
+    assert_eq!(first.start[2], behind);
+    if !is_received {
+        assert_eq!(first.start[1], shown);
+    }
+    check_message(first, head, framing, body, is_received);
+    if body.is_some() {
+        let next: Vec<&str> = judged[1..].iter().map(|next| next.start[1].as_str()).collect();
+        assert!(next == ["/next"] || (is_received && next.is_empty()), "the next message is not where it was put");
+        assert!(!next.is_empty() || !is_persistent(head), "the next message is not found");
+    }
+}
+
+/// Whether a head leaves its connection open.
+fn is_persistent(head: &Head) -> bool {
+    let values = head.values("connection");
+    let mut options = values.iter().flat_map(|value| value.split(|&b| b == b',')).map(<[u8]>::trim_ascii);
+    [&head.start[0], &head.start[2]].iter().any(|version| *version == b"HTTP/1.1")
+        && !options.any(|option| option.eq_ignore_ascii_case(b"close"))
 }
 
 fn ours(name: &str) -> Field {
@@ -79,14 +132,15 @@ fn ours(name: &str) -> Field {
 fn forwarded(data: &[u8]) {
     let mut fields = Fields::new();
     let Ok(Some(head)) = request::parse(data, &mut fields, Bounds::FIRST_HOP) else { return };
-    let received = data.strip_prefix(b"\r\n").unwrap_or(data);
-    let received = Head::request(received).expect("a request that core accepts");
-    assert_eq!(received.request_framing(), Ok(framing(head.framing)), "framing as received");
-    let rest = &data[head.len..];
-    let body = match head.framing {
-        BodyFraming::None => Some(Decoded::default()),
-        how => agreed_body(rest, how),
+    let start = if data.starts_with(b"\r\n") { 2 } else { 0 };
+    let received = Head::request(&data[start..]).expect("a request that core accepts");
+    assert_eq!(start + received.len, head.len, "the head ends elsewhere");
+    let body = whole_body(&data[head.len..], head.framing);
+    let message = match &body {
+        Some(body) => [&data[start..head.len + body.len], NEXT].concat(),
+        None => data[start..].to_vec(),
     };
+    judge_request(&message, &received, head.framing, body.as_ref(), true);
     for (is_trusted, level) in [(true, PathNormalization::Base), (false, PathNormalization::DecodeAndMergeSlashes)] {
         let mut scratch = Vec::new();
         let normal = head.normalized_path(data, level, &mut scratch).ok();
@@ -124,16 +178,13 @@ fn forwarded(data: &[u8]) {
             [head.method_name.of(data).to_vec(), target(data, &head, path), b"HTTP/1.1".to_vec()]
         );
         check_fields(data, &head, &received, &written, is_trusted);
-        if let Some(body) = &body {
-            check_body(&out[head_len..], framing(head.framing), body);
-        }
+        judge_request(&out, &written, head.framing, body.as_ref(), false);
     }
 }
 
 /// The fields as written, against those received.
 fn check_fields(data: &[u8], head: &RequestHead, received: &Head, written: &Head, is_trusted: bool) {
     assert_eq!(written.values("host"), [head.authority_full.of(data)]);
-    assert_eq!(written.request_framing(), Ok(framing(head.framing)), "framing as written");
     let is_about_hops = |field: &Field| {
         let name = field.0.to_ascii_lowercase();
         let exact: [&[u8]; 4] = [b"via", b"forwarded", b"x-request-id", b"max-forwards"];
@@ -212,15 +263,57 @@ fn target(data: &[u8], head: &RequestHead, path: &[u8]) -> Vec<u8> {
     [path, query].concat()
 }
 
+/// Reads a response, and the one behind it on its connection where this one is whole.
+fn judge_response(
+    bytes: &[u8],
+    (method, name): (Method, &str),
+    head: &Head,
+    ours: &ResponseHead,
+    body: Option<&Decoded>,
+    is_received: bool,
+) {
+    if length(ours.framing).is_some_and(|length| length > JUDGED_LENGTH_MAX) {
+        return;
+    }
+    let is_tunnel = ours.is_switching() || ours.is_tunnel(method);
+    // For hyper a 204 to CONNECT begins no tunnel, against RFC 9110 section 9.3.6.
+    if ours.is_tunnel(method) && ours.status == 204 {
+        return;
+    }
+    let next = if is_tunnel || ours.is_interim() {
+        Next::AtOnce(NEXT_RESPONSE)
+    } else if body.is_none() || ours.framing == BodyFraming::UntilClose || !is_persistent(head) {
+        Next::Close
+    } else {
+        Next::Answer(NEXT_RESPONSE)
+    };
+    let Answered { interim, response, tunnelled, next: second } = answered(name, bytes, next);
+    let response = response.expect("a response that core accepts");
+    if ours.is_interim() {
+        let [(status, fields)] = &interim[..] else { panic!("{} interim responses", interim.len()) };
+        assert!(*status == ours.status && head.is_same(fields));
+        assert_eq!(response.start[1], "299");
+        return;
+    }
+    assert!(interim.is_empty());
+    assert_eq!(response.start[1], ours.status.to_string());
+    check_message(&response, head, ours.framing, body, is_received);
+    assert_eq!(tunnelled.as_deref(), is_tunnel.then_some(NEXT_RESPONSE));
+    if let Next::Answer(_) = next {
+        let second = second.expect("the next response is not where it was put");
+        assert_eq!(second.start[1], "299");
+        assert_eq!(second.content.expect("a body").data, b"next");
+    }
+}
+
 fn relayed(data: &[u8], method: Method, name: &str) {
     let mut fields = Fields::new();
     let Ok(Some(head)) = response::parse(data, &mut fields, method, Bounds::FIRST_HOP) else { return };
     let received = Head::response(data).expect("a response that core accepts");
-    assert_eq!(received.response_framing(name), Ok(framing(head.framing)), "framing as received");
-    let body = match head.framing {
-        BodyFraming::None => Some(Decoded::default()),
-        how => agreed_body(&data[head.len..], how),
-    };
+    assert_eq!(received.len, head.len, "the head ends elsewhere");
+    let body = whole_body(&data[head.len..], head.framing);
+    let message = body.as_ref().map_or(data, |body| &data[..head.len + body.len]);
+    judge_response(message, (method, name), &received, &head, body.as_ref(), true);
 
     let mut out = Vec::new();
     let how = ResponseOut { via: Via::Http1, ..ResponseOut::new(&head, &NoEdits) };
@@ -228,16 +321,12 @@ fn relayed(data: &[u8], method: Method, name: &str) {
     let head_len = out.len();
     if let Some(body) = &body {
         write_body(&mut out, head.framing, body);
-        if head.framing != BodyFraming::UntilClose {
-            out.extend_from_slice(NEXT);
-        }
     }
 
     let written = Head::response(&out).expect("a response");
     assert_eq!(written.len, head_len, "the head ends elsewhere");
     assert_eq!(written.start[0], b"HTTP/1.1");
     assert_eq!(written.start[1], head.status.to_string().into_bytes());
-    assert_eq!(written.response_framing(name), Ok(framing(head.framing)), "framing as written");
     let end_to_end = |head: &Head| {
         let mut list = head.end_to_end();
         // Host and Expect mean nothing in a response.
@@ -248,7 +337,5 @@ fn relayed(data: &[u8], method: Method, name: &str) {
     assert_eq!(written.values("via").len(), received.values("via").len() + 1);
     let closes = written.values("connection") == [b"close"];
     assert_eq!(closes, head.framing == BodyFraming::UntilClose);
-    if let Some(body) = &body {
-        check_body(&out[head_len..], framing(head.framing), body);
-    }
+    judge_response(&out, (method, name), &written, &head, body.as_ref(), false);
 }

@@ -10,7 +10,7 @@ use meshring_core::http::{
     },
     request, request_head, response, response_head,
 };
-use meshring_fuzz::{bodies::decode, reference::Head};
+use meshring_fuzz::{bodies::decode, judge::Head};
 
 type Line<'a> = (&'a [u8], &'a [u8]);
 

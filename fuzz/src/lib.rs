@@ -1,6 +1,6 @@
 //! What several fuzz targets share.
 
 pub mod bodies;
+pub mod judge;
 pub mod mesh;
-pub mod reference;
 pub mod uri;

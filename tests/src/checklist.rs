@@ -129,27 +129,26 @@ impl Sidecar {
         expect_refusal(&mut client, request, status, code);
     }
 
-    /// Asserts that a request is refused with the same status when it arrives in two pieces, wherever it is cut, and when
-    /// it arrives byte by byte. The code may name another rule that the bytes so far break.
+    /// Asserts that a request is refused with the same status and code when it arrives in two pieces, wherever it is cut, and
+    /// when it arrives byte by byte.
     ///
     /// # Panics
     /// When it is not.
     #[track_caller]
-    pub fn refuses_in_pieces(&self, request: impl AsRef<[u8]>, status: u16) {
+    pub fn refuses_in_pieces(&self, request: impl AsRef<[u8]>, status: u16, code: &str) {
         let request = request.as_ref();
-        let begin = format!("meshring: {} (http1.", reason(status));
         for cut in 1..request.len() {
             let mut client = self.proxy.connect();
             client.send(&request[..cut]);
             self.settle();
             client.send([&request[cut..], BEHIND].concat());
-            expect_last_answer(&mut client, request, status, &begin);
+            expect_refusal(&mut client, request, status, code);
         }
         let mut client = self.proxy.connect();
         for byte in request.iter().chain(BEHIND) {
             client.send([*byte]);
         }
-        expect_last_answer(&mut client, request, status, &begin);
+        expect_refusal(&mut client, request, status, code);
     }
 
     /// Asserts that a request whose body is broken is answered with 400 wherever it is cut in two, and that the upstream,

@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::{process::Process, wait};
+use crate::{binaries::tool_is_missing, process::Process, wait};
 
 /// The interpreter that `.ci/setup gate` has put the libraries into; tests of foreign peers end early without it.
 #[must_use]
@@ -18,7 +18,7 @@ pub fn python() -> Option<PathBuf> {
     static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
     let found = FOUND.get_or_init(|| interpreter("python", &["-c", "import grpc, grpc_health, h2, websockets"]));
     if found.is_none() {
-        println!("skipped: no grpcio, h2 and websockets for Python; `.ci/setup gate` installs them");
+        tool_is_missing("no grpcio, h2 and websockets for Python; `.ci/setup gate` installs them");
     }
     found.clone()
 }
@@ -29,7 +29,7 @@ pub fn node() -> Option<PathBuf> {
     static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
     let found = FOUND.get_or_init(|| interpreter("node", &["-e", "require('ws')"]));
     if found.is_none() {
-        println!("skipped: no Node.js with ws; `.ci/setup gate` installs them");
+        tool_is_missing("no Node.js with ws; `.ci/setup gate` installs them");
     }
     found.clone()
 }
@@ -40,7 +40,7 @@ pub fn envoy() -> Option<PathBuf> {
     static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
     let found = FOUND.get_or_init(|| interpreter("envoy", &["--version"]));
     if found.is_none() {
-        println!("skipped: no Envoy; `.ci/setup gate` installs it");
+        tool_is_missing("no Envoy; `.ci/setup gate` installs it");
     }
     found.clone()
 }

@@ -42,7 +42,7 @@ fn cve_2023_40225_an_empty_content_length_is_refused(driver: Driver) {
         SMUGGLED.len()
     );
     sidecar.refuses(twice, 400, "http1.repeated_length");
-    sidecar.refuses_in_pieces(with("content-length:\r\n"), 400);
+    sidecar.refuses_in_pieces(with("content-length:\r\n"), 400, "http1.bad_length");
     sidecar.expect_untouched();
 }
 
@@ -161,7 +161,7 @@ fn cve_2023_25725_an_empty_name_hides_nothing(driver: Driver) {
             "http1.empty_field_name",
         );
     }
-    sidecar.refuses_in_pieces(with(": x\r\n"), 400);
+    sidecar.refuses_in_pieces(with(": x\r\n"), 400, "http1.empty_field_name");
     sidecar.expect_untouched();
 }
 

@@ -167,7 +167,7 @@ fn item_43_connection_cannot_nominate_what_decides(driver: Driver) {
         "http1.too_many_connection_options",
     );
     sidecar.refuses(with("connection: x, x, x\r\n".repeat(11)), 400, "http1.too_many_connection_options");
-    sidecar.refuses_in_pieces(with("connection: x-forwarded-for\r\n"), 400);
+    sidecar.refuses_in_pieces(with("connection: x-forwarded-for\r\n"), 400, "http1.nominated_field");
     sidecar.expect_untouched();
 }
 

@@ -408,6 +408,6 @@ fn cve_2019_9900_and_2026_47778_and_2025_66220_a_nul_does_not_get_around_a_rule(
     ] {
         sidecar.refuses(request, 400, code);
     }
-    sidecar.refuses_in_pieces("GET / HTTP/1.1\r\nhost: guarded\r\nx-role: user\0admin\r\n\r\n", 400);
+    sidecar.refuses_in_pieces("GET / HTTP/1.1\r\nhost: guarded\r\nx-role: user\0admin\r\n\r\n", 400, "http1.nul");
     sidecar.expect_untouched();
 }

@@ -86,7 +86,7 @@ const ITEMS: [(Level, &str); 83] = [
     (Both, "A truncated body is aborted and never gets an end"),
     (Both, "An HTTP/1.0 client never gets chunks"),
     (Both, "An early 413 is relayed, and the rest of the body is read for a while only"),
-    (EndToEnd, "A client that has closed its half still gets its response"),
+    (Both, "A client that has closed its half still gets its response"),
     (Both, "Slow headers are 408, a silent upstream 504, a reset 502, no endpoint 503"),
     (Both, "A reset on a reused connection: one retry for idempotent methods, 502 for a POST"),
     (Both, "An upper-case field name is a stream error"),

@@ -80,7 +80,7 @@ fn item_32_a_malformed_absolute_target_is_refused(driver: Driver) {
     ] {
         sidecar.refuses(format!("GET {target} HTTP/1.1\r\nhost: echo\r\n\r\n"), 400, code);
     }
-    sidecar.refuses_in_pieces("GET http://u@echo/ HTTP/1.1\r\nhost: echo\r\n\r\n", 400);
+    sidecar.refuses_in_pieces("GET http://u@echo/ HTTP/1.1\r\nhost: echo\r\n\r\n", 400, "http1.bad_authority");
     sidecar.expect_untouched();
 }
 
@@ -93,7 +93,7 @@ fn item_33_the_asterisk_is_for_options_only(driver: Driver) {
         let code = if target == "*#f" { "http1.target_fragment" } else { "http1.bad_target" };
         sidecar.refuses(format!("OPTIONS {target} HTTP/1.1\r\nhost: echo\r\n\r\n"), 400, code);
     }
-    sidecar.refuses_in_pieces("GET * HTTP/1.1\r\nhost: echo\r\n\r\n", 400);
+    sidecar.refuses_in_pieces("GET * HTTP/1.1\r\nhost: echo\r\n\r\n", 400, "http1.asterisk_not_options");
     sidecar.expect_untouched();
 
     let (sidecar, chain) = (Sidecar::new(driver), Chain::new(driver));
@@ -114,7 +114,7 @@ fn refused_targets(driver: Driver, targets: &[(&[u8], &str)]) {
     for (target, code) in targets {
         sidecar.refuses(request(target), 400, code);
     }
-    sidecar.refuses_in_pieces(request(targets[0].0), 400);
+    sidecar.refuses_in_pieces(request(targets[0].0), 400, targets[0].1);
     sidecar.expect_untouched();
 }
 
@@ -216,7 +216,7 @@ fn item_37_underscore_twins_are_refused(driver: Driver) {
         sidecar.refuses(with(format!("{name}: 1\r\n")), 400, "http1.underscore_twin");
     }
     sidecar.refuses(with("Content-Length: 5\r\nContent_Length: 0\r\n"), 400, "http1.underscore_twin");
-    sidecar.refuses_in_pieces(with("Content_Length: 5\r\n"), 400);
+    sidecar.refuses_in_pieces(with("Content_Length: 5\r\n"), 400, "http1.underscore_twin");
     sidecar.expect_untouched();
 
     // An underscore by itself is no crime.

@@ -57,7 +57,7 @@ fn item_50_expectations_other_than_100_continue_are_417(driver: Driver) {
     sidecar.refuses(with("expect: 100-continue\0\r\n"), 400, "http1.nul");
     sidecar.refuses(with("expect: \x0b100-continue\r\n"), 400, "http1.bad_field_value");
     sidecar.refuses(with("expect:\r\n 100-continue\r\n"), 400, "http1.obs_fold");
-    sidecar.refuses_in_pieces(with("expect: y\r\n"), 417);
+    sidecar.refuses_in_pieces(with("expect: y\r\n"), 417, "http1.expectation_unsupported");
     sidecar.expect_untouched();
 }
 
@@ -430,7 +430,7 @@ fn cve_2026_2835_and_2026_73548_transfer_encoding_on_http_1_0_is_refused(driver:
     for lines in ["transfer-encoding: chunked\r\n", "connection: keep-alive\r\ntransfer-encoding: chunked\r\n"] {
         let request = format!("POST / HTTP/1.0\r\nhost: guarded\r\n{lines}\r\n{hidden}");
         sidecar.refuses(&request, 400, "http1.encoding_on_http10");
-        sidecar.refuses_in_pieces(&request, 400);
+        sidecar.refuses_in_pieces(&request, 400, "http1.encoding_on_http10");
     }
     let both =
         format!("POST / HTTP/1.0\r\nhost: guarded\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n{hidden}");

@@ -19,6 +19,7 @@ use meshring_core::http::{
 };
 use meshring_tests::{
     alone,
+    binaries::tool_is_missing,
     generate::Random,
     on_both_drivers,
     proxy::{Driver, Proxy},
@@ -87,7 +88,7 @@ fn python() -> Option<PathBuf> {
     let test = env::current_exe().expect("the path of the running test");
     let found = test.ancestors().map(|dir| dir.join("judges/bin/python")).find(|python| python.is_file());
     if found.is_none() {
-        println!("skipped: no judges; `.ci/setup gate` installs them");
+        tool_is_missing("no judges; `.ci/setup gate` installs them");
     }
     found
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use meshring_tests::{
     checklist::Sidecar,
     client::{Client, request},
-    frames::{block, headers},
+    frames::{PING, block, data, frame, headers},
     h2::Connection,
     h2_application::{Application, Hop},
     on_both_drivers,
@@ -21,6 +21,7 @@ use meshring_tests::{
 on_both_drivers! {
     upstream_answers_that_are_none_are_named_by_their_codes
     upstream_answers_over_http_2_that_are_none_are_named_by_their_codes
+    a_connection_of_http_2_that_breaks_the_rules_is_named_by_its_code
     upstreams_that_are_not_there_are_named_by_their_codes
     requests_that_lead_nowhere_are_named_by_their_codes
     a_connection_with_many_refusals_has_one_line
@@ -100,18 +101,44 @@ fn upstream_answers_that_are_none_are_named_by_their_codes(driver: Driver) {
 
 fn upstream_answers_over_http_2_that_are_none_are_named_by_their_codes(driver: Driver) {
     let application = Application::answering(|connection, stream, message| {
-        let fields: &[(&str, &str)] = match message.fields.value(":path").unwrap_or_default() {
-            "/name" => &[(":status", "200"), ("X-A", "v")],
-            "/te" => &[(":status", "200"), ("te", "trailers")],
-            _ => &[(":status", "700")],
+        let ok = (":status", "200");
+        let (fields, rest): (&[(&str, &str)], Vec<u8>) = match message.fields.value(":path").unwrap_or_default() {
+            "/uppercase_name" => (&[ok, ("X-A", "v")], Vec::new()),
+            "/te" => (&[ok, ("te", "trailers")], Vec::new()),
+            "/bad_status" => (&[(":status", "700")], Vec::new()),
+            // The head may have been passed on when this comes.
+            _ => (&[ok, ("content-length", "3")], data(stream, "four", true)),
         };
-        let _ = connection.try_send(headers(stream, block(fields), true));
+        let _ = connection.try_send([headers(stream, block(fields), rest.is_empty()), rest].concat());
     });
     let hop = Hop::before(driver, application);
-    for (path, code) in [("/name", "uppercase_name"), ("/te", "te"), ("/status", "bad_status")] {
-        assert_eq!(hop.connect().get("echo", path).status(), 502, "{path}");
-        wait_for_lines(&hop.proxy, &format!("upstream_http2.{code}"), 1);
+    let address = hop.application.address().to_string();
+    for name in ["uppercase_name", "te", "bad_status", "length_mismatch"] {
+        let (path, code) = (format!("/{name}"), format!("upstream_http2.{name}"));
+        let mut client = hop.proxy.connect();
+        client.send(request("GET", "echo", &path, &[]));
+        if let Ok(response) = client.try_response("GET") {
+            let text = response.expect(502).text();
+            assert!(text.starts_with(&format!("meshring: Bad Gateway ({code}): {address}: ")), "{text}");
+        }
+        let line = wait_for_lines(&hop.proxy, &code, 1).remove(0);
+        assert!(line.contains(&format!("peer=\"{}\"", client.stream().local_addr().unwrap())), "{line}");
+        assert!(line.contains(&address), "{line}");
     }
+    for unnamed in ["upstream.no_response", "upstream.reset"] {
+        assert!(lines(&hop.proxy, unnamed).is_empty(), "{}", hop.proxy.process.output());
+    }
+}
+
+fn a_connection_of_http_2_that_breaks_the_rules_is_named_by_its_code(driver: Driver) {
+    let application = Application::answering(|connection, _, _| {
+        let _ = connection.try_send(frame(PING, 0, 0, b"short"));
+    });
+    let hop = Hop::before(driver, application);
+    let response = hop.proxy.connect().get("echo", "/");
+    let text = response.expect(502).text();
+    assert!(text.contains("(upstream_http2.connection): ") && text.contains("FRAME_SIZE_ERROR"), "{text}");
+    wait_for_lines(&hop.proxy, "upstream_http2.connection", 1);
 }
 
 fn upstreams_that_are_not_there_are_named_by_their_codes(driver: Driver) {

@@ -9,6 +9,7 @@ use std::{
 };
 
 use meshring_tests::{
+    binaries::tool_is_missing,
     client::{Client, Response, request},
     proxy::Driver,
     tls::Mesh,
@@ -27,7 +28,7 @@ fn python() -> Option<PathBuf> {
         Command::new(python).args(["-c", "import jwt, cryptography"]).stderr(Stdio::null()).status().unwrap().success()
     });
     if found.is_none() {
-        println!("skipped: no PyJWT for Python; `.ci/setup gate` installs it");
+        tool_is_missing("no PyJWT for Python; `.ci/setup gate` installs it");
     }
     found
 }

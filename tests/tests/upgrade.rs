@@ -10,6 +10,7 @@ use std::{
 };
 
 use meshring_tests::{
+    binaries::tool_is_missing,
     checklist::{Sidecar, contains, expect_bytes, own_lines, with_lines},
     client::{Client, request},
     on_both_drivers,
@@ -233,7 +234,7 @@ fn script() -> Option<Command> {
     let found: Option<PathBuf> =
         test.ancestors().map(|dir| dir.join("judges/bin/python")).find(|python| python.is_file());
     if found.is_none() {
-        println!("skipped: no judges; `.ci/setup gate` installs them");
+        tool_is_missing("no judges; `.ci/setup gate` installs them");
     }
     let mut command = Command::new(found?);
     command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("judges/websocket.py"));

@@ -44,7 +44,7 @@ fn python() -> Option<PathBuf> {
         Command::new(python).args(["-c", "import grpc, spiffe"]).stderr(Stdio::null()).status().unwrap().success()
     });
     if found.is_none() {
-        println!("skipped: no grpcio and spiffe for Python; `.ci/setup gate` installs them");
+        binaries::tool_is_missing("no grpcio and spiffe for Python; `.ci/setup gate` installs them");
     }
     found
 }

@@ -40,7 +40,7 @@ pub(super) fn next(bytes: &[u8]) -> Next {
         return match bytes {
             [b'\r', b'\n', ..] => Next::End,
             [] | [b'\r'] => Next::Unfinished,
-            _ if name.len == bytes.len() => Next::Unfinished,
+            _ if name.len == bytes.len() || is_undecided(bytes) => Next::Unfinished,
             _ => Next::Malformed,
         };
     };
@@ -65,6 +65,18 @@ pub(super) fn next(bytes: &[u8]) -> Next {
         value_end: value_at + end,
         len: value_at + value.len() + 2,
     })
+}
+
+/// Whether the bytes begin a line that is no field, but what is wrong with it depends on what comes: a colon, or the end.
+#[cold]
+fn is_undecided(bytes: &[u8]) -> bool {
+    !matches!(bytes, [b' ' | b'\t' | b':', ..]) && matches!(bytes[undecided_len(bytes)..], [] | [b'\r'])
+}
+
+/// How many bytes come before the one that decides what is wrong with a line: a colon, the end, or one that a value could
+/// not have either.
+pub(super) fn undecided_len(bytes: &[u8]) -> usize {
+    bytes.iter().take_while(|&&b| b != b':' && is_value_byte(b)).count()
 }
 
 /// The token that a line begins with.

@@ -178,13 +178,16 @@ pub fn parse(buf: &[u8], fields: &mut Fields, bounds: Bounds) -> Result<Option<R
         Section::Whole { end, has_twin } => (end, has_twin),
         Section::Unfinished => return partial(window, start, bounds),
         Section::TooManyFields => return Err(Refusal::TooManyFields),
-        Section::Malformed => return Err(diagnose(window, start)),
+        Section::Malformed => return Err(rules::diagnose_fields(window, lines_start)),
     };
     if has_twin {
         return Err(Refusal::UnderscoreTwin);
     }
     examine(window, len, line, fields).map(Some)
 }
+
+/// What a request line of [`REQUEST_LINE_BYTES_MAX`] bytes, and the LF behind it, leave to the method and the target.
+const METHOD_AND_TARGET_BYTES_MAX: usize = REQUEST_LINE_BYTES_MAX + 1 - "  HTTP/1.1\r\n".len();
 
 /// The request line taken apart.
 struct Line {
@@ -201,7 +204,7 @@ fn request_line(window: &[u8], start: usize) -> Option<(Line, usize)> {
     let [b' ', after_method @ ..] = &rest[method_len..] else { return None };
     let target_len = words::run(after_method, words::invisible);
     let [b' ', version @ ..] = &after_method[target_len..] else { return None };
-    if method_len == 0 || target_len == 0 {
+    if method_len == 0 || target_len == 0 || method_len + target_len > METHOD_AND_TARGET_BYTES_MAX {
         return None;
     }
     let version = match version.first_chunk()? {
@@ -227,7 +230,12 @@ fn method_len(rest: &[u8]) -> usize {
 /// There is no sound request line: is there the beginning of one?
 #[cold]
 fn without_line(window: &[u8], start: usize, bounds: Bounds) -> Result<Option<RequestHead>, Refusal> {
-    if is_cut_line(&window[start..]) { partial(window, start, bounds) } else { Err(diagnose(window, start)) }
+    match line_fault(&window[start..]) {
+        None => partial(window, start, bounds),
+        // Whoever reads fewer bytes at a time has said so before.
+        Some((_, known)) if known > REQUEST_LINE_BYTES_MAX + 1 => Err(Refusal::TargetTooLong),
+        Some((refusal, _)) => Err(refusal),
+    }
 }
 
 /// The rules about meaning, once the bytes are known to be well formed.
@@ -361,78 +369,37 @@ fn partial(window: &[u8], start: usize, bounds: Bounds) -> Result<Option<Request
     Ok(None)
 }
 
-/// Whether the bytes end within a request line that is sound so far. A version that is well formed but not ours is: the
-/// status must not depend on where the bytes were cut.
-fn is_cut_line(rest: &[u8]) -> bool {
-    let mut parts = rest.split(|&b| b == b' ');
-    let (method, target, version, more) = (parts.next(), parts.next(), parts.next(), parts.next());
-    let begins_version = |version: &[u8]| {
-        let version = version.strip_suffix(b"\r").filter(|version| version.len() == 8).unwrap_or(version);
-        version.len() <= 8
-            && version
-                .iter()
-                .zip(b"HTTP/d.d")
-                .all(|(&b, &form)| if form == b'd' { b.is_ascii_digit() } else { b == form })
-    };
-    // Only the last part may be empty: it has just not come yet.
-    let is_method = |name: &[u8]| is_token(name) || name.is_empty() && target.is_none();
-    let is_target = |bytes: &[u8]| bytes.iter().all(u8::is_ascii_graphic) && !(bytes.is_empty() && version.is_some());
-    method.is_some_and(is_method)
-        && target.is_none_or(is_target)
-        && version.is_none_or(begins_version)
-        && more.is_none()
+/// What is wrong with the request line that the bytes begin with, and after how many bytes that was certain; `None` if nothing
+/// is so far. It must not depend on how much has come: where the rest of the line decides, that is waited for.
+fn line_fault(line: &[u8]) -> Option<(Refusal, usize)> {
+    let method_len = line.iter().take_while(|&&b| TOKEN[usize::from(b)]).count();
+    if method_len == 0 || line.get(method_len) != Some(&b' ') {
+        return fault_at(line, method_len, Refusal::BadRequestLine, Refusal::BadMethod);
+    }
+    let target_start = method_len + 1;
+    let target_end = target_start + line[target_start..].iter().take_while(|b| b.is_ascii_graphic()).count();
+    if target_end == target_start || line.get(target_end) != Some(&b' ') {
+        let cut = if target_end == target_start { Refusal::BadRequestLine } else { Refusal::NoVersion };
+        return fault_at(line, target_end, cut, Refusal::TargetNotAscii);
+    }
+    let version = &line[target_end + 1..];
+    let is_meant = |(&b, &form): (&u8, &u8)| if form == b'd' { b.is_ascii_digit() } else { b == form };
+    let meant = version.iter().zip(b"HTTP/d.d").take_while(|&pair| is_meant(pair)).count();
+    // A blank behind it tells that the target has one.
+    let more = version[meant..].iter().take_while(|b| b.is_ascii_graphic()).count();
+    let whole = if meant == 8 && more == 0 { Refusal::VersionUnsupported } else { Refusal::BadVersion };
+    fault_at(line, target_end + 1 + meant + more, whole, Refusal::BadVersion)
 }
 
-/// What exactly is wrong with a head that does not parse.
-#[cold]
-fn diagnose(window: &[u8], start: usize) -> Refusal {
-    let rest = &window[start..];
-    let Some(line_feed) = memchr::memchr(b'\n', rest) else { return diagnose_line(rest, false) };
-    let Some(line) = rest[..line_feed].strip_suffix(b"\r") else { return Refusal::BareLf };
-    if is_line(line) {
-        return rules::diagnose_fields(window, start + line_feed + 1);
-    }
-    diagnose_line(line, true)
-}
-
-fn is_line(line: &[u8]) -> bool {
-    let mut parts = line.split(|&b| b == b' ');
-    let (method, target, version, more) = (parts.next(), parts.next(), parts.next(), parts.next());
-    method.is_some_and(is_token)
-        && target.is_some_and(|target| !target.is_empty() && target.iter().all(|b| (0x21..0x7f).contains(b)))
-        && matches!(version, Some(b"HTTP/1.1" | b"HTTP/1.0"))
-        && more.is_none()
-}
-
-fn diagnose_line(line: &[u8], is_whole: bool) -> Refusal {
-    if line.contains(&0) {
-        return Refusal::Nul;
-    }
-    let Some(method_end) = line.iter().position(|&b| !TOKEN[b as usize]) else {
-        return if is_whole { Refusal::BadRequestLine } else { Refusal::BadMethod };
-    };
-    if line[method_end] != b' ' || method_end == 0 {
-        return if matches!(line[method_end], b'\t' | b' ') { Refusal::BadRequestLine } else { Refusal::BadMethod };
-    }
-    let rest = &line[method_end + 1..];
-    let target_end = rest.iter().position(|&b| b == b' ').unwrap_or(rest.len());
-    let target = &rest[..target_end];
-    if target.is_empty() || target.contains(&b'\t') {
-        return Refusal::BadRequestLine;
-    }
-    if let Some(&b) = target.iter().find(|b| !(0x21..0x7f).contains(*b)) {
-        return if b == b'\r' { Refusal::BareCr } else { Refusal::TargetNotAscii };
-    }
-    match rest.get(target_end + 1..) {
-        None => Refusal::NoVersion,
-        Some([b'H', b'T', b'T', b'P', b'/', major, b'.', minor])
-            if major.is_ascii_digit() && minor.is_ascii_digit() =>
-        {
-            Refusal::VersionUnsupported
-        }
-        Some([b' ' | b'\t', ..]) => Refusal::BadRequestLine,
-        Some(version) if version.contains(&b' ') || version.contains(&b'\t') => Refusal::BadRequestLine,
-        Some(version) if version.contains(&b'\r') => Refusal::BareCr,
-        Some(_) => Refusal::BadVersion,
+/// What the byte says that stands where its part of the line cannot go on: the end of the line, or one that is wrong.
+fn fault_at(line: &[u8], at: usize, end: Refusal, wrong: Refusal) -> Option<(Refusal, usize)> {
+    match line[at..] {
+        [] | [b'\r'] => None,
+        [b'\r', b'\n', ..] => Some((end, at + 2)),
+        [b'\r', ..] => Some((Refusal::BareCr, at + 2)),
+        [b'\n', ..] => Some((Refusal::BareLf, at + 1)),
+        [0, ..] => Some((Refusal::Nul, at + 1)),
+        [b' ' | b'\t', ..] => Some((Refusal::BadRequestLine, at + 1)),
+        [_, ..] => Some((wrong, at + 1)),
     }
 }

@@ -75,7 +75,7 @@ pub fn parse(
         Section::Whole { end, has_twin: _ } => end,
         Section::Unfinished => return partial(window, bounds),
         Section::TooManyFields => return Err(BadResponse::TooManyFields),
-        Section::Malformed => return Err(diagnose(window)),
+        Section::Malformed => return Err(rules::diagnose_fields(window, lines_start).into()),
     };
     let StatusLine { version, status, reason } = line;
     if !(100..600).contains(&status) {
@@ -128,7 +128,7 @@ fn status_line(window: &[u8]) -> Option<(StatusLine, usize)> {
     Some((StatusLine { version, status, reason: Span::new(reason_start, reason_end) }, reason_end + 2))
 }
 
-/// There is no sound status line: is there the beginning of one?
+/// There is no sound status line: is there the beginning of one? What is wrong with it must not depend on how much has come.
 #[cold]
 fn without_line(window: &[u8], bounds: Bounds) -> Result<Option<ResponseHead>, BadResponse> {
     if let [b'\r' | b'\n', ..] = window {
@@ -136,18 +136,24 @@ fn without_line(window: &[u8], bounds: Bounds) -> Result<Option<ResponseHead>, B
     }
     let begins_like = |form: &[u8]| {
         let is_meant = |(&b, &form): (&u8, &u8)| if form == b'd' { b.is_ascii_digit() } else { b == form };
-        window.iter().zip(form).all(is_meant)
+        window.iter().zip(form).take_while(|&pair| is_meant(pair)).count()
     };
-    if !begins_like(b"HTTP/1.0 ") && !begins_like(b"HTTP/1.1 ") {
+    let meant = begins_like(b"HTTP/1.1 ddd").max(begins_like(b"HTTP/1.0 ddd"));
+    if meant < 9 && meant < window.len() {
         return Err(BadResponse::Version);
     }
-    let is_cut = begins_like(b"HTTP/1.d ddd")
-        && match window.get(12..) {
-            None | Some([] | [b'\r']) => true,
-            Some([b' ', reason @ ..]) => matches!(reason[lines::reason_len(reason)..], [] | [b'\r']),
-            Some(_) => false,
-        };
-    if is_cut { partial(window, bounds) } else { Err(diagnose(window)) }
+    let end = match window[meant..] {
+        [b' ', ref reason @ ..] if meant == 12 => 13 + lines::reason_len(reason),
+        _ => meant,
+    };
+    match window[end..] {
+        [] => partial(window, bounds),
+        [b'\r'] if end >= 12 => partial(window, bounds),
+        [b'\r', ..] if end >= 12 => Err(BadResponse::BareCr),
+        [b'\n', ..] => Err(BadResponse::BareLf),
+        [0, ..] => Err(BadResponse::Nul),
+        _ => Err(BadResponse::StatusLine),
+    }
 }
 
 /// Framing, persistence and upgrade (RFC 9112 sections 6.3 and 9.3).
@@ -201,24 +207,4 @@ fn partial(window: &[u8], bounds: Bounds) -> Result<Option<ResponseHead>, BadRes
         return Err(BadResponse::HeadTooLarge);
     }
     Ok(None)
-}
-
-/// What exactly is wrong with a head that does not parse.
-#[cold]
-fn diagnose(window: &[u8]) -> BadResponse {
-    let Some(line_feed) = memchr::memchr(b'\n', window) else { return diagnose_line(window) };
-    let Some(line) = window[..line_feed].strip_suffix(b"\r") else { return BadResponse::BareLf };
-    let is_status = |line: &[u8]| {
-        line.len() >= 12
-            && line[..7] == *b"HTTP/1."
-            && line[8] == b' '
-            && line[9..12].iter().all(u8::is_ascii_digit)
-            && (line.len() == 12 || line[12] == b' ')
-            && line.iter().all(|&b| super::kind::is_value_byte(b))
-    };
-    if is_status(line) { rules::diagnose_fields(window, line_feed + 1).into() } else { diagnose_line(line) }
-}
-
-fn diagnose_line(line: &[u8]) -> BadResponse {
-    if line.contains(&0) { BadResponse::Nul } else { BadResponse::StatusLine }
 }

@@ -4,6 +4,7 @@
 use super::error::Refusal;
 use super::fields::Fields;
 use super::kind::{Class, FieldKind, NEVER_NOMINATED, classify, is_token, is_value_byte, same, trim};
+use super::lines::{self, Next};
 use crate::limits::CONNECTION_OPTIONS_MAX;
 
 /// What the Connection fields of a head say.
@@ -150,55 +151,50 @@ pub(super) fn te_trailers(buf: &[u8], fields: &Fields) -> bool {
         .any(|member| trim(member).eq_ignore_ascii_case(b"trailers"))
 }
 
-/// Why the field lines that begin at `from` do not parse. Called only when they do not.
+/// Why the field lines that begin at `from` do not parse. Called only when they do not. Like [`lines::next`], it must not say
+/// anything else when more has come.
 #[cold]
 pub(super) fn diagnose_fields(window: &[u8], from: usize) -> Refusal {
-    let mut start = from;
-    while start < window.len() {
-        let end = memchr::memchr(b'\n', &window[start..]).map(|offset| start + offset);
-        let line = &window[start..end.unwrap_or(window.len())];
-        let body = match (end, line) {
-            (None, line) => line,
-            (Some(_), [body @ .., b'\r']) => body,
-            (Some(_), _) => return Refusal::BareLf,
-        };
-        if body.is_empty() && end.is_some() {
-            break;
+    let mut at = from;
+    loop {
+        match lines::next(&window[at..]) {
+            Next::Field(line) => at += line.len,
+            Next::Malformed => return diagnose_line(&window[at..], at == from),
+            Next::End | Next::Unfinished => return Refusal::Malformed,
         }
-        if let Some(refusal) = diagnose_line(body, end.is_some(), start == from) {
-            return refusal;
-        }
-        start = end.map_or(window.len(), |end| end + 1);
     }
-    Refusal::Malformed
 }
 
-fn diagnose_line(line: &[u8], is_whole: bool, is_first: bool) -> Option<Refusal> {
-    match line.first() {
-        Some(b' ' | b'\t') if is_first => return Some(Refusal::SpaceBeforeFirstField),
-        Some(b' ' | b'\t') => return Some(Refusal::ObsFold),
-        Some(b':') => return Some(Refusal::EmptyFieldName),
+/// Why the line that the bytes begin with is no field.
+fn diagnose_line(bytes: &[u8], is_first: bool) -> Refusal {
+    match bytes.first() {
+        Some(b' ' | b'\t') if is_first => return Refusal::SpaceBeforeFirstField,
+        Some(b' ' | b'\t') => return Refusal::ObsFold,
+        Some(b':') => return Refusal::EmptyFieldName,
         _ => {}
     }
-    let colon = memchr::memchr(b':', line);
-    let name = &line[..colon.unwrap_or(line.len())];
-    match name {
-        [trimmed @ .., b' ' | b'\t'] if colon.is_some() && is_token(trim(trimmed)) => {
-            return Some(Refusal::SpaceBeforeColon);
-        }
-        name if name.contains(&0) => return Some(Refusal::Nul),
-        name if colon.is_none() && is_whole => {
-            return Some(if name.contains(&b'\r') { Refusal::BareCr } else { Refusal::NoColon });
-        }
-        // A CR at the end of an unfinished line may be the first half of its end.
-        name if !is_token(name.strip_suffix(b"\r").unwrap_or(name)) => return Some(Refusal::BadFieldName),
-        _ => {}
+    let name_len = lines::undecided_len(bytes);
+    match bytes[name_len..] {
+        [b':', ..] => match bytes[..name_len] {
+            [ref name @ .., b' ' | b'\t'] if is_token(trim(name)) => Refusal::SpaceBeforeColon,
+            ref name if is_token(name) => diagnose_value(&bytes[name_len + 1..]),
+            _ => Refusal::BadFieldName,
+        },
+        [b'\r', b'\n', ..] => Refusal::NoColon,
+        [b'\r', ..] => Refusal::BareCr,
+        [b'\n', ..] => Refusal::BareLf,
+        [0, ..] => Refusal::Nul,
+        _ => Refusal::BadFieldName,
     }
-    let value = colon.map_or(&line[line.len()..], |colon| &line[colon + 1..]);
-    let value = if is_whole { value } else { value.strip_suffix(b"\r").unwrap_or(value) };
-    value.iter().find(|&&b| !is_value_byte(b)).map(|&b| match b {
-        0 => Refusal::Nul,
-        b'\r' => Refusal::BareCr,
-        _ => Refusal::BadFieldValue,
-    })
+}
+
+/// The first byte that ends a value, and is not the CR of its line's end, says why.
+fn diagnose_value(bytes: &[u8]) -> Refusal {
+    match bytes.iter().find(|&&b| !is_value_byte(b)) {
+        Some(0) => Refusal::Nul,
+        Some(b'\r') => Refusal::BareCr,
+        Some(b'\n') => Refusal::BareLf,
+        Some(_) => Refusal::BadFieldValue,
+        None => Refusal::Malformed,
+    }
 }

@@ -10,7 +10,9 @@ use std::{
 
 use meshring_core::{
     http::{fields::Fields, head::BodyFraming, request::RequestHead},
-    limits::{ATTEMPTS_MAX, CONNECT_MS_MAX, GRPC_SILENCE_MS_MAX, HOLD_BUFFER_MS_MAX, RESPONSE_HEAD_MS_MAX},
+    limits::{
+        ATTEMPTS_MAX, BUFFER_BYTES, CONNECT_MS_MAX, GRPC_SILENCE_MS_MAX, HOLD_BUFFER_MS_MAX, RESPONSE_HEAD_MS_MAX,
+    },
     stats::{Counter, TlsCounter},
 };
 
@@ -263,6 +265,7 @@ pub(super) async fn forward(
                 if let (Failure::Timeout, Some(stream)) = (&failure, lease.conn.stream()) {
                     stream.waited_in_vain();
                 }
+                let failure = failure.because_of(lease.conn.stream().and_then(|stream| stream.flaw()));
                 let address = lease.endpoint().address();
                 drop(lease);
                 return failed(worker, conn, input, head, record, failure, address).await;
@@ -582,7 +585,8 @@ pub(super) async fn finish(
     }
     // A client that has asked for an end sends no more. Any other may have: closing over it would reset the connection.
     if keep_alive || uploading.get() || !input.is_empty() {
-        local::linger(conn, input).await;
+        // A body that was still coming may have filled a buffer when the response was already there.
+        local::linger(conn, input, if uploading.get() { BUFFER_BYTES } else { 0 }).await;
     }
     After::Close
 }
@@ -598,7 +602,7 @@ pub(super) async fn failed(
     address: SocketAddr,
 ) -> After {
     let (status, counter) = match &failure {
-        Failure::Broken(_) => {
+        Failure::Broken(_) | Failure::BrokenHttp2(_) => {
             // Nothing can be said any more: an abrupt end tells the client that the response is not whole.
             worker.stats.add(Counter::UpstreamResets, 1);
             worker.log_fault(failure.code(), conn, &format_args!("{address}: {failure}"));
@@ -616,7 +620,7 @@ pub(super) async fn failed(
         }
         Failure::Timeout => (504, Counter::UpstreamTimeouts),
         Failure::NoResponse | Failure::CutHead => (502, Counter::UpstreamResets),
-        Failure::Malformed(_) | Failure::UnsolicitedUpgrade => (502, Counter::UpstreamBadResponses),
+        Failure::Malformed(_) | Failure::Http2(_) | Failure::UnsolicitedUpgrade => (502, Counter::UpstreamBadResponses),
     };
     worker.stats.add(counter, 1);
     let denial = Denial::Upstream { status, code: failure.code(), what: format!("{address}: {failure}") };

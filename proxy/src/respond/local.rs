@@ -56,7 +56,7 @@ pub(crate) async fn answer(
     conn.timer.clear();
     drop(out);
     if result.is_ok() && !keep {
-        linger(conn, input).await;
+        linger(conn, input, 0).await;
     }
     result.is_ok() && keep
 }
@@ -91,9 +91,10 @@ fn skip_body(input: &mut Input, head: &RequestHead) -> bool {
     true
 }
 
-/// Lets a client read the last response before the connection goes, see [`Conn::drain`].
-pub(crate) async fn linger(conn: &mut Conn, input: &mut Input) {
+/// Lets a client read the last response before the connection goes, see [`Conn::drain`]. `taken`: so much may have been read
+/// already of what nobody wants.
+pub(crate) async fn linger(conn: &mut Conn, input: &mut Input, taken: usize) {
     input.clear();
     input.release();
-    conn.drain(LINGER_BYTES_MAX, LINGER_MS_MAX).await;
+    conn.drain(LINGER_BYTES_MAX - taken, LINGER_MS_MAX).await;
 }

@@ -24,6 +24,7 @@ use crate::{
         buffers::{Buffer, Input},
         conn::{ReadHalf, WriteHalf, write_all},
         deadlines::Expiry,
+        http2::Flaw,
     },
 };
 
@@ -42,6 +43,12 @@ pub(crate) enum Failure {
     /// The response head violates HTTP.
     #[error("the upstream's response is malformed: {0}")]
     Malformed(#[from] BadResponse),
+    /// What has come over HTTP/2 instead of a response, or of the rest of its head, violates HTTP.
+    #[error("the upstream's response is malformed: {0}")]
+    Http2(Flaw),
+    /// After the head had been sent on, as [`Broken`](Self::Broken).
+    #[error("in mid-response: the upstream's body is malformed: {0}")]
+    BrokenHttp2(Flaw),
     /// 101 without a request for it, or to another protocol (RFC 9110 section 15.2.2).
     #[error("the upstream switched protocols without being asked to")]
     UnsolicitedUpgrade,
@@ -73,6 +80,15 @@ impl fmt::Display for Cause<'_> {
 }
 
 impl Failure {
+    /// Names the reason where a stream of HTTP/2 tells one, which looks like the end of a connection.
+    pub(crate) fn because_of(self, flaw: Option<Flaw>) -> Self {
+        match (self, flaw) {
+            (Self::NoResponse | Self::CutHead, Some(flaw)) => Self::Http2(flaw),
+            (Self::Broken(BodyError::Read(_)), Some(flaw)) => Self::BrokenHttp2(flaw),
+            (failure, _) => failure,
+        }
+    }
+
     /// A stable short name for the log and for the text of an answer.
     pub(crate) fn code(&self) -> &'static str {
         match self {
@@ -80,6 +96,7 @@ impl Failure {
             Self::CutHead => "upstream.cut_head",
             Self::Timeout => "upstream.timeout",
             Self::Malformed(bad) => bad.code(),
+            Self::Http2(flaw) | Self::BrokenHttp2(flaw) => flaw.code(),
             Self::UnsolicitedUpgrade => "upstream_http1.unsolicited_upgrade",
             Self::Broken(BodyError::Bad(BadBody::Malformed(error))) => error.upstream_code(),
             Self::Broken(BodyError::Bad(BadBody::TooLarge)) => "upstream.body_too_large",

@@ -7,6 +7,7 @@ use std::{
     net::{TcpListener, TcpStream},
     pin::pin,
     sync::mpsc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -15,7 +16,7 @@ use meshring_core::{
         fields::Fields,
         head::{BodyFraming, Bounds, Method, Version},
     },
-    limits::{BODY_IDLE_MS_MAX, RESPONSE_HEAD_MS_MAX},
+    limits::{BODY_IDLE_MS_MAX, LINGER_BYTES_MAX, RESPONSE_HEAD_MS_MAX},
 };
 
 use super::{
@@ -96,6 +97,32 @@ fn a_refusal_that_nobody_reads_is_given_up_at_its_deadline() {
         };
         let ((), over) = both(pin!(refusing), pin!(clock)).await;
         assert!(over, "the write has no deadline");
+    });
+}
+
+#[test]
+fn item_64_no_more_than_64_kib_are_drained() {
+    on_each_driver(async |worker| {
+        for (sent, taken) in [(LINGER_BYTES_MAX - 1, 0), (LINGER_BYTES_MAX + 4_321, 0), (LINGER_BYTES_MAX, 16 * 1024)] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (ours, _) = listener.accept().unwrap();
+            let mut rest = ours.try_clone().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            let mut conn = Conn::from_std(ours, &worker.deadlines).unwrap();
+            let sender = thread::spawn(move || {
+                peer.write_all(&vec![b'x'; sent]).unwrap();
+                peer.shutdown(std::net::Shutdown::Write).unwrap();
+                peer
+            });
+            local::linger(&mut conn, &mut Input::new(worker.buffers.lazy()), taken).await;
+            // What it has left is still there.
+            rest.set_nonblocking(false).unwrap();
+            let mut left = Vec::new();
+            rest.read_to_end(&mut left).unwrap();
+            assert_eq!(sent - left.len(), sent.min(LINGER_BYTES_MAX - taken), "of {sent} bytes");
+            drop(sender.join().unwrap());
+        }
     });
 }
 

@@ -378,7 +378,7 @@ impl Conn {
         self.timer.set(now_ms() + ms_max, Expiry::ShutdownRead);
         let mut drained = 0;
         while drained < bytes_max {
-            match super::readiness::discard_now(read.fd) {
+            match super::readiness::discard_now(read.fd, bytes_max - drained) {
                 Ok(0) => break,
                 Ok(count) => drained += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

@@ -77,13 +77,14 @@ pub(crate) fn send_now(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
     Ok(send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
 }
 
-/// Reads and forgets what is there, without waiting: how many bytes that were, 0 at the end. `WouldBlock` when there is
-/// nothing.
-pub(crate) fn discard_now(fd: RawFd) -> io::Result<usize> {
+/// Reads and forgets what is there, so many bytes at most, without waiting: how many that were, 0 at the end. `WouldBlock` when
+/// there is nothing.
+pub(crate) fn discard_now(fd: RawFd, at_most: usize) -> io::Result<usize> {
     // SAFETY: the caller is the Conn that owns the open descriptor.
     let socket = unsafe { BorrowedFd::borrow_raw(fd) };
     let mut space = [MaybeUninit::<u8>::uninit(); 4096];
-    let (_, count) = recv(socket, &mut space, RecvFlags::DONTWAIT)?;
+    let space = &mut space[..at_most.min(4096)];
+    let (_, count) = recv(socket, space, RecvFlags::DONTWAIT)?;
     Ok(count)
 }
 

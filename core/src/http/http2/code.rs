@@ -4,6 +4,8 @@ use std::fmt;
 
 use thiserror::Error;
 
+use super::Malformed;
+
 /// An error code, known or not (RFC 9113 section 7).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Code(pub u32);
@@ -86,7 +88,10 @@ pub enum Fault {
     Reset(Code),
     /// RST_STREAM of ours: the other side's message is wrong.
     #[error("reset for an error of the other side: {0}: {1}")]
-    Broken(Code, &'static str),
+    Broken(Code, Malformed),
+    /// RST_STREAM of ours, for a reason of ours.
+    #[error("reset by us: {0}")]
+    Given(Code),
     /// The other side has certainly not processed it: GOAWAY names an earlier stream as the last one (RFC 9113 section 6.8), or it
     /// was never opened.
     #[error("not processed")]

@@ -142,8 +142,23 @@ pub enum Malformed {
     #[error("Content-Length is not one number of decimal digits below 2^64")]
     BadLength,
     /// RFC 9113 section 8.1.1.
-    #[error("Content-Length is more than what has come before END_STREAM")]
+    #[error("Content-Length is not how much has come before END_STREAM")]
     LengthMismatch,
+    /// RFC 9113 section 8.1.1: of a 204, for one.
+    #[error("DATA where the message has none")]
+    UnannouncedData,
+    /// RFC 9113 section 8.1.
+    #[error("DATA before the head of a message")]
+    DataBeforeHead,
+    /// RFC 9113 section 5.1.
+    #[error("DATA or HEADERS behind END_STREAM")]
+    BehindEnd,
+    /// RFC 9113 section 6.9.
+    #[error("more DATA than the window of the stream allows")]
+    WindowExceeded,
+    /// RFC 9113 sections 6.9 and 6.9.1.
+    #[error("WINDOW_UPDATE by nothing, or one that makes the window of the stream overflow")]
+    BadWindowUpdate,
     /// RFC 9113 section 8.1.
     #[error("trailers without END_STREAM")]
     TrailersGoOn,
@@ -181,6 +196,11 @@ impl Malformed {
             Self::BadProtocol => "http2.bad_protocol",
             Self::BadLength => "http2.bad_length",
             Self::LengthMismatch => "http2.length_mismatch",
+            Self::UnannouncedData => "http2.unannounced_data",
+            Self::DataBeforeHead => "http2.data_before_head",
+            Self::BehindEnd => "http2.behind_end",
+            Self::WindowExceeded => "http2.window_exceeded",
+            Self::BadWindowUpdate => "http2.bad_window_update",
             Self::TrailersGoOn => "http2.trailers_go_on",
             Self::SectionInTunnel => "http2.section_in_tunnel",
             Self::TooLarge => "http2.too_large",
@@ -208,6 +228,11 @@ impl Malformed {
             Self::BadProtocol => "upstream_http2.bad_protocol",
             Self::BadLength => "upstream_http2.bad_length",
             Self::LengthMismatch => "upstream_http2.length_mismatch",
+            Self::UnannouncedData => "upstream_http2.unannounced_data",
+            Self::DataBeforeHead => "upstream_http2.data_before_head",
+            Self::BehindEnd => "upstream_http2.behind_end",
+            Self::WindowExceeded => "upstream_http2.window_exceeded",
+            Self::BadWindowUpdate => "upstream_http2.bad_window_update",
             Self::TrailersGoOn => "upstream_http2.trailers_go_on",
             Self::SectionInTunnel => "upstream_http2.section_in_tunnel",
             Self::TooLarge => "upstream_http2.too_large",

@@ -288,6 +288,8 @@ pub fn response_to_text<'a>(
     let mut announced = None;
     for (name, value) in fields.clone() {
         match check(name, value)? {
+            // RFC 9110 section 9.3.6: whatever it says.
+            FieldKind::ContentLength if is_tunnel => {}
             FieldKind::ContentLength => length(&mut announced, value, ended && !is_bodiless)?,
             FieldKind::Te => return Err(Malformed::Te),
             _ => {}

@@ -132,12 +132,41 @@ fn trailers_are_as_strict_and_as_bounded_as_headers() {
 }
 
 #[test]
-fn items_25_and_62_a_truncated_body_is_an_error_and_never_an_end() {
+fn item_25_an_end_in_mid_body_is_an_error_and_no_end() {
     let body = b"5\r\nhello\r\n0\r\nx: y\r\n\r\n";
     for end in 0..body.len() {
         assert_eq!(chunked(&body[..end]), Err(ChunkError::Truncated), "{end}");
     }
     assert_eq!(decode(BodyFraming::Length(5), b"hell", &[9]), Err(ChunkError::Truncated));
+}
+
+#[test]
+fn item_62_a_truncated_body_stays_truncated() {
+    for (framing, part) in [(BodyFraming::Chunked, &b"5\r\nhel"[..]), (BodyFraming::Length(5), b"hel")] {
+        let mut decoder = BodyDecoder::new(framing);
+        let step = decoder.decode(part).expect("nothing is wrong with it");
+        assert!(step.consumed <= part.len() && !matches!(step.event, Event::End));
+        for _ in 0..2 {
+            assert_eq!(decoder.end_of_stream(), Err(ChunkError::Truncated), "{framing:?}");
+            assert!(!decoder.is_done(), "{framing:?}");
+        }
+    }
+}
+
+#[test]
+fn item_65_an_end_behind_a_whole_message_is_none_of_it() {
+    for (framing, body) in [
+        (BodyFraming::Chunked, &b"4\r\nbody\r\n0\r\n\r\n"[..]),
+        (BodyFraming::Length(4), b"body"),
+        (BodyFraming::None, b""),
+    ] {
+        let mut decoder = BodyDecoder::new(framing);
+        let mut rest = body;
+        while !decoder.is_done() {
+            rest = &rest[decoder.decode(rest).expect("a good body").consumed..];
+        }
+        assert_eq!((decoder.end_of_stream(), rest), (Ok(()), &b""[..]), "{framing:?}");
+    }
 }
 
 #[test]

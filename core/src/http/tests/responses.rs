@@ -135,13 +135,22 @@ fn item_54_what_follows_a_101_or_a_tunnel_is_no_part_of_its_head() {
 }
 
 #[test]
-fn items_58_and_60_bytes_behind_a_response_are_left_over() {
+fn item_58_bytes_behind_204_and_304_are_left_over() {
     for start in ["204 No Content", "304 Not Modified"] {
         let bytes = format!("HTTP/1.1 {start}\r\n\r\nHTTP/1.1 200 OK\r\n\r\n");
         let (head, _) = responded(bytes.as_bytes());
         assert!(BodyDecoder::new(head.framing).is_done());
         assert!(bytes[head.len..].starts_with("HTTP/1.1 200"), "they belong to nobody");
     }
+}
+
+#[test]
+fn item_60_bytes_behind_a_whole_response_are_left_over() {
+    let bytes = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\n\r\n";
+    let (head, _) = responded(bytes);
+    let mut decoder = BodyDecoder::new(head.framing);
+    let step = decoder.decode(&bytes[head.len..]).expect("a good body");
+    assert_eq!((step.consumed, decoder.is_done()), (2, true), "what follows belongs to nobody");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::{
 };
 
 use meshring_core::{
-    http::http2::{Event, Role},
+    http::http2::Role,
     limits::{HTTP2_PING_INTERVAL_MS, HTTP2_SETTINGS_MS_MAX, HTTP2_UPSTREAM_STREAMS_MAX},
     stats::Counter,
 };
@@ -221,17 +221,8 @@ impl Client {
 
 impl Side for Client {
     fn received(&mut self, link: &Rc<Link>) {
-        link.ask(|protocol| {
-            while let Some(event) = protocol.next_event() {
-                if let Event::Malformed(malformed) = event {
-                    self.worker.log_refusal(
-                        malformed.upstream_code(),
-                        None,
-                        &format_args!("a response over HTTP/2: {malformed}"),
-                    );
-                }
-            }
-        });
+        // What is wrong with a response is told by whoever waits for it, see `Stream::flaw`.
+        link.ask(|protocol| while protocol.next_event().is_some() {});
         self.confirm(link);
     }
 

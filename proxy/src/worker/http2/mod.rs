@@ -13,7 +13,7 @@ mod websocket;
 
 use std::{net::SocketAddr, rc::Rc};
 
-pub(crate) use self::stream::Stream;
+pub(crate) use self::stream::{Flaw, Stream};
 use super::{conn::Conn, refusals::Told, secure::peer::Peer};
 
 /// What the streams of a connection know of it.

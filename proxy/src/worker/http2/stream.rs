@@ -10,7 +10,7 @@ use std::{
 
 use meshring_core::http::{
     head::Method,
-    http2::{Code, Fault, Opening, Piece, StreamKey, response_from_text},
+    http2::{Code, ConnectionError, Fault, Malformed, Opening, Piece, StreamKey, response_from_text},
 };
 
 use super::{
@@ -38,6 +38,8 @@ pub(crate) struct Stream {
     /// The other side has said that it has not processed the request.
     is_unprocessed: Cell<bool>,
     is_lost: Cell<bool>,
+    /// What is wrong with what the other side has sent.
+    malformed: Cell<Option<Malformed>>,
     /// An upstream's, which has taken our CONNECT: it carries bytes.
     is_tunnel: Cell<bool>,
     /// Of an upstream connection's streams.
@@ -100,6 +102,7 @@ impl Stream {
             has_failed: Cell::new(false),
             is_unprocessed: Cell::new(false),
             is_lost: Cell::new(false),
+            malformed: Cell::new(None),
             is_tunnel: Cell::new(false),
             place,
         }
@@ -117,6 +120,15 @@ impl Stream {
     /// Whether its connection was lost, and with it what came of the request.
     pub(crate) fn is_lost(&self) -> bool {
         self.is_lost.get()
+    }
+
+    /// What is wrong with what the other side has sent, as far as somebody has met it here.
+    pub(crate) fn flaw(&self) -> Option<Flaw> {
+        match self.malformed.get() {
+            Some(malformed) => Some(Flaw::Stream(malformed)),
+            None if self.is_lost() => self.link.ask(|protocol| protocol.failure()).map(Flaw::Connection),
+            None => None,
+        }
     }
 
     /// Whether it is a tunnel of ours to somewhere behind the upstream.
@@ -374,10 +386,34 @@ impl Stream {
         }
         match fault {
             Fault::Lost => self.is_lost.set(true),
-            Fault::Broken(..) => return io::Error::new(io::ErrorKind::InvalidData, fault),
-            Fault::Reset(_) | Fault::Unprocessed => {}
+            Fault::Broken(_, malformed) => {
+                self.malformed.set(Some(malformed));
+                return io::Error::new(io::ErrorKind::InvalidData, fault);
+            }
+            Fault::Reset(_) | Fault::Given(_) | Fault::Unprocessed => {}
         }
         io::Error::new(io::ErrorKind::ConnectionReset, fault)
+    }
+}
+
+/// What is wrong with what an upstream has sent.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+pub(crate) enum Flaw {
+    /// On one stream.
+    #[error(transparent)]
+    Stream(Malformed),
+    /// On its connection, with which all of its streams are lost.
+    #[error("the connection of HTTP/2: {0}")]
+    Connection(ConnectionError),
+}
+
+impl Flaw {
+    /// A stable short name for the log and for the text of an answer.
+    pub(crate) fn code(self) -> &'static str {
+        match self {
+            Self::Stream(malformed) => malformed.upstream_code(),
+            Self::Connection(_) => "upstream_http2.connection",
+        }
     }
 }
 

@@ -63,12 +63,11 @@ impl<T: Wake + Default> Engine<T> {
             return self.updated();
         }
         if increment == 0 {
-            return self.break_stream(key, Code::PROTOCOL_ERROR, "WINDOW_UPDATE by nothing", out);
+            return self.break_stream(key, Code::PROTOCOL_ERROR, Malformed::BadWindowUpdate, out);
         }
         stream.send_window += i64::from(increment);
         if stream.send_window > i64::from(WINDOW_MAX) {
-            let reason = "WINDOW_UPDATE that makes the window of the stream overflow";
-            return self.break_stream(key, Code::FLOW_CONTROL_ERROR, reason, out);
+            return self.break_stream(key, Code::FLOW_CONTROL_ERROR, Malformed::BadWindowUpdate, out);
         }
         if stream.send_window > 0 {
             stream.waiter.wake();
@@ -175,15 +174,16 @@ impl<T: Wake + Default> Engine<T> {
         &mut self,
         key: StreamKey,
         code: Code,
-        reason: &'static str,
+        malformed: Malformed,
         out: &mut Vec<u8>,
     ) -> Received<()> {
         let Some(stream) = self.streams.get_mut(key) else { return Ok(()) };
         let was_over = stream.is_over();
-        stream.fault = Some(Fault::Broken(code, reason));
+        stream.fault = Some(Fault::Broken(code, malformed));
         stream.sending = Sending::Ended;
         stream.waiter.wake();
         self.settle(was_over, key);
+        self.events.push_back(Event::Malformed(malformed));
         self.reset_bad(key.id, code, out)
     }
 

@@ -7,7 +7,7 @@ use super::receive::Received;
 use super::*;
 
 /// Why a stream is to be reset; `None`: it has its end already.
-type Judged = Result<(), Option<(Code, &'static str)>>;
+type Judged = Result<(), Option<(Code, Malformed)>>;
 
 impl<T: Wake + Default> Engine<T> {
     pub(super) fn data_frame(&mut self, header: FrameHeader, out: &mut Vec<u8>) -> Received<()> {
@@ -48,8 +48,8 @@ impl<T: Wake + Default> Engine<T> {
             }
             Some(key) => match self.judge_data(key, len, overhead, ends)? {
                 Ok(()) => Some(key),
-                Err(Some((code, reason))) => {
-                    self.break_stream(key, code, reason, out)?;
+                Err(Some((code, malformed))) => {
+                    self.break_stream(key, code, malformed, out)?;
                     None
                 }
                 Err(None) => None,
@@ -77,17 +77,18 @@ impl<T: Wake + Default> Engine<T> {
             None => {}
         }
         if stream.inbox.is_ended {
-            return Ok(Err(Some((Code::STREAM_CLOSED, "DATA behind END_STREAM"))));
+            return Ok(Err(Some((Code::STREAM_CLOSED, Malformed::BehindEnd))));
         }
         if !stream.inbox.has_head {
-            return Ok(Err(Some((Code::PROTOCOL_ERROR, "DATA before a head"))));
+            return Ok(Err(Some((Code::PROTOCOL_ERROR, Malformed::DataBeforeHead))));
         }
         let Some(window) = stream.receive_window.checked_sub((len + overhead) as u32) else {
-            return Ok(Err(Some((Code::FLOW_CONTROL_ERROR, "more DATA than the window of the stream allows"))));
+            return Ok(Err(Some((Code::FLOW_CONTROL_ERROR, Malformed::WindowExceeded))));
         };
         stream.receive_window = window;
         stream.credit += overhead as u32;
-        Ok(announced(&mut stream.inbox.coding, len as u64, ends).map_err(Some))
+        let counted = announced(&mut stream.inbox.coding, len as u64, ends);
+        Ok(counted.map_err(|malformed| Some((Code::PROTOCOL_ERROR, malformed))))
     }
 
     /// What has come of a payload: how many bytes.
@@ -129,14 +130,14 @@ impl<T: Wake + Default> Engine<T> {
 }
 
 /// Counts data against the length that was announced (RFC 9113 section 8.1.1).
-fn announced(coding: &mut Coding, len: u64, ends: bool) -> Result<(), (Code, &'static str)> {
-    let wrong = (Code::PROTOCOL_ERROR, "DATA whose length is not what Content-Length says");
+fn announced(coding: &mut Coding, len: u64, ends: bool) -> Result<(), Malformed> {
+    let wrong = Malformed::LengthMismatch;
     match coding {
         Coding::Length(left) => {
             *left = left.checked_sub(len).ok_or(wrong)?;
             if ends && *left > 0 { Err(wrong) } else { Ok(()) }
         }
-        Coding::None if len > 0 => Err((Code::PROTOCOL_ERROR, "DATA where the message has none")),
+        Coding::None if len > 0 => Err(Malformed::UnannouncedData),
         _ => Ok(()),
     }
 }

@@ -292,6 +292,12 @@ impl<T: Wake + Default> Engine<T> {
         self.failed.is_some()
     }
 
+    /// The other side's error that has ended it.
+    #[must_use]
+    pub fn failure(&self) -> Option<ConnectionError> {
+        self.failed.filter(|error| error.code != Code::NO_ERROR)
+    }
+
     /// Bytes that wait for those who read streams, and what has come of a frame or a header section.
     #[must_use]
     pub fn waiting_bytes(&self) -> usize {

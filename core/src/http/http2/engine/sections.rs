@@ -144,7 +144,7 @@ impl<T: Wake + Default> Engine<T> {
             }
             Some(_) => return self.useless(),
             None if stream.inbox.is_ended => {
-                return self.break_stream(key, Code::STREAM_CLOSED, "HEADERS behind END_STREAM", out);
+                return self.break_stream(key, Code::STREAM_CLOSED, Malformed::BehindEnd, out);
             }
             None => {}
         }
@@ -167,10 +167,7 @@ impl<T: Wake + Default> Engine<T> {
                 self.useful();
                 Ok(())
             }
-            Err(malformed) => {
-                self.events.push_back(Event::Malformed(malformed));
-                self.break_stream(key, Code::PROTOCOL_ERROR, malformed.code(), out)
-            }
+            Err(malformed) => self.break_stream(key, Code::PROTOCOL_ERROR, malformed, out),
         }
     }
 }

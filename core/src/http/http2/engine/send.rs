@@ -181,7 +181,7 @@ impl<T: Wake + Default> Engine<T> {
             return;
         }
         stream.sending = Sending::Ended;
-        stream.fault = Some(Fault::Broken(code, "reset by us"));
+        stream.fault = Some(Fault::Given(code));
         self.settle(false, key);
         self.forget(key.id);
         frame::write_number(out, kind::RST_STREAM, key.id, code.0);
