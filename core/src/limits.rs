@@ -130,8 +130,11 @@ pub const TUNNEL_IDLE_MS_MAX: u64 = 3_600_000;
 pub const TUNNEL_BROKEN_MS_MAX: u64 = 1_000;
 /// How long a client may be silent on a port of which nobody says what it speaks, before the server is asked whether it speaks
 /// first, in milliseconds. A client of HTTP sends its request along with the end of its handshake; one that does not costs a
-/// connection to the server. It is all that a server that speaks first is delayed by.
+/// connection to the server. It is all that a server that speaks first is delayed by, and the first time only: see [`GREETERS_MAX`].
 pub const DETECTION_MS: u64 = 10;
+/// Services (addresses that clients mean) of which a worker remembers that the server has spoken first: it is connected to at once
+/// then.
+pub const GREETERS_MAX: usize = 1_024;
 /// How long both are watched then, in milliseconds: greetings come at once, or after a deliberate pause of some seconds (Postfix'
 /// `postscreen_greet_wait`: 6 s). After that only the client is waited for, and the connection to the server is given up.
 pub const SERVER_FIRST_MS_MAX: u64 = 10_000;
@@ -198,6 +201,9 @@ pub const HTTP2_UNWRITTEN_BYTES_MAX: usize = 2 * BUFFER_BYTES + HTTP2_HEADER_LIS
 /// Frames in a row that are of no use (empty DATA, PING, PRIORITY, SETTINGS, ...) before a peer is told to calm down. Each one that is
 /// of use makes up for two, and half a minute for all.
 pub const HTTP2_USELESS_FRAMES_MAX: u32 = 10_000;
+/// Frames of one connection that are taken in a row before others get their turn: the dearest, a small request or SETTINGS that move the
+/// windows of a hundred streams, take a microsecond each.
+pub const HTTP2_FRAMES_IN_A_ROW_MAX: usize = 64;
 /// Streams of a client that we have reset and whose late frames are still put up with: all that it may have, four times over. A frame of
 /// a forgotten one counts as an error.
 pub const HTTP2_RESETS_REMEMBERED_MAX: usize = 4 * HTTP2_STREAMS_MAX as usize;
@@ -212,6 +218,9 @@ pub const HTTP2_LOCAL_RESETS_MAX: usize = 2 * HTTP2_STREAMS_MAX as usize;
 pub const HTTP2_PING_INTERVAL_MS: u64 = 30_000;
 /// How long it may take to answer, in milliseconds (gRPC's keepalive timeout: 20 s).
 pub const HTTP2_PONG_MS_MAX: u64 = 20_000;
+/// How often it is tried whether a client is still there that has ended its direction and waits for responses, in milliseconds: a reset is
+/// noticed when something is written.
+pub const HTTP2_ENDED_PING_INTERVAL_MS: u64 = 1_000;
 /// A shared upstream connection without traffic is probed after this time, in seconds, and then again after each
 /// [`TCP_KEEPALIVE_INTERVAL_S`]: gRPC servers take HTTP/2's own PING for abuse.
 pub const TCP_KEEPALIVE_IDLE_S: u64 = 30;

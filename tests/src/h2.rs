@@ -314,6 +314,13 @@ impl<S: Read + Write> Connection<S> {
         }
     }
 
+    /// Sends a whole body if the peer takes all of it now; false: nothing was sent.
+    pub fn offer_at_once(&mut self, stream: u32, body: &[u8]) -> bool {
+        let window = self.windows.get(&stream).copied().unwrap_or(self.window_initial);
+        let fits = i64::try_from(body.len()).is_ok_and(|len| len <= window.min(self.window));
+        fits && self.offer(stream, body, true)
+    }
+
     /// DATA frames of as much as the peer takes now, which count as sent.
     pub fn within_windows(&mut self, stream: u32) -> Vec<u8> {
         let mut out = Vec::new();
@@ -419,6 +426,31 @@ impl<S: Read + Write> Connection<S> {
             let found = self.messages.iter().find(|(_, message)| message.is_over()).map(|(stream, _)| *stream);
             if let Some(stream) = found {
                 return self.messages.remove(&stream).map(|message| (stream, message));
+            }
+            if !self.pump() {
+                return None;
+            }
+        }
+    }
+
+    /// Counts the rest of a message's body without keeping it: its bytes, once it has ended; `None` where it breaks off. The windows are
+    /// taken to be wide at first, and are widened as it comes.
+    pub fn count_body(&mut self, stream: u32) -> Option<u64> {
+        let mut count = 0;
+        let mut owed = 0;
+        loop {
+            let message = self.messages.get_mut(&stream)?;
+            let len = message.body.len() as u64;
+            message.body.clear();
+            let (ended, reset) = (message.ended, message.reset);
+            (count, owed) = (count + len, owed + len as u32);
+            if ended || reset.is_some() {
+                return ended.then_some(count);
+            }
+            if owed >= WINDOW_WIDE / 4 {
+                let credit = [frames::window_update(0, owed), frames::window_update(stream, owed)].concat();
+                self.try_send(credit).ok()?;
+                owed = 0;
             }
             if !self.pump() {
                 return None;

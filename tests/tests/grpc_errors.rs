@@ -158,12 +158,13 @@ fn a_denied_call_is_permission_denied() {
 }
 
 #[test]
-fn an_exact_path_routes_a_method_and_calls_are_counted_by_their_status() {
+fn paths_route_methods_and_services_and_calls_are_counted_by_their_status() {
     let at_once = Upstream::answering(|_: &Received| response(200, &[GRPC, ("grpc-status", "5")], b""));
     let after_a_message = serving("16");
     let shop = shop(at_once.address(), after_a_message.address());
-    let rules = "  - match: [{uri: {exact: /pkg.Svc/Method}}]\n    route: [{destination: {host: reviews, subset: v2}}]\n  - route: [{destination: \
-                 {host: reviews, subset: v1}}]\n";
+    let rules = "  - match: [{uri: {exact: /pkg.Svc/Method}}, {uri: {prefix: /pkg.Whole/}}]\n    \
+                 route: [{destination: {host: reviews, subset: v2}}]\n  \
+                 - route: [{destination: {host: reviews, subset: v1}}]\n";
     let control = Control::start(&[("shop.yaml", &shop), ("reviews.yaml", &reviews(rules))]);
     let proxy = control.proxy("default/client").start();
     control.wait_for_proxies(1);
@@ -173,6 +174,10 @@ fn an_exact_path_routes_a_method_and_calls_are_counted_by_their_status() {
     for path in ["/pkg.Svc/Methods", "/pkg.Svc/method"] {
         assert_eq!(call(&mut client, "reviews", path, &[GRPC]).fields.value("grpc-status"), Some("5"));
     }
+    for path in ["/pkg.Whole/Method", "/pkg.Whole/Other"] {
+        assert_eq!(call(&mut client, "reviews", path, &[GRPC]).trailers.value("grpc-status"), Some("16"));
+    }
+    assert_eq!(call(&mut client, "reviews", "/pkg.Wholes/Method", &[GRPC]).fields.value("grpc-status"), Some("5"));
     call(&mut client, "reviews", "/", &[]).expect(200);
     let count = |cluster: &str, status: &str| {
         // Labels stand in this order.
@@ -181,11 +186,11 @@ fn an_exact_path_routes_a_method_and_calls_are_counted_by_their_status() {
         );
         control.find_metric("meshring_cluster_grpc_responses_total", &labels)
     };
-    wait::until("the calls to be counted", || (count("v1", "5") == Some(2)).then_some(()));
-    assert_eq!(count("v2", "16"), Some(1));
+    wait::until("the calls to be counted", || (count("v1", "5") == Some(3)).then_some(()));
+    wait::until("the others, too", || (count("v2", "16") == Some(3)).then_some(()));
     assert_eq!(
         control.metric("meshring_cluster_grpc_responses_total", ""),
-        3,
+        6,
         "a request that is no call does not count"
     );
 }

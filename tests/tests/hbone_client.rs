@@ -4,13 +4,20 @@
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr},
-    process, thread,
+    process,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
 };
 
-use meshring_core::table::protocol::HBONE_PORT;
+use meshring_core::{limits::HOT_STREAMS_MAX, table::protocol::HBONE_PORT};
 use meshring_tests::{
     client::{Client, request},
     control::Control,
+    frames::{self, code},
+    h2::{self, Connection},
     h2_application,
     load::{Load, is_ok},
     on_both_drivers,
@@ -28,6 +35,8 @@ on_both_drivers! {
     a_tunnel_that_is_refused_is_said_to_be
     without_a_server_of_tunnels_nothing_goes_out
     explain_says_that_it_is_a_tunnel
+    responses_that_come_late_come_through_their_tunnels
+    an_authorizer_behind_a_tunnel_is_asked
 }
 
 /// A workload that takes tunnels, one that calls it, and control.
@@ -68,10 +77,25 @@ fn answering() -> Upstream {
     Upstream::answering(|request| response(200, &[("x-line", &request.line)], &request.body))
 }
 
+/// Until both proxies are there and have their certificates.
+fn wait_for_identities(control: &Control) {
+    control.wait_for_proxies(2);
+    wait::until("2 installed certificates", || {
+        let certs = control.api("/v1/certs");
+        let identities = certs["identities"].as_array()?;
+        (identities.iter().filter(|item| item["state"] == "installed").count() >= 2).then_some(())
+    });
+}
+
 impl Mesh {
     fn start(driver: Driver, test: u8, has_server: bool) -> Self {
+        Self::before(driver, test, has_server, answering())
+    }
+
+    /// Before an application of one's own for HTTP/1.1.
+    fn before(driver: Driver, test: u8, has_server: bool, http1: Upstream) -> Self {
         let address = own_address(test, driver);
-        let (http1, http2, bytes) = (answering(), h2_application::Application::echoing(), Application::start());
+        let (http2, bytes) = (h2_application::Application::echoing(), Application::start());
         let dir = TempDir::new().unwrap();
         let config = dir.path().join("config");
         fs::create_dir(&config).unwrap();
@@ -115,12 +139,7 @@ spec:
             .fold(server, |server, application| server.inbound(application))
             .start();
         let client = control.proxy("default/client").driver(driver).outbound_for("app:5432").start();
-        control.wait_for_proxies(2);
-        wait::until("2 installed certificates", || {
-            let certs = control.api("/v1/certs");
-            let identities = certs["identities"].as_array()?;
-            (identities.iter().filter(|item| item["state"] == "installed").count() >= 2).then_some(())
-        });
+        wait_for_identities(&control);
         Self { control, client, server, http1, http2, bytes }
     }
 
@@ -230,4 +249,121 @@ fn explain_says_that_it_is_a_tunnel(driver: Driver) {
         }
     }
     assert!(mesh.server.process.line("panicked").is_none());
+}
+
+/// Streams that wait for their responses without anything in hand (more of them than may have it), each for a tunnel of its own.
+fn responses_that_come_late_come_through_their_tunnels(driver: Driver) {
+    const STREAMS: usize = HOT_STREAMS_MAX + 20;
+    let (may_answer, arrived) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+    let (may, come) = (Arc::clone(&may_answer), Arc::clone(&arrived));
+    let upstream = Upstream::answering(move |request| {
+        come.fetch_add(1, Ordering::SeqCst);
+        wait::until("the word to answer", || may.load(Ordering::SeqCst).then_some(()));
+        response(200, &[], request.target().as_bytes())
+    });
+    let mesh = Mesh::before(driver, 5, true, upstream);
+    let mut client = Connection::connect(mesh.client.outbound());
+    let paths: Vec<String> = (0..STREAMS).map(|number| format!("/late/{number}")).collect();
+    let streams: Vec<u32> = paths.iter().map(|path| client.request(&h2::get("app", path), true)).collect();
+    wait::until("all requests at the application", || (arrived.load(Ordering::SeqCst) == STREAMS).then_some(()));
+    let wait_for_tunnels = |count: usize| {
+        wait::until("the tunnels", || (mesh.of_server("tunnels_active") == count as i64).then_some(()));
+    };
+    wait_for_tunnels(STREAMS);
+    // Some are not wanted any more: their tunnels end, and nobody else's.
+    let (given_up, kept) = streams.split_at(10);
+    for stream in given_up {
+        client.send(frames::reset(*stream, code::CANCEL));
+    }
+    wait_for_tunnels(kept.len());
+    may_answer.store(true, Ordering::SeqCst);
+    for (stream, path) in kept.iter().zip(&paths[given_up.len()..]) {
+        assert_eq!(client.response(*stream).expect(200).text(), *path);
+    }
+    assert_eq!(mesh.of_server("downstream_tls_handshakes_total"), 1);
+}
+
+/// The check of an external authorizer goes to its workload as any request does: through a tunnel.
+fn an_authorizer_behind_a_tunnel_is_asked(driver: Driver) {
+    let address = own_address(6, driver);
+    let authorizer = Upstream::answering(|request| match request.fields.value("x-key") {
+        Some("good") => response(200, &[], b""),
+        _ => response(401, &[], b"no key"),
+    });
+    let application = answering();
+    let dir = TempDir::new().unwrap();
+    let config = dir.path().join("config");
+    fs::create_dir(&config).unwrap();
+    let text = format!(
+        "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: gate, namespace: default}}
+spec:
+  hosts: [gate.default.svc.cluster.local]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{{number: 9000, name: http}}]
+  workloadSelector: {{labels: {{app: gate}}}}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {{name: gate-ports, namespace: default}}
+spec:
+  address: {ip}
+  ports: {{http: {port}}}
+  labels: {{app: gate, networking.istio.io/tunnel: http}}
+  serviceAccount: gate
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {{name: gate, namespace: default}}
+spec: {{address: {ip}, labels: {{app: proxy}}, serviceAccount: gate}}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {{name: app, namespace: default}}
+spec: {{address: 127.0.0.1, labels: {{app: app}}, serviceAccount: app}}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {{name: istio, namespace: istio-system}}
+data:
+  mesh: |
+    extensionProviders:
+    - name: gatekeeper
+      envoyExtAuthzHttp:
+        service: gate.default.svc.cluster.local
+        port: 9000
+        timeout: 20s
+        includeRequestHeadersInCheck: [x-key]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: ask, namespace: default}}
+spec:
+  selector: {{matchLabels: {{app: app}}}}
+  action: CUSTOM
+  provider: {{name: gatekeeper}}
+  rules: [{{to: [{{operation: {{paths: [\"/checked*\"]}}}}]}}]
+",
+        ip = address.ip(),
+        port = authorizer.address().port(),
+    );
+    fs::write(config.join("all.yaml"), text).unwrap();
+    let control = Control::start_in(dir, "config");
+    let gate = control.proxy("default/gate").driver(driver).hbone_at(address).inbound(authorizer.address()).start();
+    let app = control.proxy("default/app").driver(driver).inbound(application.address()).start();
+    wait_for_identities(&control);
+    let mut client = Client::connect(app.inbound()[0]);
+    client.get_with("app", "/checked", &[("x-key", "good")]).expect(200);
+    assert_eq!(client.get("app", "/checked").expect(401).text(), "no key");
+    client.get("app", "/free").expect(200);
+    assert_eq!((authorizer.received().len(), application.received().len()), (2, 2));
+    wait::until("the tunnel to be counted", || {
+        (control.metric("meshring_tunnels_total", "default/gate") >= 1).then_some(())
+    });
+    // Without the tunnel there is no way to it, and no way past it.
+    drop(gate);
+    client.get_with("app", "/checked", &[("x-key", "good")]).expect(403);
+    assert_eq!(application.received().len(), 2);
 }

@@ -35,6 +35,10 @@ on_both_drivers! {
     a_server_that_dies_is_told_of
     requests_that_are_cancelled_are_cancelled_upstream
     a_draining_proxy_waits_for_late_responses
+    a_stream_whose_response_is_not_read_costs_little
+    responses_that_were_not_read_arrive_once_they_are
+    a_response_that_is_not_read_in_time_ends
+    what_is_not_read_can_be_given_up
 }
 
 const STREAMS_EACH: usize = HTTP2_STREAMS_MAX as usize;
@@ -324,5 +328,141 @@ fn a_draining_proxy_waits_for_late_responses(driver: Driver) {
         late.gate.is_open.store(true, Ordering::SeqCst);
         expect_all(all);
         assert!(proxy.process.wait_for_exit().success());
+    }
+}
+
+const INITIAL_WINDOW_SIZE: u16 = 4;
+
+/// A client whose streams take so many bytes each.
+fn narrow(proxy: &Proxy, window: u32) -> Connection<TcpStream> {
+    let opening = Opening { settings: vec![(INITIAL_WINDOW_SIZE, window)], ..Opening::default() };
+    Connection::connect_with(proxy.outbound(), &opening)
+}
+
+/// What the path of a request is answered with.
+fn long(path: &str, bytes: usize) -> Vec<u8> {
+    path.bytes().cycle().take(bytes).collect()
+}
+
+/// A server that answers at once, with so many bytes, the path again and again.
+fn prompt(protocol: UpstreamProtocol, bytes: usize) -> Upstream {
+    Upstream::scripted(move |peer| {
+        if protocol == UpstreamProtocol::Http1 {
+            while let Some(request) = peer.request() {
+                if !peer.send(response(200, &[], &long(request.target(), bytes))) {
+                    return;
+                }
+            }
+            return;
+        }
+        let Some(mut connection) = Connection::accept(peer.stream(), &opening()) else { return };
+        let mut waiting = Vec::<(u32, Vec<u8>)>::new();
+        while let Some((stream, message)) = connection.next_request() {
+            waiting.retain(|(waiting, _)| *waiting != stream);
+            if message.reset.is_some() {
+                continue;
+            }
+            let body = long(message.fields.value(":path").unwrap(), bytes);
+            connection.send(headers(stream, block(OK), false));
+            waiting.push((stream, body));
+            // One that has no window must not hold up the others: what fits at once is all that there is to send.
+            waiting.retain(|(stream, body)| !connection.offer_at_once(*stream, body));
+        }
+    })
+}
+
+/// As many streams as there may be, with the heads of their responses.
+fn stall(proxy: &Proxy, number: usize, window: u32) -> Waiting {
+    let mut connection = narrow(proxy, window);
+    let streams: Vec<_> = (0..STREAMS_EACH)
+        .map(|stream| {
+            let path = format!("/stalled/{number}/{stream}");
+            (connection.request(&request("GET", "echo", &path), true), path)
+        })
+        .collect();
+    for (stream, _) in &streams {
+        assert_eq!(connection.head(*stream).status(), 200);
+    }
+    Waiting { connection, streams }
+}
+
+fn a_stream_whose_response_is_not_read_costs_little(driver: Driver) {
+    /// As of an idle stream, with what the response is, and the answer of a server of HTTP/2 that waits in its stream.
+    const BYTES_EACH_MAX: u64 = 6 * 1024;
+    const MEASURED: usize = 8;
+    let _alone = alone();
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        let upstream = prompt(protocol, 500);
+        let proxy = proxy(upstream.address(), protocol, 0, driver);
+        let still = || {
+            let quiet = Duration::from_millis(4 * DEADLINE_TICK_MS);
+            wait::until_still(quiet, "memory", || proxy.process.resident_kib())
+        };
+        let mut all: Vec<_> = (0..CONNECTIONS).map(|number| stall(&proxy, number, 0)).collect();
+        let before = still();
+        for number in 0..MEASURED {
+            all.push(stall(&proxy, CONNECTIONS + number, 0));
+            still();
+        }
+        let each = still().saturating_sub(before) * 1024 / (MEASURED * STREAMS_EACH) as u64;
+        println!("{each} bytes for each stream to {protocol:?} that is not read");
+        assert!(each <= BYTES_EACH_MAX, "{each} bytes for each stream to {protocol:?} that is not read");
+    }
+}
+
+fn responses_that_were_not_read_arrive_once_they_are(driver: Driver) {
+    // Less than a server's window, so that it has sent all of it.
+    const BYTES: usize = 50_000;
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        let upstream = prompt(protocol, BYTES);
+        let proxy = proxy(upstream.address(), protocol, 0, driver);
+        for window in [0, 700, 20_000] {
+            let mut all: Vec<_> = (0..2).map(|number| stall(&proxy, number, window)).collect();
+            for Waiting { connection, .. } in &mut all {
+                // In steps, of which each lets some of it through.
+                for window in [window + 10, window + 15_000, 1 << 20] {
+                    connection.send(frames::settings(&[(INITIAL_WINDOW_SIZE, window)]));
+                    connection.settle();
+                }
+            }
+            for Waiting { mut connection, streams } in all {
+                for (stream, path) in streams {
+                    let answer = connection.response(stream);
+                    assert!(answer.expect(200).body == long(&path, BYTES), "{path}: {} bytes", answer.body.len());
+                }
+            }
+        }
+    }
+}
+
+fn a_response_that_is_not_read_in_time_ends(driver: Driver) {
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        let upstream = prompt(protocol, 500);
+        // Longer than the machine takes to begin them.
+        let proxy = proxy(upstream.address(), protocol, 3_000, driver);
+        let Waiting { mut connection, streams } = stall(&proxy, 0, 0);
+        for (stream, _) in streams {
+            let answer = connection.response(stream);
+            assert!(answer.reset.is_some() && !answer.ended, "{answer:?}");
+        }
+        connection.get("echo", FIRST);
+    }
+}
+
+fn what_is_not_read_can_be_given_up(driver: Driver) {
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        let upstream = prompt(protocol, 500);
+        let proxy = proxy(upstream.address(), protocol, 0, driver);
+        let Waiting { mut connection, streams } = stall(&proxy, 0, 0);
+        for (stream, _) in &streams {
+            connection.send(frames::reset(*stream, code::CANCEL));
+        }
+        // Their places are free again.
+        let again: Vec<u32> =
+            streams.iter().map(|(_, path)| connection.request(&request("GET", "echo", path), true)).collect();
+        connection.send(frames::settings(&[(INITIAL_WINDOW_SIZE, 1 << 20)]));
+        for (stream, (_, path)) in again.into_iter().zip(&streams) {
+            assert!(connection.response(stream).expect(200).body == long(path, 500));
+        }
     }
 }

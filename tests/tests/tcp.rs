@@ -8,9 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use meshring_core::table::{
-    model::ClusterKind,
-    tcp::{Subnet, TcpCondition, TcpProtocol},
+use meshring_core::{
+    limits::DETECTION_MS,
+    table::{
+        model::ClusterKind,
+        tcp::{Subnet, TcpCondition, TcpProtocol},
+    },
 };
 use meshring_tests::{
     binaries,
@@ -168,6 +171,18 @@ fn a_port_of_unknown_protocol_serves_http_and_anything_else(driver: Driver) {
     assert_eq!(ends.client.bytes(11), b"220 ready\r\n");
     ends.expect_open();
     println!("the greeting came after {:?}", begun.elapsed());
+    // And from then on for nothing at all: the best of many tries, on a machine that may be busy.
+    let fastest = (0..50).map(|_| {
+        let begun = Instant::now();
+        let client = Client::connect(any.services()[0]);
+        let mut upstream = application.accept();
+        upstream.send("220 ready\r\n");
+        let mut ends = Ends { client, upstream };
+        assert_eq!(ends.client.bytes(11), b"220 ready\r\n");
+        begun.elapsed()
+    });
+    let fastest = fastest.min().unwrap();
+    assert!(fastest < Duration::from_millis(DETECTION_MS), "{fastest:?}");
     // Also to a client that has nothing to say.
     let mut client = Client::connect(any.services()[0]);
     let mut upstream = application.accept();

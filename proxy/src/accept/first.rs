@@ -29,7 +29,9 @@ pub(super) async fn first(worker: &Rc<Worker>, conn: &mut Conn, listener: &Liste
         // The beginning of TLS that is not for us.
         return First::Requests(Begin::Bytes(worker.buffers.hold(input.unread())));
     }
-    if has_begun || within(DETECTION_MS, readable(&conn.read)).await.is_some() {
+    let is_silent = !has_begun && conn.peek(&mut [0]).is_err();
+    let greets = is_silent && stream::greets(worker, conn, listener);
+    if !is_silent || !greets && within(DETECTION_MS, readable(&conn.read)).await.is_some() {
         return First::Requests(Begin::Readable);
     }
     stream::who_speaks(worker, conn, listener).await

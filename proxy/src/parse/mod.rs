@@ -121,7 +121,7 @@ pub(crate) async fn request_head(
             let (bytes, progress) = *partial;
             input.extend(&bytes);
             drop(bytes);
-            let read = conn.read_now(input, bytes_max);
+            let read = conn.read_now(input, usize::MAX, bytes_max);
             return rest_of_head(worker, conn, input, fields, bounds, progress, Some(read), is_other).await;
         }
         Begin::Bytes(bytes) => {
@@ -129,7 +129,7 @@ pub(crate) async fn request_head(
             IdleRead::Bytes
         }
         _ if !input.is_empty() => IdleRead::Bytes,
-        Begin::Readable => conn.read_now(input, bytes_max),
+        Begin::Readable => conn.read_now(input, usize::MAX, bytes_max),
         Begin::Silence => match worker.hot_idle.enter() {
             Some(_place) => conn.read_until(input, bytes_max, now_ms() + HOT_IDLE_MS_MAX, true).await,
             None => IdleRead::StillIdle,

@@ -29,7 +29,7 @@ use crate::{
     respond::{
         body::{BadBody, Body, BodyError, BodyRate, HEAD_READ_BYTES_MAX, Patience, Side, Upload, relay_body},
         local,
-        relay::{self, Exchange, Failure, Relayed},
+        relay::{self, Exchange, Failure, Progress, Relayed, Relaying},
     },
     tls::{
         handshake::{self, HandshakeError},
@@ -72,6 +72,8 @@ pub(super) struct Sent {
     pub(super) lease: Lease,
     /// What it was, if it may be sent again.
     pub(super) kept: Option<Kept>,
+    /// Its response has begun, and its client takes no more for now.
+    pub(super) stalled: Option<Box<Relaying>>,
 }
 
 /// How long an upstream may be silent, in milliseconds. A stream of messages may have none for long; a call has a deadline where its
@@ -185,13 +187,15 @@ pub(super) async fn forward(
         continued,
         bounds: plan.target.response_bounds(),
         uploading,
+        // While the request is on its way up, too, both directions need what they have.
+        hot: body.ended().then_some(&worker.hot_streams),
     };
     while *attempt <= ATTEMPTS_MAX {
         let is_last = *attempt == ATTEMPTS_MAX;
-        let (was_sent, kept, mut lease) = match sent.take() {
-            Some(Sent { lease, kept }) => (true, kept, lease),
+        let (was_sent, kept, stalled, mut lease) = match sent.take() {
+            Some(Sent { lease, kept, stalled }) => (true, kept, stalled, lease),
             None => match leased(worker, conn, record, pinned, plan, total_at_ms, *reuse, tried.as_ref()).await {
-                Ok(lease) => (false, None, lease),
+                Ok(lease) => (false, None, None, lease),
                 Err(NotLeased { endpoint: Some(endpoint), .. }) if !is_last => {
                     worker.stats.add(Counter::UpstreamRetries, 1);
                     *tried = Some(endpoint);
@@ -211,7 +215,7 @@ pub(super) async fn forward(
         let stream = lease.conn.stream().filter(|_| replayable && !is_last).cloned();
         let is_kept = can_send_again || stream.is_some();
         let result = if was_sent {
-            answered(&exchange, &mut lease, conn, &mut response_input, response_fields, out).await
+            answered(&exchange, &mut lease, conn, stalled, &mut response_input, response_fields, out).await
         } else {
             worker.stats.add(if lease.reused { Counter::UpstreamReused } else { Counter::UpstreamConnects }, 1);
             lease.conn.timer.set(exchange.head_at_ms.get(), Expiry::ShutdownBoth);
@@ -226,24 +230,33 @@ pub(super) async fn forward(
             }
         };
         match result {
-            Ok(Some(relayed)) if relayed.is_switched => {
+            Ok(Some(Progress::Done(relayed))) if relayed.is_switched => {
                 out.clear();
                 out.release();
                 let from_client = std::mem::replace(input, Input::new(worker.buffers.lazy()));
                 return After::Tunnel(Box::new(Tunnel::new(lease, from_client, response_input)));
             }
-            Ok(Some(relayed)) => {
+            Ok(Some(Progress::Done(relayed))) => {
                 out.clear();
                 out.release();
                 drop(response_input);
                 return finish(&exchange, conn, input, lease, relayed).await;
+            }
+            Ok(Some(Progress::Stalled(mut relaying))) => {
+                relaying.rest = Some(worker.buffers.keep(out));
+                out.clear();
+                out.release();
+                drop(response_input);
+                let sent = Sent { lease, kept: None, stalled: Some(relaying) };
+                return After::Parked(Parked::new(worker, pinned, plan, sending, sent));
             }
             Ok(None) => {
                 let kept = match was_sent {
                     true => kept,
                     false => is_kept.then(|| worker.buffers.keep(out)),
                 };
-                return After::Parked(Parked::new(worker, pinned, plan, sending, Sent { lease, kept }));
+                let sent = Sent { lease, kept, stalled: None };
+                return After::Parked(Parked::new(worker, pinned, plan, sending, sent));
             }
             Err(Failure::NoResponse)
                 if can_send_again
@@ -416,7 +429,7 @@ async fn whole(
     out: &mut Buffer,
     is_kept: bool,
     may_park: bool,
-) -> Result<Option<Relayed>, Failure> {
+) -> Result<Option<Progress>, Failure> {
     let upstream = &mut lease.conn;
     let head_at_ms = exchange.head_at_ms.get();
     let mut hold_ms = None;
@@ -430,7 +443,7 @@ async fn whole(
         }
         hold_ms = Some(HOLD_BUFFER_MS_MAX);
     }
-    let bounds = (HEAD_READ_BYTES_MAX, exchange.bounds.head_bytes + 1);
+    let bounds = (head_read_bytes(conn), exchange.bounds.head_bytes + 1);
     let read = upstream.ask(out, is_kept, response_input, bounds, hold_ms).await;
     drop(place);
     if hold_ms.is_some() {
@@ -461,18 +474,29 @@ async fn whole(
     relay::relay_response(exchange, fields, response_input, from, to, out).await.map(Some)
 }
 
-/// The upstream of a request that was parked has something to say, or its time is over. `None`: it was nothing, such as a session
-/// ticket.
+/// What is read at once of a response: not much more than its client takes.
+fn head_read_bytes(conn: &Conn) -> usize {
+    conn.stream().map_or(HEAD_READ_BYTES_MAX, |stream| HEAD_READ_BYTES_MAX.min(stream.appetite()))
+}
+
+/// The upstream of a request that was parked has something to say, or the client takes more of its response, or time is over. `None`: it
+/// was nothing, such as a session ticket.
 async fn answered(
     exchange: &Exchange<'_>,
     lease: &mut Lease,
     conn: &mut Conn,
+    stalled: Option<Box<Relaying>>,
     response_input: &mut Input,
     fields: &mut Fields,
     out: &mut Buffer,
-) -> Result<Option<Relayed>, Failure> {
+) -> Result<Option<Progress>, Failure> {
     let upstream = &mut lease.conn;
-    let read = upstream.read_now(response_input, exchange.bounds.head_bytes + 1);
+    if let Some(relaying) = stalled {
+        let from = Side { half: &mut upstream.read, timer: &upstream.timer };
+        let to = Side { half: &mut conn.write, timer: &conn.timer };
+        return relay::go_on(exchange, relaying, response_input, from, to, out).await.map(Some);
+    }
+    let read = upstream.read_now(response_input, head_read_bytes(conn), exchange.bounds.head_bytes + 1);
     if read != IdleRead::Bytes {
         response_input.release();
         // What TLS says of an end is told once, so nothing may be read behind it.
@@ -498,7 +522,7 @@ pub(super) async fn streamed(
     response_input: &mut Input,
     fields: &mut Fields,
     out: &mut Buffer,
-) -> Result<Relayed, Failure> {
+) -> Result<Progress, Failure> {
     let worker = exchange.worker;
     let limits = &worker.limits;
     let ends_at_ms = Cell::new(u64::MAX);
@@ -512,6 +536,7 @@ pub(super) async fn streamed(
         upload: Some(Upload { rate, ends_at_ms: &ends_at_ms, begun: exchange.continued }),
         // A response that comes before the end of it goes through buffers.
         is_alone: true,
+        hot: None,
     };
     // The connections' own timers are for reading; writing goes on at the same time.
     let (client, upstream) = (&conn.timer, &lease.conn.timer);
@@ -521,14 +546,14 @@ pub(super) async fn streamed(
         let to = Side { half: &mut lease.conn.write, timer: &to_upstream };
         let sent = relay_body(body, input, from, to, out, patience).await;
         exchange.worker.stats.add(Counter::SplicedBytes, body.spliced_bytes());
-        if matches!(sent, Ok(()) | Err(BodyError::Write(_))) && exchange.awaits_head.get() {
+        if matches!(sent, Ok(_) | Err(BodyError::Write(_))) && exchange.awaits_head.get() {
             // Now it is the upstream's turn.
             let at_ms = exchange.total_at_ms.unwrap_or_else(|| now_ms() + exchange.silence_ms_max);
             exchange.head_at_ms.set(at_ms);
             upstream.set(at_ms, Expiry::ShutdownBoth);
         }
         match sent {
-            Ok(()) => {
+            Ok(_) => {
                 exchange.uploading.set(false);
                 None
             }

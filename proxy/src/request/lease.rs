@@ -225,7 +225,7 @@ pub(super) fn tunnel<'a>(
         let mut head = worker.buffers.take();
         write_connect(&mut head, endpoint.address());
         conn.timer.set(until_ms, Expiry::ShutdownBoth);
-        let answer = conn.open_tunnel(&head).await;
+        let answer = conn.open_tunnel(&mut head).await;
         conn.timer.clear();
         if conn.timer.take_expired() {
             // Of the connection that others share: they had better take another one.

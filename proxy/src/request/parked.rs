@@ -1,4 +1,4 @@
-//! A request of a stream that has gone upstream, while its response does not come.
+//! A request of a stream that has gone upstream, while its response does not come, or its client does not take it.
 //!
 //! Most responses come within a moment. For one that does not, all that its request has needed on the way is given up: tables of
 //! fields, buffers, and the large future that serves it. What is left here is what it takes to go on when the upstream says
@@ -44,7 +44,7 @@ use crate::{
 /// See [`Parked::readiness`].
 pub(crate) type Readiness<'a> = Pin<Box<dyn Future<Output = io::Result<()>> + 'a>>;
 
-/// A request whose response is waited for, but for the client's side.
+/// A request whose response is waited for, or cannot be written, but for the client's side.
 pub(crate) struct Parked {
     worker: Rc<Worker>,
     pinned: Rc<Pinned>,
@@ -158,19 +158,23 @@ impl Parked {
     /// What waits for the upstream, where that is a connection of its own; a stream is [polled](Self::poll) as it is. May be dropped: a
     /// wait for readiness has no bytes.
     pub(crate) fn readiness(&self) -> Option<Readiness<'_>> {
-        let upstream = &self.sent.as_ref()?.lease.conn;
+        let sent = self.sent.as_ref()?;
+        let upstream = &sent.lease.conn;
         match upstream.stream() {
+            // It is the client that is waited for.
+            _ if sent.stalled.is_some() => None,
             Some(_) => None,
             None => Some(Box::pin(readable(&upstream.read))),
         }
     }
 
-    /// Waits until the upstream says something or its time is over. Ready with false: the client, whose stream `conn` is, has cancelled
-    /// it.
+    /// Waits until the upstream says something, or the client takes more of its response, or time is over. Ready with false: the client,
+    /// whose stream `conn` is, has cancelled it.
     pub(crate) fn poll(&self, conn: &Conn, readiness: &mut Option<Readiness<'_>>, cx: &mut Context<'_>) -> Poll<bool> {
         let (Some(sent), Some(stream)) = (&self.sent, conn.stream()) else { return Poll::Ready(true) };
         // An error is for the read that follows.
         let is_ready = match (readiness, sent.lease.conn.stream()) {
+            _ if sent.stalled.is_some() => stream.poll_writable(cx).is_ready(),
             (Some(ready), _) => ready.as_mut().poll(cx).is_ready(),
             (None, Some(upstream)) => upstream.poll_readable(cx).is_ready(),
             (None, None) => true,
@@ -185,7 +189,7 @@ impl Parked {
     }
 }
 
-/// Goes on with a request of which its upstream has said something.
+/// Goes on with a request of which its upstream has said something, or whose client takes more.
 pub(super) async fn resume(conn: &mut Conn, mut parked: Box<Parked>) -> After {
     let (Some(paused), Some(sent)) = (parked.record.take(), parked.sent.take()) else { return After::Close };
     let worker = Rc::clone(&parked.worker);

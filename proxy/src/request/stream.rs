@@ -278,6 +278,23 @@ pub(crate) enum First {
     Over,
 }
 
+/// What a connection is for, as far as it matters to who speaks first.
+fn greeter(conn: &Conn, listener: &Listener) -> (usize, Option<SocketAddr>) {
+    let meant = match listener.service() {
+        Some(_) => None,
+        None => match conn.meant(listener.address, listener.is_untracked()) {
+            Meant::Address(meant) => Some(meant),
+            Meant::Listener | Meant::Untracked => None,
+        },
+    };
+    (listener.index, meant)
+}
+
+/// Whether the server has spoken first the last time.
+pub(crate) fn greets(worker: &Worker, conn: &Conn, listener: &Listener) -> bool {
+    worker.greeters.has(greeter(conn, listener))
+}
+
 /// A client is silent, and nobody says what it will speak: the server may be the one to begin. For a while both are watched; a client
 /// that speaks HTTP after all is served as always, and its connection to the server is given up.
 pub(crate) async fn who_speaks(worker: &Rc<Worker>, conn: &mut Conn, listener: &Listener) -> First {
@@ -292,6 +309,7 @@ pub(crate) async fn who_speaks(worker: &Rc<Worker>, conn: &mut Conn, listener: &
     conn.timer.set_idle(until_ms + SERVER_FIRST_MS_MAX, Expiry::ShutdownRead);
     let first = watch(worker, conn, &mut lease, &mut input, &mut from_upstream, until_ms).await;
     conn.timer.clear();
+    worker.greeters.note(greeter(conn, listener), !from_upstream.is_empty());
     first.unwrap_or_else(|| First::Tunnel(Box::new(Tunnel::of_connection(lease, input, from_upstream, slot))))
 }
 
@@ -311,7 +329,7 @@ async fn watch(
         }
         match either(left_ms, readable(&conn.read), readable(&lease.conn.read)).await {
             None => return Some(First::Requests(Begin::Silence)),
-            Some(true) => match conn.read_now(input, BUFFER_BYTES) {
+            Some(true) => match conn.read_now(input, BUFFER_BYTES, BUFFER_BYTES) {
                 IdleRead::Bytes if may_be_http(input.unread()) => {
                     return Some(First::Requests(Begin::Bytes(worker.buffers.hold(input.unread()))));
                 }
@@ -321,7 +339,7 @@ async fn watch(
                 // It has nothing to say, and may wait for what the server has.
                 IdleRead::Closed => return None,
             },
-            Some(false) => match lease.conn.read_now(from_upstream, BUFFER_BYTES) {
+            Some(false) => match lease.conn.read_now(from_upstream, BUFFER_BYTES, BUFFER_BYTES) {
                 IdleRead::Bytes | IdleRead::Full => return None,
                 // A session ticket.
                 IdleRead::StillIdle => {}

@@ -11,17 +11,19 @@ use meshring_core::{
         serialize,
     },
     limits::{
-        BODY_IDLE_MS_MAX, BUFFER_BYTES, BUFFERS_IN_A_ROW_MAX, SPLICE_ATTEMPTS_MAX, SPLICE_BYTES_MIN,
-        SPLICE_IN_VAIN_MAX, SPLICED_IN_A_ROW_BYTES_MAX,
+        BODY_IDLE_MS_MAX, BUFFER_BYTES, BUFFERS_IN_A_ROW_MAX, HOLD_BUFFER_MS_MAX, SPLICE_ATTEMPTS_MAX,
+        SPLICE_BYTES_MIN, SPLICE_IN_VAIN_MAX, SPLICED_IN_A_ROW_BYTES_MAX,
     },
     stats::GrpcStatus,
 };
 
 use super::relay::Exchange;
 use crate::worker::{
+    Places,
     buffers::{Buffer, Input},
     conn::{ReadHalf, WriteHalf, fill, pass_trailers, readable, write_all},
     deadlines::{Expiry, Timer, now_ms},
+    http2::Stream,
     join::yield_now,
     splice::{Moved, Splice},
 };
@@ -237,6 +239,11 @@ impl Body {
         self.grpc_status
     }
 
+    /// Likewise, since the last call.
+    pub(super) fn take_spliced_bytes(&mut self) -> u64 {
+        std::mem::take(&mut self.spliced_bytes)
+    }
+
     /// How many bytes of it have gone from socket to socket.
     pub(crate) fn spliced_bytes(&self) -> u64 {
         self.spliced_bytes
@@ -302,6 +309,18 @@ pub(crate) struct Patience<'a> {
     pub(crate) upload: Option<Upload<'a>>,
     /// No other body is, or will be, on its way on either socket before the end of this one, so that it may be spliced.
     pub(crate) is_alone: bool,
+    /// A client's stream that takes nothing is not waited for: at once where these places are taken, else for a moment only. See
+    /// [`Passed::Stalled`].
+    pub(crate) hot: Option<&'a Places>,
+}
+
+/// How far a body has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Passed {
+    /// All of it is written.
+    Whole,
+    /// Its receiver takes no more for now. What was to be written next is in `out`, and the receiver's deadline is set.
+    Stalled,
 }
 
 /// How long a relay waits for a request body.
@@ -314,11 +333,11 @@ pub(crate) struct Upload<'a> {
     pub(crate) begun: &'a Cell<bool>,
 }
 
-impl Patience<'_> {
+impl<'a> Patience<'a> {
     /// For the response.
-    pub(crate) fn response(exchange: &Exchange<'_>) -> Self {
-        let Exchange { total_at_ms, silence_ms_max, .. } = *exchange;
-        Self { total_at_ms, silence_ms_max, upload: None, is_alone: false }
+    pub(crate) fn response(exchange: &Exchange<'a>) -> Self {
+        let Exchange { total_at_ms, silence_ms_max, hot, .. } = *exchange;
+        Self { total_at_ms, silence_ms_max, upload: None, is_alone: false, hot }
     }
 
     /// For the side that receives.
@@ -368,7 +387,7 @@ pub(crate) async fn relay_body(
     to: Side<'_, WriteHalf>,
     out: &mut Buffer,
     mut patience: Patience<'_>,
-) -> Result<(), BodyError> {
+) -> Result<Passed, BodyError> {
     let mut written: u32 = 0;
     let mut splice_attempts = if patience.is_alone { SPLICE_ATTEMPTS_MAX } else { 0 };
     loop {
@@ -377,18 +396,27 @@ pub(crate) async fn relay_body(
         if !out.is_empty() {
             input.release();
             pass_trailers(from.half, to.half);
-            to.timer.set(patience.next(), Expiry::ShutdownBoth);
-            let result = write_all(to.half, out).await;
-            to.timer.clear();
-            out.clear();
-            result.map_err(BodyError::Write)?;
+            match (&*to.half, patience.hot.filter(|_| input.is_empty())) {
+                (WriteHalf::Stream(stream), Some(hot)) => {
+                    if !write_or_stall(stream, to.timer, out, hot, patience.next()).await.map_err(BodyError::Write)? {
+                        return Ok(Passed::Stalled);
+                    }
+                }
+                _ => {
+                    to.timer.set(patience.next(), Expiry::ShutdownBoth);
+                    let result = write_all(to.half, out).await;
+                    to.timer.clear();
+                    out.clear();
+                    result.map_err(BodyError::Write)?;
+                }
+            }
             written = written.wrapping_add(1);
             if written.is_multiple_of(BUFFERS_IN_A_ROW_MAX) {
                 yield_now().await;
             }
         }
         if body.ended() {
-            return Ok(());
+            return Ok(Passed::Whole);
         }
         if needs_input
             && splice_attempts > 0
@@ -410,7 +438,11 @@ pub(crate) async fn relay_body(
         if needs_input {
             out.release();
             let begun_ms = now_ms();
-            let at_most = BODY_READ_BYTES_MAX.saturating_sub(input.unread().len()).max(1);
+            let wanted = match (&*to.half, patience.hot) {
+                (WriteHalf::Stream(stream), Some(_)) => BODY_READ_BYTES_MAX.min(stream.appetite()),
+                _ => BODY_READ_BYTES_MAX,
+            };
+            let at_most = wanted.saturating_sub(input.unread().len()).max(1);
             let was_clients_turn = patience.upload.is_none_or(|upload| upload.begun.get());
             let until_ms = || patience.next_read(begun_ms);
             let read = from.fill(input, at_most, BUFFER_BYTES, until_ms, Expiry::ShutdownRead).await;
@@ -436,6 +468,31 @@ pub(crate) async fn relay_body(
                 Ok(_) => {}
                 Err(error) => return Err(BodyError::Read(error)),
             }
+        }
+    }
+}
+
+/// Writes all of a buffer to a client's stream. False: it takes no more for now; the rest is in the buffer, and the deadline is set.
+async fn write_or_stall(
+    stream: &Stream,
+    timer: &Timer,
+    out: &mut Buffer,
+    hot: &Places,
+    until_ms: u64,
+) -> io::Result<bool> {
+    timer.set(until_ms.min(now_ms() + HOLD_BUFFER_MS_MAX), Expiry::CancelRead);
+    let stalled = stream.write_or_stall(out, hot).await;
+    timer.clear();
+    timer.forget_cancel();
+    match stalled {
+        Ok(Some(written)) => {
+            out.drain(..written);
+            timer.set(until_ms, Expiry::ShutdownBoth);
+            Ok(false)
+        }
+        result => {
+            out.clear();
+            result.map(|_| true)
         }
     }
 }

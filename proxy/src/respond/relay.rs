@@ -15,13 +15,13 @@ use meshring_core::{
     stats::{Counter, GrpcStatus},
 };
 
-use super::body::{BadBody, Body, BodyError, GRPC_STATUS, HEAD_READ_BYTES_MAX, Patience, Side, relay_body};
+use super::body::{BadBody, Body, BodyError, GRPC_STATUS, HEAD_READ_BYTES_MAX, Passed, Patience, Side, relay_body};
 use crate::{
     observe::Record,
     policy::Edits,
     worker::{
-        Worker,
-        buffers::{Buffer, Input},
+        Places, Worker,
+        buffers::{Buffer, Input, Kept},
         conn::{ReadHalf, WriteHalf, write_all},
         deadlines::Expiry,
         http2::Flaw,
@@ -151,6 +151,27 @@ pub(crate) struct Exchange<'a> {
     pub(crate) bounds: Bounds,
     /// Whether the request body is still on its way.
     pub(crate) uploading: &'a Cell<bool>,
+    /// See [`Patience::hot`].
+    pub(crate) hot: Option<&'a Places>,
+}
+
+/// How far a response has come.
+pub(crate) enum Progress {
+    Done(Relayed),
+    /// Its client takes no more for now; what was to be written next is in `out`.
+    Stalled(Box<Relaying>),
+}
+
+/// A response of which the head has been written.
+#[derive(Debug)]
+pub(crate) struct Relaying {
+    body: Body,
+    /// What of it was to be written next, while it is put aside.
+    pub(crate) rest: Option<Kept>,
+    /// The upstream connection can carry another request behind it.
+    is_reusable: bool,
+    downstream_keep: bool,
+    keep_alive_timeout_s: Option<u32>,
 }
 
 /// Relays interim responses, then the final one. `input` may hold its first bytes.
@@ -161,7 +182,7 @@ pub(crate) async fn relay_response(
     mut from: Side<'_, ReadHalf>,
     to: Side<'_, WriteHalf>,
     out: &mut Buffer,
-) -> Result<Relayed, Failure> {
+) -> Result<Progress, Failure> {
     let (mut begun, mut continued) = (false, false);
     loop {
         let head = match response_head(exchange, fields, input, &mut from).await {
@@ -174,7 +195,7 @@ pub(crate) async fn relay_response(
         out.clear();
         out.ensure();
         if head.is_switching() {
-            return relay_switch(exchange, fields, &head, input, &from, to, out).await;
+            return relay_switch(exchange, fields, &head, input, &from, to, out).await.map(Progress::Done);
         }
         if !head.is_interim() {
             return relay_final(exchange, fields, &head, input, from, to, out).await;
@@ -265,7 +286,7 @@ async fn relay_final(
     from: Side<'_, ReadHalf>,
     to: Side<'_, WriteHalf>,
     out: &mut Buffer,
-) -> Result<Relayed, Failure> {
+) -> Result<Progress, Failure> {
     // The deadline of the head must not meet the body.
     exchange.awaits_head.set(false);
     from.timer.clear();
@@ -294,25 +315,63 @@ async fn relay_final(
     };
     serialize::response_head(out, input.unread(), head, fields, &how);
     input.consume(head.len);
-    let mut body = Body::new(head.framing, framing);
+    let relaying = Relaying {
+        body: Body::new(head.framing, framing),
+        rest: None,
+        is_reusable: head.keep_alive && head.framing != BodyFraming::UntilClose,
+        downstream_keep: keep,
+        keep_alive_timeout_s: head.keep_alive_timeout_s,
+    };
+    relay_rest(exchange, relaying, input, from, to, out).await
+}
+
+/// Goes on with a response whose client takes more, or is out of time.
+pub(crate) async fn go_on(
+    exchange: &Exchange<'_>,
+    mut relaying: Box<Relaying>,
+    input: &mut Input,
+    from: Side<'_, ReadHalf>,
+    to: Side<'_, WriteHalf>,
+    out: &mut Buffer,
+) -> Result<Progress, Failure> {
+    exchange.awaits_head.set(false);
+    if let Some(rest) = relaying.rest.take() {
+        out.ensure();
+        out.extend_from_slice(&rest);
+    }
+    relay_rest(exchange, *relaying, input, from, to, out).await
+}
+
+/// `out` may hold what goes first.
+async fn relay_rest(
+    exchange: &Exchange<'_>,
+    mut relaying: Relaying,
+    input: &mut Input,
+    from: Side<'_, ReadHalf>,
+    to: Side<'_, WriteHalf>,
+    out: &mut Buffer,
+) -> Result<Progress, Failure> {
     let is_alone = !exchange.uploading.get();
     let patience = Patience { is_alone, ..Patience::response(exchange) };
-    let result = relay_body(&mut body, input, from, to, out, patience).await;
-    exchange.worker.stats.add(Counter::SplicedBytes, body.spliced_bytes());
+    let result = relay_body(&mut relaying.body, input, from, to, out, patience).await;
+    exchange.worker.stats.add(Counter::SplicedBytes, relaying.body.take_spliced_bytes());
     match result {
-        Ok(()) => {
-            if let Some(status) = body.grpc_status() {
-                exchange.record.grpc_status(status);
-            }
-            exchange.record.complete();
-            // Bytes behind the end of a response belong to nobody (RFC 9112 section 9.5): that connection is done.
-            let upstream_reusable = head.keep_alive && input.is_empty() && head.framing != BodyFraming::UntilClose;
-            let keep_alive_timeout_s = head.keep_alive_timeout_s;
-            Ok(Relayed { is_switched: false, upstream_reusable, downstream_keep: keep, keep_alive_timeout_s })
-        }
-        Err(BodyError::Write(error)) => Err(Failure::Client(error)),
-        Err(error) => Err(Failure::Broken(error)),
+        Ok(Passed::Stalled) => return Ok(Progress::Stalled(Box::new(relaying))),
+        Ok(Passed::Whole) => {}
+        Err(BodyError::Write(error)) => return Err(Failure::Client(error)),
+        Err(error) => return Err(Failure::Broken(error)),
     }
+    if let Some(status) = relaying.body.grpc_status() {
+        exchange.record.grpc_status(status);
+    }
+    exchange.record.complete();
+    Ok(Progress::Done(Relayed {
+        is_switched: false,
+        // Bytes behind the end of a response belong to nobody (RFC 9112 section 9.5): that connection is done.
+        upstream_reusable: relaying.is_reusable && input.is_empty(),
+        downstream_keep: relaying.downstream_keep,
+        keep_alive_timeout_s: relaying.keep_alive_timeout_s,
+    }))
 }
 
 fn connection_option(exchange: &Exchange<'_>, keep: bool) -> ConnectionOption {

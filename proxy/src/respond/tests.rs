@@ -150,6 +150,7 @@ fn the_deadline_of_a_response_head_is_gone_once_the_head_has_come() {
             continued: &continued,
             bounds: Bounds::FIRST_HOP,
             uploading: &uploading,
+            hot: None,
         };
         // The head has come just before its deadline, with the first half of the body.
         const HALF: usize = 1_000;
@@ -203,7 +204,7 @@ fn whole() -> Body {
 }
 
 fn to_the_end<'a>(upload: Option<Upload<'a>>) -> Patience<'a> {
-    Patience { total_at_ms: None, silence_ms_max: RESPONSE_HEAD_MS_MAX, upload, is_alone: true }
+    Patience { total_at_ms: None, silence_ms_max: RESPONSE_HEAD_MS_MAX, upload, is_alone: true, hot: None }
 }
 
 /// With kernel TLS what has come before it is taken through a buffer; the rest of a body is spliced.

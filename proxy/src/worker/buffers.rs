@@ -187,6 +187,27 @@ impl Buffer {
         }
     }
 
+    /// Who has to wait with little in hand keeps it in an allocation of its size, and the storage is for others: whether that is so
+    /// now. [`grow`](Self::grow) it again before more is put into it.
+    pub(super) fn shrink(&mut self) -> bool {
+        let is_little = self.bytes.len() < self.bytes.capacity() / 4;
+        if is_little {
+            let storage = std::mem::take(&mut self.bytes);
+            self.bytes = Vec::with_capacity(storage.len());
+            self.bytes.extend_from_slice(&storage);
+            self.count(self.bytes.capacity());
+            self.pool.give(storage);
+        }
+        is_little
+    }
+
+    /// After [`shrink`](Self::shrink): as it was.
+    pub(super) fn grow(&mut self) {
+        let few = std::mem::replace(&mut self.bytes, self.pool.storage());
+        self.bytes.extend_from_slice(&few);
+        self.count(self.bytes.capacity());
+    }
+
     /// The bytes, to be owned by an operation; [`restore`](Self::restore) them after it.
     pub(crate) fn lend(&mut self) -> Vec<u8> {
         self.count(self.bytes.capacity());
@@ -502,27 +523,35 @@ impl Input {
         }
     }
 
-    /// Reads what is there now, without waiting for anything. `WouldBlock` when there is nothing.
-    pub(crate) fn fill_now(&mut self, from: &ReadHalf, bytes_max: usize) -> io::Result<usize> {
+    /// Reads what is there now, without waiting for anything, and not much more than `at_most`. `WouldBlock` when there is nothing.
+    pub(crate) fn fill_now(&mut self, from: &ReadHalf, at_most: usize, bytes_max: usize) -> io::Result<usize> {
         let from = match from {
             ReadHalf::Socket(socket) => socket,
-            ReadHalf::Stream(stream) => return stream.fill_now(self, bytes_max),
+            ReadHalf::Stream(stream) => return stream.fill_now(self, at_most, bytes_max),
         };
         if let Some(tls) = &from.tls {
-            return self.fill_secured_now(tls, bytes_max);
+            return self.fill_secured_now(tls, at_most, bytes_max);
         }
         if !self.make_room(bytes_max) {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
         let mut bytes = self.bytes.lend();
-        let result = super::readiness::read_now(from, &mut bytes);
+        let result = if at_most < BUFFER_BYTES {
+            let at = bytes.len();
+            bytes.resize(bytes.capacity().min(at + at_most), 0);
+            let result = super::readiness::read_into_now(from, &mut bytes[at..]);
+            bytes.truncate(at + result.as_ref().copied().unwrap_or_default());
+            result
+        } else {
+            super::readiness::read_now(from, &mut bytes)
+        };
         self.bytes.restore(bytes);
         result
     }
 
-    fn fill_secured_now(&mut self, tls: &Tls, bytes_max: usize) -> io::Result<usize> {
+    fn fill_secured_now(&mut self, tls: &Tls, at_most: usize, bytes_max: usize) -> io::Result<usize> {
         loop {
-            match tls.take(self, usize::MAX, bytes_max)? {
+            match tls.take(self, at_most, bytes_max)? {
                 Taken::Bytes(count) => return Ok(count),
                 Taken::Closed => return Ok(0),
                 Taken::Nothing => {}

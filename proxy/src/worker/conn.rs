@@ -83,6 +83,13 @@ impl ReadHalf {
         }
     }
 
+    /// See [`Conn::watch_silence`].
+    pub(super) fn watch_silence(&self) {
+        if let Self::Socket(socket) = self {
+            super::readiness::watch_silence(socket.fd);
+        }
+    }
+
     fn tls(&self) -> Option<&Rc<Tls>> {
         match self {
             Self::Socket(socket) => socket.tls.as_ref(),
@@ -187,7 +194,7 @@ impl Conn {
 
     /// Makes a stream of an upstream connection a tunnel: sends `head`, a CONNECT, and waits for the answer. Gives its status; if that
     /// is a 2xx, what comes behind it is there to be read. The deadline is the caller's.
-    pub(crate) async fn open_tunnel(&self, head: &Buffer) -> io::Result<u16> {
+    pub(crate) async fn open_tunnel(&self, head: &mut Buffer) -> io::Result<u16> {
         match &self.read {
             ReadHalf::Socket(_) => Err(io::ErrorKind::Unsupported.into()),
             ReadHalf::Stream(stream) => stream.open_tunnel(head).await,
@@ -317,9 +324,7 @@ impl Conn {
 
     /// Lets the kernel find out about a peer that is gone without a word, also where nothing or too little is written.
     pub(super) fn watch_silence(&self) {
-        if let Some(fd) = self.fd() {
-            super::readiness::watch_silence(fd);
-        }
+        self.read.watch_silence();
     }
 
     /// Reads more into an input of at most `bytes_max`; the deadline is the caller's.
@@ -347,9 +352,9 @@ impl Conn {
         }
     }
 
-    /// Reads what [`readable_until`](Self::readable_until) has announced.
-    pub(crate) fn read_now(&mut self, input: &mut Input, bytes_max: usize) -> IdleRead {
-        read_as(&input.fill_now(&self.read, bytes_max))
+    /// Reads what [`readable_until`](Self::readable_until) has announced, not much more than `at_most`.
+    pub(crate) fn read_now(&mut self, input: &mut Input, at_most: usize, bytes_max: usize) -> IdleRead {
+        read_as(&input.fill_now(&self.read, at_most, bytes_max))
     }
 
     /// Waits without a buffer until there is something to read, or the end of it. False: the time has passed.

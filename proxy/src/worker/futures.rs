@@ -15,7 +15,8 @@ use meshring_core::limits::FUTURES_POOLED_MAX;
 
 /// Room for one future: the largest that [`Pooled::new`] is given, with some to spare.
 const BLOCK_BYTES: usize = 8 * 1024;
-const BLOCK_ALIGN: usize = 128;
+/// Whole pages, so that a block that is freed can go back to the kernel whatever lies beside it.
+const BLOCK_ALIGN: usize = 4 * 1024;
 
 const BLOCK: Layout = match Layout::from_size_align(BLOCK_BYTES, BLOCK_ALIGN) {
     Ok(layout) => layout,

@@ -24,6 +24,7 @@ mod tasks;
 
 use std::{
     cell::{Cell, RefCell},
+    collections::HashSet,
     fmt,
     net::{SocketAddr, TcpListener as StdTcpListener},
     os::unix::net::UnixStream as StdUnixStream,
@@ -36,7 +37,7 @@ use std::{
 
 use meshring_core::{
     clock::monotonic_ns,
-    limits::{BUFFER_BYTES, HOT_IDLE_CONNECTIONS_MAX, HOT_STREAMS_MAX, SCRATCHES_POOLED_MAX},
+    limits::{BUFFER_BYTES, GREETERS_MAX, HOT_IDLE_CONNECTIONS_MAX, HOT_STREAMS_MAX, SCRATCHES_POOLED_MAX},
     snapshot::page::PageReader,
     stats::{Counter, WorkerSlots},
 };
@@ -110,6 +111,8 @@ pub(crate) struct Worker {
     pub(crate) hot_idle: Places,
     /// For streams that wait for a response with all in hand.
     pub(crate) hot_streams: Places,
+    /// Where servers have spoken first.
+    pub(crate) greeters: Greeters,
     /// Connections beyond the limit that are being told so.
     pub(crate) turned_away: Cell<usize>,
     pub(crate) mailboxes: Arc<Mailboxes>,
@@ -158,6 +161,29 @@ impl Places {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.0.count.set(self.0.count.get() - 1);
+    }
+}
+
+/// What connections were for whose servers have spoken first: the listener, and the address that their clients meant.
+#[derive(Debug, Default)]
+pub(crate) struct Greeters(RefCell<HashSet<(usize, Option<SocketAddr>)>>);
+
+impl Greeters {
+    pub(crate) fn has(&self, of: (usize, Option<SocketAddr>)) -> bool {
+        self.0.borrow().contains(&of)
+    }
+
+    pub(crate) fn note(&self, of: (usize, Option<SocketAddr>), has_greeted: bool) {
+        let mut known = self.0.borrow_mut();
+        if !has_greeted {
+            known.remove(&of);
+            return;
+        }
+        if known.len() >= GREETERS_MAX {
+            // Whoever is forgotten is met again.
+            known.clear();
+        }
+        known.insert(of);
     }
 }
 
@@ -307,6 +333,7 @@ fn build(start: Start) -> std::io::Result<(Rc<Worker>, Vec<StdTcpListener>, StdU
         random: Random::new(monotonic_ns() ^ (start.index as u64) << 32),
         hot_idle: Places::new(HOT_IDLE_CONNECTIONS_MAX, start.limits.buffer_bytes_max),
         hot_streams: Places::new(HOT_STREAMS_MAX, start.limits.buffer_bytes_max),
+        greeters: Greeters::default(),
         turned_away: Cell::new(0),
         mailboxes: start.mailboxes,
         listeners,

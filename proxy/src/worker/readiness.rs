@@ -46,6 +46,13 @@ pub(crate) fn read_now(half: &SocketReader, bytes: &mut Vec<u8>) -> io::Result<u
     receive_now(fd, bytes)
 }
 
+/// Likewise, as far as `bytes` goes.
+pub(crate) fn read_into_now(half: &SocketReader, bytes: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: see `readable`; the reference ends with this line.
+    let fd = unsafe { &*half.socket.0.get() }.as_raw_fd();
+    receive_into_now(fd, bytes)
+}
+
 /// As [`read_now`], for the owner of the half.
 pub(crate) fn receive_now(fd: RawFd, bytes: &mut Vec<u8>) -> io::Result<usize> {
     // SAFETY: the caller is the Conn, or the Tls in it, that owns the open descriptor.

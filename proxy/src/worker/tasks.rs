@@ -26,6 +26,7 @@ use super::{
     Start, Worker, build,
     conn::{Conn, exhausted},
     deadlines::now_ms,
+    futures::Pooled,
 };
 use crate::{
     accept::{self, Accepted, Listener, Quiet, Work},
@@ -173,7 +174,9 @@ pub(super) fn guarded_stream(worker: &Rc<Worker>, conn: Conn, listener: Rc<Liste
     let job = Job { conn, listener, work };
     let waiting = worker.stream_tasks.0.borrow_mut().pop();
     let Some(seat) = waiting else {
-        monoio::spawn(serve_streams(Rc::clone(worker), job));
+        let worker = Rc::clone(worker);
+        // Not in the task itself: requests that wait for their connections to upstreams are many, and then gone.
+        monoio::spawn(async move { Pooled::new(&worker.futures, serve_streams(&worker, job)).await });
         return;
     };
     *seat.next.borrow_mut() = Some(job);
@@ -183,21 +186,21 @@ pub(super) fn guarded_stream(worker: &Rc<Worker>, conn: Conn, listener: Rc<Liste
     }
 }
 
-async fn serve_streams(worker: Rc<Worker>, first: Job) {
+async fn serve_streams(worker: &Rc<Worker>, first: Job) {
     let seat = Rc::new(Seat::default());
     let mut next = first;
     loop {
         let Job { mut conn, listener, work } = next;
         let mut quiet = None;
         let has_panicked = {
-            let serving = pin!(async { quiet = accept::serve_stream(&worker, &mut conn, &listener, work).await });
-            contained(&worker, serving).await
+            let serving = pin!(async { quiet = accept::serve_stream(worker, &mut conn, &listener, work).await });
+            contained(worker, serving).await
         };
         if has_panicked {
             return;
         }
         match quiet {
-            Some(quiet) => keep(&worker, conn, listener, quiet),
+            Some(quiet) => keep(worker, conn, listener, quiet),
             None => drop((conn, listener)),
         }
         {

@@ -14,8 +14,8 @@ use std::{
 use meshring_core::{
     http::http2::{Code, ConnectionError, Engine, Role, Wake},
     limits::{
-        BODY_IDLE_MS_MAX, BUFFER_BYTES, HOLD_BUFFER_MS_MAX, HTTP2_LAST_WORDS_MS_MAX, HTTP2_UNWRITTEN_BYTES_MAX,
-        HTTP2_WOKEN_AT_ONCE,
+        BODY_IDLE_MS_MAX, BUFFER_BYTES, BUFFERS_IN_A_ROW_MAX, HOLD_BUFFER_MS_MAX, HTTP2_LAST_WORDS_MS_MAX,
+        HTTP2_UNWRITTEN_BYTES_MAX, HTTP2_WOKEN_AT_ONCE,
     },
 };
 
@@ -25,6 +25,7 @@ use crate::worker::{
     conn::{Conn, ReadHalf, WriteHalf, is_canceled, readable, write_all},
     deadlines::{Expiry, Timer, now_ms},
     interrupt::Interrupt,
+    join::yield_now,
 };
 
 /// Who waits for a stream.
@@ -208,7 +209,7 @@ impl Link {
         if !first.is_empty() {
             input.extend(first);
         }
-        let mut count = first.len();
+        let (mut count, mut reads): (usize, u32) = (first.len(), 0);
         loop {
             self.received_bytes.set(self.received_bytes.get() + count as u64);
             while !input.is_empty() {
@@ -223,10 +224,23 @@ impl Link {
                 if self.is_ending.get() {
                     return Ok(());
                 }
+                if !input.is_empty() {
+                    // So many frames at a time are enough.
+                    yield_now().await;
+                }
+            }
+            reads = reads.wrapping_add(1);
+            if reads.is_multiple_of(BUFFERS_IN_A_ROW_MAX) {
+                yield_now().await;
             }
             let filled = self.fill(half, timer, &mut input).await;
             count = match filled {
                 Some(Ok(count)) if count > 0 => count,
+                Some(Ok(_)) if !half.is_truncated() => {
+                    self.with(|protocol, out| protocol.end(out));
+                    side.borrow_mut().received(self);
+                    return Ok(self.outlive(half).await);
+                }
                 Some(_) => {
                     self.with(|protocol, _| protocol.lose());
                     side.borrow_mut().received(self);
@@ -235,6 +249,18 @@ impl Link {
                 None => return Ok(()),
             };
         }
+    }
+
+    /// The other side sends nothing more: until what it has asked for is answered, or it turns out to be gone.
+    async fn outlive(&self, half: &ReadHalf) {
+        // Its host may be gone, too.
+        half.watch_silence();
+        poll_fn(|_| {
+            let is_over = self.is_ending.get() || self.ask(|protocol| protocol.has_failed());
+            if is_over || half.may_be_reset() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        self.with(|protocol, _| protocol.lose());
     }
 
     async fn room(&self) {

@@ -115,6 +115,11 @@ impl Outgoing {
         }
     }
 
+    /// Whether a head is next.
+    pub(super) fn is_at_head(&self) -> bool {
+        matches!(self.framing, Framing::Head)
+    }
+
     fn is_whole(&self) -> bool {
         matches!(&self.framing, Framing::Coded(decoder) if decoder.is_done())
     }

@@ -11,7 +11,7 @@ use std::{
 
 use meshring_core::{
     http::http2::{Code, ConnectionError, Event, Opening, Role},
-    limits::{HTTP2_LINGER_MS, LINGER_BYTES_MAX},
+    limits::{DEADLINE_TICK_MS, HTTP2_ENDED_PING_INTERVAL_MS, HTTP2_LINGER_MS, LINGER_BYTES_MAX},
     stats::Counter,
 };
 
@@ -99,7 +99,9 @@ impl Side for Server<'_> {
                 }
             }
         }
-        if self.pulse.is_none() && link.ask(|protocol| protocol.has_settings()) {
+        if link.ask(|protocol| protocol.has_ended()) {
+            self.timer.set_idle(now_ms() + DEADLINE_TICK_MS, RING);
+        } else if self.pulse.is_none() && link.ask(|protocol| protocol.has_settings()) {
             self.pulse = Some(Pulse::new(now_ms()));
             self.timer.set_idle(now_ms(), RING);
         }
@@ -117,6 +119,12 @@ impl Side for Server<'_> {
             // The preface and the first frame have not come in time.
             return true;
         };
+        if link.ask(|protocol| protocol.has_ended()) {
+            // One that is gone answers this with a reset.
+            link.with(|protocol, out| protocol.ping(out));
+            self.timer.set_idle(now_ms() + HTTP2_ENDED_PING_INTERVAL_MS, RING);
+            return false;
+        }
         let (has_pong, has_streams) = link.ask(|protocol| {
             protocol.forgive();
             (protocol.take_pong(), !protocol.is_idle())
@@ -159,6 +167,10 @@ pub(crate) async fn until_cancelled<T>(
     stream: &Stream,
     mut serving: Pin<&mut impl Future<Output = T>>,
 ) -> io::Result<T> {
+    if stream.is_cancelled() {
+        // Before anything was done for it (CVE-2023-44487).
+        return Err(io::ErrorKind::ConnectionReset.into());
+    }
     poll_fn(|cx| {
         if let Poll::Ready(result) = serving.as_mut().poll(cx) {
             return Poll::Ready(Ok(result));

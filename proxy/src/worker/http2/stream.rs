@@ -10,7 +10,7 @@ use std::{
 
 use meshring_core::http::{
     head::Method,
-    http2::{Code, ConnectionError, Fault, Malformed, Opening, Piece, StreamKey, response_from_text},
+    http2::{Code, ConnectionError, Fault, Malformed, Opening, Piece, Room, StreamKey, response_from_text},
 };
 
 use super::{
@@ -20,6 +20,7 @@ use super::{
     outgoing::{Extended, Outgoing, Target},
 };
 use crate::worker::{
+    Places,
     buffers::{Buffer, Input},
     conn::Hold,
     interrupt::Interrupt,
@@ -145,7 +146,7 @@ impl Stream {
     }
 
     /// Sends a CONNECT and waits for the answer to it; see [`Conn::open_tunnel`](crate::worker::conn::Conn::open_tunnel).
-    pub(crate) async fn open_tunnel(&self, head: &Buffer) -> io::Result<u16> {
+    pub(crate) async fn open_tunnel(&self, head: &mut Buffer) -> io::Result<u16> {
         self.write_all(head).await?;
         let status = loop {
             self.readable().await?;
@@ -192,11 +193,11 @@ impl Stream {
     }
 
     /// Reads what is there now. `WouldBlock` when there is nothing.
-    pub(crate) fn fill_now(&self, input: &mut Input, bytes_max: usize) -> io::Result<usize> {
+    pub(crate) fn fill_now(&self, input: &mut Input, at_most: usize, bytes_max: usize) -> io::Result<usize> {
         self.interrupt.begin_read();
         // Whoever waits next registers itself.
         let cx = Context::from_waker(std::task::Waker::noop());
-        match self.poll_fill(&cx, input, usize::MAX, bytes_max) {
+        match self.poll_fill(&cx, input, at_most, bytes_max) {
             Poll::Ready(result) => result,
             Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
         }
@@ -265,9 +266,61 @@ impl Stream {
     }
 
     /// Writes all of a buffer, whose end must be the end of a chunk where the body is chunked. One that is dropped is the last.
-    pub(crate) async fn write_all(&self, buffer: &Buffer) -> io::Result<()> {
-        let mut written = 0;
-        poll_fn(|cx| self.poll_write(cx, buffer, &mut written)).await
+    pub(crate) async fn write_all(&self, buffer: &mut Buffer) -> io::Result<()> {
+        let (mut written, mut is_shrunk) = (0, false);
+        let result = poll_fn(|cx| {
+            let polled = self.poll_write(cx, buffer, &mut written);
+            if polled.is_pending() && !is_shrunk {
+                is_shrunk = buffer.shrink();
+            }
+            polled
+        })
+        .await;
+        if is_shrunk {
+            buffer.grow();
+        }
+        result
+    }
+
+    /// As [`write_all`](Self::write_all), to a client that may take nothing for long: how much is written when it has to be waited
+    /// for, at once where `hot` has no place, or else when a read was cancelled. `None`: all is.
+    pub(crate) async fn write_or_stall(&self, buffer: &Buffer, hot: &Places) -> io::Result<Option<usize>> {
+        let (mut written, mut place) = (0, None);
+        self.interrupt.begin_read();
+        poll_fn(|cx| {
+            if let Poll::Ready(result) = self.poll_write(cx, buffer, &mut written) {
+                return Poll::Ready(result.map(|()| None));
+            }
+            if place.is_none() {
+                place = hot.enter();
+            }
+            match (&place, self.interrupt.read_end()) {
+                (None, _) | (_, Some(Err(_))) => Poll::Ready(Ok(Some(written))),
+                _ => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// Ready when a write would go on, or fail.
+    pub(crate) fn poll_writable(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.interrupt.has_write_ended() {
+            return Poll::Ready(());
+        }
+        self.interrupt.register(cx);
+        let Some(key) = self.key.get() else { return Poll::Ready(()) };
+        let has_room = if self.outgoing.borrow().is_at_head() {
+            self.link.with(|protocol, out| protocol.head_room(key, out))
+        } else {
+            self.link.with(|protocol, out| protocol.room(key, out) != Room::Wait)
+        };
+        if has_room { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// How much is worth reading to be written here, in bytes: a little more than the windows take.
+    pub(crate) fn appetite(&self) -> usize {
+        const MORE_BYTES: usize = 1024;
+        self.key.get().map_or(MORE_BYTES, |key| MORE_BYTES + self.link.ask(|protocol| protocol.window(key)))
     }
 
     fn poll_write(&self, cx: &Context<'_>, buffer: &Buffer, written: &mut usize) -> Poll<io::Result<()>> {
@@ -374,6 +427,11 @@ impl Stream {
         let Some(key) = self.key.get() else { return Poll::Pending };
         self.interrupt.register(cx);
         if self.link.ask(|protocol| protocol.is_cancelled(key)) { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Whether the client has cancelled it.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.key.get().is_some_and(|key| self.link.ask(|protocol| protocol.is_cancelled(key)))
     }
 
     fn note(&self, error: Broken) -> io::Error {

@@ -185,6 +185,8 @@ pub struct Engine<T> {
     age: u32,
     opened: u64,
     premature_resets: u64,
+    /// The other side sends nothing more.
+    has_ended: bool,
     failed: Option<ConnectionError>,
 }
 
@@ -237,6 +239,7 @@ impl<T: Wake + Default> Engine<T> {
             age: 0,
             opened: 0,
             premature_resets: 0,
+            has_ended: false,
             failed: None,
         }
     }
@@ -282,7 +285,7 @@ impl<T: Wake + Default> Engine<T> {
     /// Whether all is said: its end was announced, and no stream is left, or it has failed.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        let is_leaving = self.leaving == Leaving::Final || self.last_processed.is_some();
+        let is_leaving = self.leaving == Leaving::Final || self.last_processed.is_some() || self.has_ended;
         self.has_failed() || is_leaving && self.is_idle()
     }
 
@@ -296,6 +299,12 @@ impl<T: Wake + Default> Engine<T> {
     #[must_use]
     pub fn failure(&self) -> Option<ConnectionError> {
         self.failed.filter(|error| error.code != Code::NO_ERROR)
+    }
+
+    /// Whether the other side sends nothing more, and waits for what it has asked for.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.has_ended && self.failed.is_none()
     }
 
     /// Bytes that wait for those who read streams, and what has come of a frame or a header section.
@@ -339,6 +348,29 @@ impl<T: Wake + Default> Engine<T> {
             self.failed = Some(error);
         }
         self.lose();
+    }
+
+    /// The other side sends nothing more (a FIN of TCP, `close_notify` of TLS): what a client has asked for before is answered, as far
+    /// as its windows go, and what it has not sent whole is gone. A PING asks whether it has ended only its own direction: one that
+    /// is gone resets the connection, one that listens says nothing.
+    pub fn end(&mut self, out: &mut Vec<u8>) {
+        if self.role == Role::Client || self.is_idle() {
+            return self.lose();
+        }
+        if self.failed.is_some() || std::mem::replace(&mut self.has_ended, true) {
+            return;
+        }
+        (self.partial, self.block) = (Vec::new(), None);
+        for stream in self.streams.iter_mut() {
+            if stream.is_receiving() {
+                stream.fault = Some(Fault::Lost);
+                stream.sending = Sending::Ended;
+                self.active = self.active.saturating_sub(1);
+            }
+            // Who waits for a window waits in vain.
+            stream.waiter.wake();
+        }
+        self.ping(out);
     }
 
     /// The connection is gone: so are its streams.

@@ -3,21 +3,24 @@
 use super::super::code::{Code, ConnectionError};
 use super::super::frame::{self, FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FrameHeader, STREAM_MAX, flag, kind};
 use super::*;
-use crate::limits::{HTTP2_HEADER_BLOCK_BYTES_MAX, HTTP2_HEADER_FRAMES_MAX, HTTP2_UNWRITTEN_BYTES_MAX};
+use crate::limits::{
+    HTTP2_FRAMES_IN_A_ROW_MAX, HTTP2_HEADER_BLOCK_BYTES_MAX, HTTP2_HEADER_FRAMES_MAX, HTTP2_UNWRITTEN_BYTES_MAX,
+};
 
 /// What has come, or why it ends the connection.
 pub(super) type Received<T> = Result<T, ConnectionError>;
 
 impl<T: Wake + Default> Engine<T> {
     /// Takes bytes in, as far as `out` has room for what they ask for: how many. The rest is to be handed over again once
-    /// `out` was written.
+    /// `out` was written, or, if there are many frames, when others had their turn.
     ///
     /// # Errors
     /// The other side breaks the protocol: see [`fail`](Self::fail).
     pub fn receive(&mut self, bytes: &[u8], scratch: &mut Scratch, out: &mut Vec<u8>) -> Received<usize> {
-        let mut at = 0;
-        while at < bytes.len() && out.len() < HTTP2_UNWRITTEN_BYTES_MAX {
+        let (mut at, mut left) = (0, HTTP2_FRAMES_IN_A_ROW_MAX);
+        while at < bytes.len() && out.len() < HTTP2_UNWRITTEN_BYTES_MAX && left > 0 {
             at += self.step(&bytes[at..], scratch, out)?;
+            left -= usize::from(matches!(self.reading, Reading::Frame));
         }
         Ok(at)
     }

@@ -104,11 +104,25 @@ impl<T: Wake + Default> Engine<T> {
             let len = (window as usize).min(room).min(self.wishes.max_frame);
             return Room::Bytes(len);
         }
+        if window <= 0 && self.has_ended {
+            // Nobody will widen it.
+            let was_over = stream.is_over();
+            (stream.fault, stream.sending) = (Some(Fault::Lost), Sending::Ended);
+            self.settle(was_over, key);
+            return Room::Gone;
+        }
         if stream.send_window > 0 && !stream.is_queued {
             stream.is_queued = true;
             self.streams.queue.push_back(key);
         }
         Room::Wait
+    }
+
+    /// How much the other side takes on a stream, in bytes, as far as it has said.
+    #[must_use]
+    pub fn window(&self, key: StreamKey) -> usize {
+        let window = self.streams.get(key).map_or(0, |stream| stream.send_window.min(self.send_window));
+        usize::try_from(window).unwrap_or(0)
     }
 
     /// Whether a head can be sent: as [`room`](Self::room), but windows do not matter.

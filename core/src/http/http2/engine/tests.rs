@@ -628,3 +628,66 @@ fn requests_that_time_out_are_no_rapid_reset() {
         server.release(opening.key, &mut out);
     }
 }
+
+#[test]
+fn who_ends_its_direction_is_answered_what_it_has_asked_for_whole() {
+    let mut pair = Pair::new();
+    let asked = pair.request("GET", true, &[]);
+    let whole = pair.opened().key;
+    pair.request("POST", false, &[]);
+    let begun = pair.opened().key;
+    pair.server.end(&mut pair.to_client);
+    assert!(pair.server.has_ended() && !pair.server.is_done());
+    assert!(pair.server.is_cancelled(begun) && !pair.server.is_cancelled(whole));
+    pair.server.section(whole, true, false, &mut pair.to_client, |out| encode_status(out, 200));
+    assert!(matches!(pair.server.room(whole, &pair.to_client), Room::Bytes(_)));
+    pair.server.data(whole, b"answer", true, &mut pair.to_client);
+    for key in [whole, begun] {
+        pair.server.release(key, &mut pair.to_client);
+    }
+    assert!(pair.server.is_done());
+    let bytes = std::mem::take(&mut pair.to_client);
+    receive(&mut pair.client, &bytes, &mut pair.scratch, &mut pair.to_server).unwrap();
+    let answer = read(&mut pair.client, asked, &mut pair.to_server).unwrap();
+    assert!(answer.contains("answer"), "{answer}");
+}
+
+#[test]
+fn who_ends_its_direction_gets_no_more_than_its_windows_take() {
+    let mut pair = Pair::new();
+    pair.request("GET", true, &[]);
+    let key = pair.opened().key;
+    pair.server.section(key, true, false, &mut pair.to_client, |out| encode_status(out, 200));
+    pair.server.end(&mut pair.to_client);
+    let mut sent = 0;
+    while let Room::Bytes(room) = pair.server.room(key, &[]) {
+        pair.server.data(key, &vec![0; room], false, &mut pair.to_client);
+        sent += room;
+    }
+    assert_eq!(sent, HTTP2_STREAM_WINDOW_BYTES as usize);
+    assert_eq!(pair.server.room(key, &[]), Room::Gone);
+    assert!(pair.server.is_cancelled(key));
+}
+
+#[test]
+fn an_end_with_nothing_asked_for_is_the_end() {
+    let mut pair = Pair::new();
+    pair.server.end(&mut pair.to_client);
+    assert!(pair.server.has_failed() && pair.to_client.is_empty());
+}
+
+#[test]
+fn many_frames_are_taken_in_turns() {
+    let mut out = Vec::new();
+    let mut server = Engine::<()>::new(Role::Server, &mut out);
+    let pings = frame(kind::PING, 0, 0, b"12345678").repeat(1_000);
+    let bytes = [PREFACE, &frame(kind::SETTINGS, 0, 0, b""), &pings].concat();
+    let (mut at, mut turns) = (0, 0);
+    while at < bytes.len() {
+        let taken = server.receive(&bytes[at..], &mut Scratch::default(), &mut out).unwrap();
+        assert!(taken > 0 && taken <= bytes.len() / 10, "{taken} of {} bytes", bytes.len());
+        (at, turns) = (at + taken, turns + 1);
+        out.clear();
+    }
+    assert!(turns > 10);
+}
