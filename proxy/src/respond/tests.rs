@@ -35,6 +35,7 @@ use crate::{
         conn::{Conn, write_all},
         deadlines::{Expiry, now_ms},
         join::both,
+        pause,
     },
 };
 
@@ -70,7 +71,7 @@ async fn held(mut condition: impl FnMut() -> bool) -> bool {
         if Instant::now() > deadline {
             return false;
         }
-        monoio::time::sleep(Duration::from_millis(1)).await;
+        pause(Duration::from_millis(1)).await;
     }
     true
 }
