@@ -330,13 +330,17 @@ async fn exchange(
         };
     }
     let is_trusted = client.is_trusted(worker, settings);
+    // Mutual TLS between sidecars is the mesh's business, not the request's.
+    let came_over_tls = conn.secured_peer().is_some() && listener.direction == Direction::Outbound;
+    let is_https = forwarding::is_https(bytes, head, fields, came_over_tls, is_trusted);
+    let request = Request { is_https, ..request };
     // Files and lines of the configuration are for those on this side, not for whoever stands behind a trusted hop.
     let is_debugged = is_trusted && client.is_local_application;
     let hop = |is_host_rewritten| {
         let has_id = forwarding::kept_request_id(bytes, fields, is_trusted).is_some();
         Hop {
             peer: client.address,
-            is_https: conn.secured_peer().is_some() && listener.direction == Direction::Outbound,
+            is_https: came_over_tls,
             port: listener.address.port(),
             is_trusted,
             new_request_id: (settings.request_id && !has_id).then(|| worker.request_ids.next()),
@@ -473,7 +477,7 @@ fn normalized<'a>(
     let level = settings.path_normalization;
     let path = head.normalized_path(bytes, level, path)?;
     let rule_path = if level == PathNormalization::None { path } else { without_parameters(path, rule_path) };
-    Ok(Request { bytes, head, fields, path, rule_path, level })
+    Ok(Request { bytes, head, fields, path, rule_path, level, is_https: head.https })
 }
 
 /// What changes on a request's head beside its target.

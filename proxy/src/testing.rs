@@ -154,6 +154,7 @@ impl Parsed {
             path,
             rule_path: path,
             level: PathNormalization::DecodeAndMergeSlashes,
+            is_https: self.head.https,
         }
     }
 }

@@ -73,6 +73,7 @@ fn every_kind_of_match_decides() {
         says("method", "method:\n  exact: PUT"),
         says("authority", "authority:\n  prefix: reviews.default.svc.cluster.local"),
         says("scheme", "uri:\n  prefix: /scheme\nscheme:\n  exact: https"),
+        says("plain", "uri:\n  prefix: /plain\nscheme:\n  exact: http"),
         says("header", "headers:\n  end-user:\n    exact: jason"),
         says("header-regex", "headers:\n  user-agent:\n    regex: \".*Firefox.*\""),
         says("present", "headers:\n  x-present: {}"),
@@ -103,6 +104,7 @@ fn every_kind_of_match_decides() {
         ("/item/7/x", "v1"),
         ("/cAsE/x", "any-case"),
         ("/scheme", "v1"),
+        ("/plain", "plain"),
         ("/without", "without"),
         ("/?page=2", "query"),
         ("/?page=22", "v1"),
@@ -115,6 +117,9 @@ fn every_kind_of_match_decides() {
     ] {
         check("GET", "reviews", target, &[], expected);
     }
+    // As Istio's sidecars: what ended the TLS before us says so, and we believe the application beside us.
+    check("GET", "reviews", "/scheme", &[("x-forwarded-proto", "https")], "scheme");
+    check("GET", "reviews", "/plain", &[("x-forwarded-proto", "https")], "v1");
     check("PUT", "reviews", "/", &[("content-length", "0")], "method");
     check("GET", "reviews.default.svc.cluster.local", "/", &[], "authority");
     check("GET", "reviews", "/", &[("End-User", "jason")], "header");
@@ -148,6 +153,9 @@ fn headers_rewrites_redirects_and_timeouts_are_honoured() {
          - match:\n  - uri:\n      prefix: /ratings/v1/\n  rewrite:\n    uri: /\n    authority: ratings.example.com\n{TO_V1}\
          - match:\n  - uri:\n      prefix: /user/\n  rewrite:\n    uriRegexRewrite:\n      match: /user/([a-z]+)/(.*)\n      rewrite: /\\2/of/\\1\n{TO_V1}\
          - match:\n  - uri:\n      exact: /moved\n  redirect:\n    uri: /here\n    authority: www.example.com\n    redirectCode: 302\n\
+         - match:\n  - uri:\n      exact: /default\n  redirect:\n    uri: /to\n    scheme: https\n    derivePort: FROM_PROTOCOL_DEFAULT\n    redirectCode: 307\n\
+         - match:\n  - uri:\n      exact: /kept\n  redirect:\n    scheme: https\n    derivePort: FROM_REQUEST_PORT\n    redirectCode: 308\n\
+         - match:\n  - uri:\n      exact: /fixed\n  redirect:\n    port: 8443\n\
          - match:\n  - uri:\n      exact: /gone\n  directResponse:\n    status: 410\n    body:\n      string: gone\n\
          - match:\n  - uri:\n      exact: /slow\n  timeout: 0.3s\n  route:\n  - destination:\n      host: silent\n\
          -{}",
@@ -170,6 +178,16 @@ fn headers_rewrites_redirects_and_timeouts_are_honoured() {
     }
     let moved = client.get("reviews", "/moved");
     assert_eq!(moved.expect(302).fields.value("location"), Some("http://www.example.com/here"));
+    for (target, status, location) in [
+        ("/default", 307, "https://reviews/to"),
+        ("/kept?a=b", 308, "https://reviews:9080/kept?a=b"),
+        ("/fixed", 301, "http://reviews:8443/fixed"),
+    ] {
+        let response = client.get("reviews:9080", target);
+        assert_eq!(response.expect(status).fields.value("location"), Some(location), "{target}");
+    }
+    let encrypted = client.get_with("reviews", "/fixed", &[("x-forwarded-proto", "https")]);
+    assert_eq!(encrypted.expect(301).fields.value("location"), Some("https://reviews:8443/fixed"));
     assert_eq!(client.get("reviews", "/gone").expect(410).text(), "gone");
     let started = Instant::now();
     client.get("reviews", "/slow").expect(504);
@@ -259,4 +277,61 @@ fn export_to_hides_a_service_from_other_namespaces() {
         ["open", "own", "named"].map(|name| client.get(&format!("{name}.example.com"), "/").status)
     });
     assert_eq!(statuses, [[200, 404, 200], [200, 200, 404], [200, 404, 404]]);
+}
+
+#[test]
+fn export_to_hides_rules_from_other_namespaces() {
+    let upstream = Upstream::saying("hello");
+    let entry = format!(
+        "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: open, namespace: team}}
+spec:
+  hosts: [open.example.com]
+  resolution: STATIC
+  ports: [{{name: http, number: 80, protocol: HTTP}}]
+  endpoints: [{{address: {}, ports: {{http: {}}}, labels: {{version: v1}}}}]
+---
+",
+        upstream.address().ip(),
+        upstream.address().port()
+    );
+    // A rule of the service's namespace for that namespace alone; everybody else's rule goes to a subset.
+    let rules = |subset_export: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: own, namespace: team}}
+spec:
+  hosts: [open.example.com]
+  exportTo: [\".\"]
+  http: [{{directResponse: {{status: 418}}}}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: all, namespace: default}}
+spec:
+  hosts: [open.example.com]
+  exportTo: [default]
+  http: [{{route: [{{destination: {{host: open.example.com, subset: v1}}}}]}}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: open, namespace: team}}
+spec:
+  host: open.example.com
+  exportTo: [{subset_export}]
+  subsets: [{{name: v1, labels: {{version: v1}}}}]
+"
+        )
+    };
+    let control = Control::start(&[("team.yaml", &(entry + &rules("\".\"")))]);
+    let proxies = ["default/client", "team/client", "other/client"].map(|workload| control.proxy(workload).start());
+    control.wait_for_proxies(3);
+    let statuses = || proxies.each_ref().map(|proxy| proxy.connect().get("open.example.com", "/").status);
+    // `default` has the rule for its subset, but not the subset; `other` has neither rule.
+    assert_eq!(statuses(), [503, 418, 200]);
+    let exported = control.file("exported.yaml", rules("\"*\"").rsplit("---\n").next().unwrap());
+    control.meshring(&["apply", "-f", &exported]).expect(0);
+    assert_eq!(statuses(), [200, 418, 200]);
 }

@@ -264,6 +264,15 @@ pub fn kept_request_id<'b>(buf: &'b [u8], fields: &Fields, is_trusted: bool) -> 
     (!id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX && id.iter().all(is_plain)).then_some(id)
 }
 
+/// Whether a request is one of the scheme https, as rules and redirects see it: by its target or `:scheme`, by the TLS that it
+/// came over, or since a trusted hop says so in X-Forwarded-Proto (Envoy's order, which has `:scheme` from there).
+#[must_use]
+pub fn is_https(buf: &[u8], head: &RequestHead, fields: &Fields, came_over_tls: bool, is_trusted: bool) -> bool {
+    let forwarded =
+        || fields.first_value(buf, K::XForwardedProto).is_some_and(|proto| proto.eq_ignore_ascii_case(b"https"));
+    head.https || came_over_tls || is_trusted && !fields.is_repeated(K::XForwardedProto) && forwarded()
+}
+
 /// A random UUID in text (version 4, RFC 9562 section 5.4), from 16 random bytes.
 #[must_use]
 pub fn new_request_id(mut random: [u8; 16]) -> [u8; REQUEST_ID_BYTES] {

@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::source::DIRECTORIES_MAX;
+
 /// Pause between two looks, in milliseconds.
 const PERIOD_MS: u64 = 200;
 /// A set of files must be still for this long before it is read, in milliseconds: a checkout writes file by file.
@@ -33,7 +35,7 @@ impl Fingerprint {
     /// Looks at files and directories, the latter recursively and through symlinks.
     #[must_use]
     pub fn of(paths: &[PathBuf]) -> Self {
-        let mut look = Look { hasher: xxhash_rust::xxh3::Xxh3::new(), newest_ns: 0 };
+        let mut look = Look { hasher: xxhash_rust::xxh3::Xxh3::new(), newest_ns: 0, directories: 0 };
         for path in paths {
             look.visit(path, DEPTH_MAX);
         }
@@ -52,6 +54,7 @@ impl Fingerprint {
 struct Look {
     hasher: xxhash_rust::xxh3::Xxh3,
     newest_ns: i128,
+    directories: usize,
 }
 
 impl Look {
@@ -66,7 +69,8 @@ impl Look {
         words.iter().for_each(|word| self.hasher.update(&word.to_le_bytes()));
         if metadata.is_dir() {
             // A directory's times say nothing that its entries do not, and an unrelated file changes them.
-            if depth > 0 {
+            self.directories += 1;
+            if depth > 0 && self.directories <= DIRECTORIES_MAX {
                 self.directory(path, depth - 1);
             }
             return;

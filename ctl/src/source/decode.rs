@@ -39,6 +39,25 @@ impl fmt::Display for Path<'_> {
     }
 }
 
+/// A step of a path that is kept in a list.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Step<'p> {
+    Field(&'p str),
+    Index(usize),
+}
+
+/// The path of these steps as text. A name may be whatever stands in a broken file.
+pub(crate) fn path_of(steps: &[Step<'_>]) -> String {
+    fn below(path: &Path<'_>, steps: &[Step<'_>]) -> String {
+        match steps.split_first() {
+            None => path.to_string(),
+            Some((Step::Field(name), rest)) => below(&path.field(name), rest),
+            Some((Step::Index(index), rest)) => below(&path.index(*index), rest),
+        }
+    }
+    cut(one_line(below(&Path::Root, steps)), MESSAGE_CHARACTERS_MAX)
+}
+
 /// The fields of one object of an API.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Fields {

@@ -7,7 +7,10 @@ use serde::de::{Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess
 use serde_json::value::RawValue;
 
 use super::lines::Lines;
-use super::node::{DEPTH_MAX, Entry, NODES_MAX, Node, Scalar, SyntaxError, Value, duplicate_key};
+use super::{
+    decode::{Step, path_of},
+    node::{DEPTH_MAX, Entry, NODES_MAX, Node, Scalar, SyntaxError, Value, duplicate_key},
+};
 use crate::diagnostic::{Code, Position};
 
 /// One document of a file: several may follow one another.
@@ -37,7 +40,61 @@ fn syntax(error: &serde_json::Error, start: Position) -> SyntaxError {
     };
     let text = error.to_string();
     let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message);
-    SyntaxError::new(Code::SYNTAX, at, format!("not well-formed JSON: {text}"))
+    let hint = if text.starts_with("EOF") {
+        "close each `{`, `[` and `\"`"
+    } else if text.contains("trailing comma") {
+        "remove the `,` before `}` or `]`"
+    } else if text.contains("key must be a string") {
+        "write the name of a field in double quotes, and no `,` before `}`"
+    } else if text.contains("recursion limit") {
+        "write fewer lists and objects within one another"
+    } else {
+        "write `\"name\": value`, `,` between two of them, and texts in double quotes"
+    };
+    SyntaxError::new(Code::SYNTAX, at, format!("not well-formed JSON: {text}"), hint)
+}
+
+/// With the field in which its position is.
+pub(crate) fn located(error: SyntaxError, text: &str, lines: &Lines<'_>) -> SyntaxError {
+    let field = field_at(text, lines.offset(error.at));
+    error.within(field)
+}
+
+/// The field to which what begins at or before a byte belongs. The text need not be well-formed.
+fn field_at(text: &str, offset: usize) -> String {
+    enum Open<'a> {
+        Object(Option<&'a str>),
+        Array(usize),
+    }
+    let mut open = Vec::new();
+    let mut at = 0;
+    let bytes = text.as_bytes();
+    while at < bytes.len().min(offset.saturating_add(1)) {
+        match (bytes[at], open.last_mut()) {
+            (b'{', _) => open.push(Open::Object(None)),
+            (b'[', _) => open.push(Open::Array(0)),
+            (b'}' | b']', _) if at < offset => drop(open.pop()),
+            (b',', Some(Open::Object(key))) if at < offset => *key = None,
+            (b',', Some(Open::Array(index))) if at < offset => *index += 1,
+            (b'"', last) => {
+                let begin = at + 1;
+                at = begin;
+                while at < bytes.len() && bytes[at] != b'"' {
+                    at += if bytes[at] == b'\\' { 2 } else { 1 };
+                }
+                if let Some(Open::Object(key @ None)) = last {
+                    *key = text.get(begin..at.min(bytes.len()));
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    let steps = open.iter().filter_map(|open| match open {
+        Open::Object(key) => key.map(Step::Field),
+        Open::Array(index) => Some(Step::Index(*index)),
+    });
+    path_of(&steps.collect::<Vec<_>>())
 }
 
 /// One document, of which `lines` knows the place.
@@ -60,14 +117,10 @@ impl<'a> Parser<'a, '_> {
         let at = self.at(text);
         self.nodes += 1;
         if depth > DEPTH_MAX {
-            return Err(SyntaxError::new(Code::TOO_COMPLEX, at, format!("nested deeper than {DEPTH_MAX} levels")));
+            return Err(SyntaxError::too_deep(at));
         }
         if self.nodes > NODES_MAX {
-            return Err(SyntaxError::new(
-                Code::TOO_COMPLEX,
-                at,
-                format!("more than {NODES_MAX} values in one document"),
-            ));
+            return Err(SyntaxError::too_many(at));
         }
         let wrong = |error: serde_json::Error| syntax(&error, at);
         let value = match text.as_bytes().first() {
@@ -84,7 +137,7 @@ impl<'a> Parser<'a, '_> {
                     let at = Position::new(at.line, at.column.saturating_sub(1).max(1));
                     entries.push(Entry { at, key, value: self.node(value.get(), depth + 1)? });
                 }
-                if let Some(error) = duplicate_key(&entries) {
+                if let Some((_, error)) = duplicate_key(&entries) {
                     return Err(error);
                 }
                 Value::Mapping { entries, end: self.at(&text[text.len()..]) }
@@ -203,6 +256,17 @@ mod tests {
         assert_eq!((error.at.line, &*error.message), (2, "not well-formed JSON: expected ident"));
         let error = one("{\"a\": 1,\n \"a\": 2}").unwrap_err();
         assert_eq!(error.at, Position::new(2, 2));
+        for (text, field) in [
+            ("{\"a\": 1,\n \"a\": 2}", "a"),
+            ("{\"spec\": {\"hosts\": [\"a\", b]}}", "spec.hosts[1]"),
+            ("{\"spec\": {\"hosts\": [\"a\"],}}", "spec"),
+            ("{\"spec\": [{\"x\": 1}, {\"y.z\": \"}\\\"\", \"q\": tru}]}", "spec[1].q"),
+            ("{\"spec\": [{\"y.z\": \"}\\\"\"\n", "spec[0][\"y.z\"]"),
+            ("{\"spec\" 1}", "spec"),
+        ] {
+            let error = located(one(text).unwrap_err(), text, &Lines::new(text, Position::new(1, 1)));
+            assert_eq!(error.field.as_deref(), Some(field), "{text}: {error:?}");
+        }
         assert_eq!(one(&"[".repeat(100_000)).unwrap_err().code, Code::SYNTAX);
         assert_eq!(one(&format!("{}{}", "[".repeat(90), "]".repeat(90))).unwrap_err().code, Code::TOO_COMPLEX);
     }

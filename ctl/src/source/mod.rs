@@ -20,6 +20,7 @@ mod tests;
 
 use std::{ops::Range, sync::Arc};
 
+pub(crate) use self::discover::DIRECTORIES_MAX;
 pub use self::{cache::Cache, discover::discover};
 use self::{
     decode::{Interner, Reader},
@@ -125,7 +126,8 @@ fn split<'a>(file: &'a SourceFile, pieces: &mut Vec<Piece<'a>>) -> Result<(), Bo
     let skipped = file.text.len() - text.len();
     if is_json(&file.path, text) {
         let lines = Lines::new(text, Position::new(1, 1));
-        let chunks = json::chunks(text).map_err(|error| Box::new(syntax_diagnostic(place(error.at), error)))?;
+        let chunks = json::chunks(text)
+            .map_err(|error| Box::new(syntax_diagnostic(place(error.at), json::located(error, text, &lines))))?;
         for chunk in chunks {
             let start = lines.position(chunk.offset);
             pieces.push(Piece { file, offset: skipped + chunk.offset, text: chunk.text, start, json: true });
@@ -150,9 +152,8 @@ fn is_json(path: &str, text: &str) -> bool {
 }
 
 fn syntax_diagnostic(place: Place, error: SyntaxError) -> Diagnostic {
-    let mut diagnostic = Diagnostic::error(error.code, place, error.message);
-    diagnostic.hint = error.hint.map(Into::into);
-    diagnostic
+    let diagnostic = Diagnostic::error(error.code, place, error.message).hint(error.hint);
+    Diagnostic { field: error.field, ..diagnostic }
 }
 
 /// Reads those of `pieces` that `missing` lists, in this order; on several threads where it pays.
@@ -221,7 +222,11 @@ fn read_piece(piece: &Piece<'_>, interner: &mut Interner) -> Document {
 
 fn roots<'a>(piece: &Piece<'a>) -> Result<Vec<Node<'a>>, SyntaxError> {
     if piece.json {
-        return json::parse(piece.text, &Lines::new(piece.text, piece.start)).map(|node| vec![node]);
+        let lines = Lines::new(piece.text, piece.start);
+        return match json::parse(piece.text, &lines) {
+            Ok(node) => Ok(vec![node]),
+            Err(error) => Err(json::located(error, piece.text, &lines)),
+        };
     }
     yaml::parse(&yaml::Chunk { text: piece.text, offset: piece.offset, line: piece.start.line, indent: 0 })
 }

@@ -212,18 +212,50 @@ impl<'a> Node<'a> {
 pub(crate) struct SyntaxError {
     pub(crate) code: Code,
     pub(crate) at: Position,
+    /// The field in which it is, such as `spec.http[0].match`.
+    pub(crate) field: Option<String>,
     pub(crate) message: String,
-    pub(crate) hint: Option<String>,
+    pub(crate) hint: Cow<'static, str>,
 }
 
 impl SyntaxError {
-    pub(crate) fn new(code: Code, at: Position, message: impl Into<String>) -> Self {
-        Self { code, at, message: message.into(), hint: None }
+    pub(crate) fn new(
+        code: Code,
+        at: Position,
+        message: impl Into<String>,
+        hint: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self { code, at, field: None, message: message.into(), hint: hint.into() }
+    }
+
+    /// Deeper than [`DEPTH_MAX`].
+    pub(crate) fn too_deep(at: Position) -> Self {
+        let message = format!("nested deeper than {DEPTH_MAX} levels");
+        Self::new(Code::TOO_COMPLEX, at, message, "write fewer lists and objects within one another")
+    }
+
+    /// More than [`NODES_MAX`].
+    pub(crate) fn too_many(at: Position) -> Self {
+        let message = format!("more than {NODES_MAX} values in one document");
+        Self::new(
+            Code::TOO_COMPLEX,
+            at,
+            message,
+            "split the document: write `---` between resources, instead of one list",
+        )
+    }
+
+    /// Names the field, unless a deeper one is known.
+    pub(crate) fn within(mut self, field: String) -> Self {
+        if self.field.is_none() && !field.is_empty() {
+            self.field = Some(field);
+        }
+        self
     }
 }
 
-/// The first key that stands twice in a mapping, with both places.
-pub(crate) fn duplicate_key(entries: &[Entry<'_>]) -> Option<SyntaxError> {
+/// The first key that stands twice in a mapping, and an error with both places.
+pub(crate) fn duplicate_key<'e>(entries: &'e [Entry<'_>]) -> Option<(&'e str, SyntaxError)> {
     let (first, second) = if entries.len() <= 16 {
         entries.iter().enumerate().find_map(|(index, second)| {
             entries[..index].iter().find(|first| first.key == second.key).map(|first| (first, second))
@@ -232,12 +264,8 @@ pub(crate) fn duplicate_key(entries: &[Entry<'_>]) -> Option<SyntaxError> {
         let mut seen = std::collections::HashMap::with_capacity(entries.len());
         entries.iter().find_map(|second| seen.insert(&*second.key, second).map(|first| (first, second)))?
     };
-    Some(SyntaxError {
-        code: Code::DUPLICATE_KEY,
-        at: second.at,
-        message: format!("the key `{}` is here for the second time; the first is at {}", second.key, first.at),
-        hint: Some("remove one of them".into()),
-    })
+    let message = format!("the key `{}` is here for the second time; the first is at {}", second.key, first.at);
+    Some((&second.key, SyntaxError::new(Code::DUPLICATE_KEY, second.at, message, "remove one of them")))
 }
 
 #[cfg(test)]

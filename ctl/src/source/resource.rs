@@ -126,8 +126,11 @@ fn object(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>, depth: usize, re
     let (Some((version, version_at)), Some((kind, kind_at))) = (version, kind) else {
         if !r.failed {
             let missing = if version.is_none() { "apiVersion" } else { "kind" };
-            let hint =
-                if missing == "apiVersion" { "write for instance `apiVersion: networking.istio.io/v1`" } else { "" };
+            let hint = if missing == "apiVersion" {
+                "write for instance `apiVersion: networking.istio.io/v1`"
+            } else {
+                "write for instance `kind: VirtualService`"
+            };
             r.error(Code::NOT_A_RESOURCE, node.at, &path.field(missing), "is missing: this is not a resource", hint);
         }
         return;
@@ -263,8 +266,24 @@ fn classify(node: &Node<'_>, version: &str, kind: &str) -> Result<Class, Unknown
             })
         }
         ("gateway.networking.k8s.io", _) | ("networking.k8s.io", _) => Ok(Class::NotHonoured),
-        _ => Ok(Class::Foreign),
+        _ => match meant_group(group, kind) {
+            Some(meant) => Err(Unknown {
+                code: Code::UNKNOWN_VERSION,
+                kind: false,
+                message: format!("there is no API `{version}` with a {kind}"),
+                hint: format!("did you mean `{meant}/{number}`?"),
+            }),
+            None => Ok(Class::Foreign),
+        },
     }
+}
+
+/// The group that was misspelt: one of ours that is nearly the same, and has such a kind. Other groups have kinds of the same names.
+fn meant_group(group: &str, kind: &str) -> Option<&'static str> {
+    let istio = ISTIO.iter().filter(|(_, _, kinds)| kinds.contains(&kind)).map(|(name, ..)| *name);
+    let groups = istio.chain((kind == "EndpointSlice").then_some(DISCOVERY));
+    // A slip or two: `networking.x-k8s.io` is another one.
+    groups.into_iter().find(|known| strsim::damerau_levenshtein(group, known) <= 2)
 }
 
 fn core(kind: &str) -> Result<Class, Unknown> {

@@ -15,6 +15,7 @@ use crate::spec::{
     virtual_service::{Action, StringMatch, UriRewrite, VirtualService},
 };
 
+mod mistakes;
 mod security;
 
 /// The user's example, as it was given to us.
@@ -366,11 +367,9 @@ fn files_are_found_in_order_without_hidden_ones() {
     assert_eq!(names, ["a.json", "b/a.yml", "b/z.yaml", "c.YAML", "link/a.yml", "link/z.yaml"]);
     write("bad.yaml", b"a: 1\nb: \xff\n");
     let (_, diagnostics) = discover(&[root.path().join("bad.yaml"), root.path().join("none.yaml")]);
-    assert!(
-        diagnostics[0]
-            .to_string()
-            .ends_with("bad.yaml: error[MR0101]: is not UTF-8: byte 8, in line 2, is not a character")
-    );
+    assert!(diagnostics[0].to_string().ends_with(
+        "bad.yaml:2:4: error[MR0101]: is not UTF-8: byte 8 is no part of a character; save the file in UTF-8"
+    ));
     assert!(diagnostics[1].to_string().contains("none.yaml: error[MR0101]: cannot be read: No such file"));
     let (files, diagnostics) = discover(&[root.path().join(".git/x.yaml")]);
     assert_eq!((files.len(), diagnostics.len()), (1, 0), "a hidden file is read where it is named");

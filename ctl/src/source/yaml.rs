@@ -5,8 +5,9 @@ use std::{borrow::Cow, collections::HashMap};
 
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Span, StrInput, Tag};
 
-use super::node::{
-    ALIASED_NODES_MAX, Block, DEPTH_MAX, Entry, NODES_MAX, Node, Scalar, SyntaxError, Value, duplicate_key,
+use super::{
+    decode::{Step, path_of},
+    node::{ALIASED_NODES_MAX, Block, DEPTH_MAX, Entry, NODES_MAX, Node, Scalar, SyntaxError, Value, duplicate_key},
 };
 use crate::diagnostic::{Code, Position};
 
@@ -88,16 +89,29 @@ struct Builder<'a> {
 impl<'a> Builder<'a> {
     fn run(mut self, mut parser: Parser<'a, StrInput<'a>>) -> Result<Vec<Node<'a>>, SyntaxError> {
         while let Some(event) = parser.next_event() {
-            let (event, span) = event.map_err(|error| {
-                SyntaxError::new(
-                    Code::SYNTAX,
-                    self.position(error.marker()),
-                    format!("not well-formed YAML: {}", error.info()),
-                )
-            })?;
-            self.event(event, span)?;
+            let step = match event {
+                Ok((event, span)) => self.event(event, span),
+                Err(error) => {
+                    let message = format!("not well-formed YAML: {}", error.info());
+                    Err(SyntaxError::new(Code::SYNTAX, self.position(error.marker()), message, hint(error.info())))
+                }
+            };
+            step.map_err(|error| error.within(self.field()))?;
         }
         Ok(self.roots)
+    }
+
+    /// The field that is being read.
+    fn field(&self) -> String {
+        self.field_below(None)
+    }
+
+    fn field_below(&self, key: Option<&str>) -> String {
+        let open = self.stack.iter().filter_map(|open| match open {
+            Open::Sequence { items, .. } => Some(Step::Index(items.len())),
+            Open::Mapping { key, .. } => key.as_ref().map(|(key, _)| Step::Field(key)),
+        });
+        path_of(&open.chain(key.map(Step::Field)).collect::<Vec<_>>())
     }
 
     fn position(&self, marker: &Marker) -> Position {
@@ -130,8 +144,7 @@ impl<'a> Builder<'a> {
 
     fn open(&mut self, open: Open<'a>, at: Position) -> Result<(), SyntaxError> {
         if self.stack.len() >= DEPTH_MAX {
-            let message = format!("nested deeper than {DEPTH_MAX} levels");
-            return Err(SyntaxError::new(Code::TOO_COMPLEX, at, message));
+            return Err(SyntaxError::too_deep(at));
         }
         self.stack.push(open);
         Ok(())
@@ -141,10 +154,10 @@ impl<'a> Builder<'a> {
         match self.stack.pop() {
             Some(Open::Sequence { at, anchor, items }) => self.add(Node { at, value: Value::Sequence(items) }, anchor),
             Some(Open::Mapping { at, anchor, mut entries, .. }) => {
-                if let Some(error) = duplicate_key(&entries) {
-                    return Err(error);
+                if let Some((key, error)) = duplicate_key(&entries) {
+                    return Err(error.within(self.field_below(Some(key))));
                 }
-                merge(&mut entries)?;
+                merge(&mut entries).map_err(|error| error.within(self.field_below(Some("<<"))))?;
                 self.add(Node { at, value: Value::Mapping { entries, end } }, anchor)
             }
             None => Ok(()),
@@ -153,18 +166,23 @@ impl<'a> Builder<'a> {
 
     fn alias(&mut self, anchor: usize, at: Position) -> Result<(), SyntaxError> {
         let Some(node) = self.anchors.get(&anchor) else {
-            return Err(SyntaxError::new(Code::SYNTAX, at, "alias of something that is not complete yet"));
+            let message = "alias of something that is not complete yet";
+            return Err(SyntaxError::new(
+                Code::SYNTAX,
+                at,
+                message,
+                "write the value out: it cannot be a part of itself",
+            ));
         };
         self.aliased += node.size();
         if self.aliased > ALIASED_NODES_MAX {
             let message = format!("aliases expand to more than {ALIASED_NODES_MAX} values");
-            return Err(SyntaxError::new(Code::TOO_COMPLEX, at, message));
+            return Err(SyntaxError::new(Code::TOO_COMPLEX, at, message, "write the values out, or fewer of them"));
         }
         // An alias may bring a deep block into a deep place; depth is bounded for what comes out.
         let depth = self.stack.len() + depth(node);
         if depth > DEPTH_MAX {
-            let message = format!("nested deeper than {DEPTH_MAX} levels by an alias");
-            return Err(SyntaxError::new(Code::TOO_COMPLEX, at, message));
+            return Err(SyntaxError::too_deep(at));
         }
         let node = Node { at, value: node.value.clone() };
         self.add(node, 0)
@@ -173,17 +191,18 @@ impl<'a> Builder<'a> {
     fn add(&mut self, node: Node<'a>, anchor: usize) -> Result<(), SyntaxError> {
         self.nodes += 1;
         if self.nodes > NODES_MAX {
-            return Err(SyntaxError::new(
-                Code::TOO_COMPLEX,
-                node.at,
-                format!("more than {NODES_MAX} values in one document"),
-            ));
+            return Err(SyntaxError::too_many(node.at));
         }
         if anchor != 0 {
             self.aliased += node.size();
             if self.aliased > ALIASED_NODES_MAX {
                 let message = format!("anchors hold more than {ALIASED_NODES_MAX} values");
-                return Err(SyntaxError::new(Code::TOO_COMPLEX, node.at, message));
+                return Err(SyntaxError::new(
+                    Code::TOO_COMPLEX,
+                    node.at,
+                    message,
+                    "write the values out, without anchors",
+                ));
             }
             self.anchors.insert(anchor, node.clone());
         }
@@ -198,6 +217,7 @@ impl<'a> Builder<'a> {
                             Code::SYNTAX,
                             node.at,
                             "a key must be a plain text, not a list or mapping",
+                            "write a name, or quote a text that begins with `[`, `{` or `- `",
                         ));
                     };
                     *key = Some((scalar.text, node.at));
@@ -206,6 +226,32 @@ impl<'a> Builder<'a> {
         }
         Ok(())
     }
+}
+
+/// What to write instead of what the parser does not understand; its messages are those of saphyr-parser 0.3.
+fn hint(message: &str) -> &'static str {
+    const HINTS: [(&[&str], &str); 12] = [
+        (&["tab"], "write spaces: YAML takes no tabs for indentation"),
+        (&["unprintable", "UTF-8", "byte order mark"], "write text in UTF-8, without control characters"),
+        (&["recursion limit"], "write fewer lists and objects within one another"),
+        (&["unknown anchor"], "write `&NAME` before the value that `*NAME` repeats; quote a text that begins with `*`"),
+        (&["anchor"], "name each anchor once, in letters and digits; quote a text that begins with `&` or `*`"),
+        (&["quoted"], "close the quotes in the same field; in double quotes a backslash is written twice"),
+        (&["flow", "bracket", "':' indicator", "[{"], "close each `[` and `{`, and write `,` between what is in them"),
+        (
+            &["block scalar"],
+            "indent each line of a text after `|` or `>` by the same number of spaces, more than its key",
+        ),
+        (&["mapping values", "':'"], "write one `key: value` a line; quote a text that contains `: `"),
+        (&["tag", "TAG"], "quote a text that begins with `!`: no value needs a tag here"),
+        (&["directive", "document"], "begin each document with a line `---` of its own"),
+        (&["unexpected character"], "quote a text that begins with a character that is special in YAML"),
+    ];
+    let known = HINTS.iter().find(|(words, _)| words.iter().any(|word| message.contains(word)));
+    known.map_or(
+        "indent the fields of one object equally, by spaces, begin each item of a list with `- `, and write `: ` after each name",
+        |(_, hint)| hint,
+    )
 }
 
 /// The place of a literal block scalar's text, whose event begins at its first character that is no line break.
@@ -232,7 +278,14 @@ fn merge(entries: &mut Vec<Entry<'_>>) -> Result<(), SyntaxError> {
     let Some(index) = entries.iter().position(|entry| entry.key == "<<") else { return Ok(()) };
     let base = entries.remove(index);
     let at = base.value.at;
-    let wrong = || SyntaxError::new(Code::SYNTAX, at, "`<<` merges mappings, and this is none");
+    let wrong = || {
+        SyntaxError::new(
+            Code::SYNTAX,
+            at,
+            "`<<` merges mappings, and this is none",
+            "write `<<: *NAME` of an anchor before a mapping",
+        )
+    };
     let bases = match base.value.value {
         Value::Sequence(items) => items,
         value => vec![Node { at, value }],

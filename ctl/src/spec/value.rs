@@ -263,7 +263,8 @@ impl Hostname {
         let text = text.strip_suffix('.').unwrap_or(text);
         host_length(text)?;
         for label in text.split('.') {
-            host_label(label).map_err(|why| InvalidValue::new(format!("`{text}` is not a host name: {why}")))?;
+            host_label(label)
+                .map_err(|why| InvalidValue::with_hint(format!("`{text}` is not a host name: {why}"), HOST_HINT))?;
         }
         Ok(Self(lower(text)))
     }
@@ -286,13 +287,16 @@ impl Hostname {
     }
 }
 
+const HOST_HINT: &str = "write letters, digits, `-` and `.`, such as `reviews`, `reviews.default.svc.cluster.local` or, where a wildcard may \
+                         stand, `*.example.com`";
+
 fn host_length(text: &str) -> Result<(), InvalidValue> {
     match text.len() {
         1..=limits::HOST_BYTES_MAX => Ok(()),
-        0 => Err(InvalidValue::new("host name is empty")),
+        0 => Err(InvalidValue::with_hint("host name is empty", HOST_HINT)),
         length => {
             let message = format!("host name has {length} characters; at most {} are allowed", limits::HOST_BYTES_MAX);
-            Err(InvalidValue::new(message))
+            Err(InvalidValue::with_hint(message, HOST_HINT))
         }
     }
 }

@@ -120,14 +120,8 @@ pub(crate) struct Accepted {
 }
 
 impl Accepted {
-    /// From the runtime's stream.
-    pub(crate) fn from_stream(stream: monoio::net::TcpStream, listener: usize) -> Self {
-        Self { stream: crate::worker::conn::into_std(stream), listener }
-    }
-
-    /// As if it came from a listener of that index.
-    #[cfg(test)]
-    pub(crate) fn pretend(stream: StdTcpStream, listener: usize) -> Self {
+    /// By the worker's listener of that index.
+    pub(crate) fn new(stream: StdTcpStream, listener: usize) -> Self {
         Self { stream, listener }
     }
 }

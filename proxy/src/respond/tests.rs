@@ -36,6 +36,7 @@ use crate::{
         conn::{Conn, write_all},
         deadlines::{Expiry, now_ms},
         join::both,
+        pause,
     },
 };
 
@@ -71,7 +72,7 @@ async fn held(mut condition: impl FnMut() -> bool) -> bool {
         if Instant::now() > deadline {
             return false;
         }
-        monoio::time::sleep(Duration::from_millis(1)).await;
+        pause(Duration::from_millis(1)).await;
     }
     true
 }

@@ -26,6 +26,8 @@ pub(crate) struct Request<'a> {
     pub(crate) rule_path: &'a [u8],
     /// How far the path was normalised.
     pub(crate) level: PathNormalization,
+    /// Whether its scheme is https.
+    pub(crate) is_https: bool,
 }
 
 impl<'a> Request<'a> {
@@ -46,7 +48,7 @@ impl RequestView for Request<'_> {
     }
 
     fn scheme(&self) -> &[u8] {
-        if self.head.https { b"https" } else { b"http" }
+        if self.is_https { b"https" } else { b"http" }
     }
 
     fn authority(&self) -> &[u8] {

@@ -18,7 +18,6 @@ use meshring_core::{
     stats::TlsCounter,
     table::security::{ClusterTls, ClusterTlsMode},
 };
-use monoio::io::Canceller;
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName},
@@ -34,7 +33,7 @@ use crate::{
     testing::{Authority, Leaf, can_update_keys, kernel_tls, on_each_driver, pair},
     worker::{
         Worker,
-        buffers::Input,
+        buffers::{Input, never_cancelled},
         conn::{Conn, write_all},
     },
 };
@@ -101,8 +100,7 @@ async fn read_exactly(conn: &mut Conn, worker: &Worker, count: usize) -> Vec<u8>
     let mut input = Input::new(worker.buffers.lazy());
     while all.len() < count {
         let at_most = count - all.len();
-        let handle = Canceller::new().handle();
-        let read = input.fill_cancelable(&mut conn.read, at_most, BUFFER_BYTES, handle).await.unwrap();
+        let read = input.fill_cancelable(&mut conn.read, at_most, BUFFER_BYTES, never_cancelled()).await.unwrap();
         assert!(read > 0, "ended after {} of {count} bytes", all.len());
         all.extend_from_slice(input.unread());
         input.clear();
@@ -154,8 +152,7 @@ async fn echo(conn: &mut Conn, worker: &Worker) {
         write_bytes(conn, worker, &received).await;
     }
     let mut input = Input::new(worker.buffers.lazy());
-    let handle = Canceller::new().handle();
-    assert_eq!(input.fill_cancelable(&mut conn.read, 1, BUFFER_BYTES, handle).await.unwrap(), 0);
+    assert_eq!(input.fill_cancelable(&mut conn.read, 1, BUFFER_BYTES, never_cancelled()).await.unwrap(), 0);
     assert!(!conn.read.is_truncated());
 }
 
@@ -290,8 +287,7 @@ fn a_cut_is_told_from_an_end() {
         accepted(&worker, &mut conn, &materials).await.unwrap();
         assert_eq!(read_exactly(&mut conn, &worker, 10).await, b"all of it?");
         let mut input = Input::new(worker.buffers.lazy());
-        let handle = Canceller::new().handle();
-        assert_eq!(input.fill_cancelable(&mut conn.read, 1, BUFFER_BYTES, handle).await.unwrap(), 0);
+        assert_eq!(input.fill_cancelable(&mut conn.read, 1, BUFFER_BYTES, never_cancelled()).await.unwrap(), 0);
         assert!(conn.read.is_truncated());
         joined(thread).await;
     });
@@ -319,8 +315,7 @@ fn new_keys_that_cannot_be_taken_end_the_connection_and_the_peer_is_told() {
             assert_eq!(read_exactly(&mut conn, &worker, 6).await, b"second");
         } else {
             let mut input = Input::new(worker.buffers.lazy());
-            let handle = Canceller::new().handle();
-            let error = input.fill_cancelable(&mut conn.read, 6, BUFFER_BYTES, handle).await.unwrap_err();
+            let error = input.fill_cancelable(&mut conn.read, 6, BUFFER_BYTES, never_cancelled()).await.unwrap_err();
             assert!(error.to_string().contains("new TLS keys"), "{error}");
         }
         drop(conn);

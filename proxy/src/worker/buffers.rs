@@ -583,6 +583,12 @@ impl Input {
     }
 }
 
+/// For a read that nothing cancels.
+#[cfg(test)]
+pub(crate) fn never_cancelled() -> CancelHandle {
+    monoio::io::Canceller::new().handle()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -355,3 +355,9 @@ fn build(start: Start) -> std::io::Result<(Rc<Worker>, Vec<StdTcpListener>, StdU
 pub(crate) fn for_test(start: Start) -> Rc<Worker> {
     build(start).expect("a worker").0
 }
+
+/// Lets the other tasks of the calling thread's runtime run for so long.
+#[cfg(test)]
+pub(crate) async fn pause(duration: std::time::Duration) {
+    monoio::time::sleep(duration).await;
+}

@@ -24,7 +24,7 @@ use monoio::{
 
 use super::{
     Start, Worker, build,
-    conn::{Conn, exhausted},
+    conn::{Conn, exhausted, into_std},
     deadlines::now_ms,
     futures::Pooled,
 };
@@ -108,7 +108,7 @@ pub(crate) async fn accept_loop(worker: &Rc<Worker>, socket: StdTcpListener, lis
     loop {
         match socket.accept().await {
             Ok((stream, _)) if worker.draining() => drop(stream),
-            Ok((stream, _)) => accept::place(worker, listener, Accepted::from_stream(stream, listener.index)),
+            Ok((stream, _)) => accept::place(worker, listener, Accepted::new(into_std(stream), listener.index)),
             Err(_) if worker.draining() => return,
             Err(error) => {
                 // EMFILE, ENFILE, ENOBUFS: the backlog keeps the client while descriptors come back. Without the pause this loop

@@ -74,7 +74,7 @@ fn counts_after_a_panic(driver: Driver) {
     // A listener that the worker does not have.
     let stray = TcpStream::connect(address).unwrap();
     until("the fourth connection", || active() == 4);
-    supervisor.mailboxes().send(0, Message::Connection(Accepted::pretend(stray, usize::MAX)));
+    supervisor.mailboxes().send(0, Message::Connection(Accepted::new(stray, usize::MAX)));
     match ended.recv_timeout(PATIENCE).unwrap() {
         Event::WorkerEnded(0, Err(reason)) => assert_eq!(reason, "it panicked"),
         event => panic!("{event:?}"),
