@@ -51,7 +51,7 @@ use self::{
     tunnel::Tunnel,
 };
 use crate::{
-    accept::{Direction, Listener},
+    accept::{Direction, Listener, refuse_tls},
     observe::Record,
     parse::{self, Begin, Next, PartialHead},
     policy::{self, Edits, Rewritten},
@@ -210,6 +210,12 @@ pub(crate) async fn serve(
                 break End::Http2(worker.buffers.hold(input.unread()));
             }
             Next::Other => break End::Bytes(worker.buffers.hold(input.unread())),
+            Next::Tls => {
+                input.clear();
+                input.release();
+                refuse_tls(worker, conn, listener).await;
+                break End::Closed;
+            }
             Next::Refused(refusal) => {
                 input.clear();
                 input.release();

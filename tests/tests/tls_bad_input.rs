@@ -4,7 +4,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{Shutdown, TcpStream},
+    net::{Shutdown, SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
 
@@ -25,6 +25,7 @@ on_both_drivers! {
     cve_2024_11738_a_hello_in_any_pieces_ends_no_worker
     cve_2024_32650_close_notify_behind_the_hello_ends_the_handshake
     a_client_that_stops_in_the_middle_of_its_handshake_is_ended_at_the_deadline
+    tls_where_the_application_speaks_plain_text_gets_an_alert_a_count_and_a_reason
 }
 
 const REFUSED: &str = "downstream_tls_refused_total";
@@ -143,8 +144,8 @@ fn bad_certificates_are_refused_with_their_alert_and_reason(driver: Driver) {
 }
 
 /// What comes back, to the end of the connection.
-fn exchange(mesh: &Mesh, bytes: &[u8]) -> Vec<u8> {
-    let mut socket = TcpStream::connect(mesh.inbound()).unwrap();
+fn exchange(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+    let mut socket = TcpStream::connect(address).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     socket.write_all(bytes).unwrap();
     socket.shutdown(Shutdown::Write).unwrap();
@@ -192,18 +193,18 @@ fn garbage_and_truncated_handshakes_end_with_an_alert_or_silently(driver: Driver
     ];
     for (name, bytes) in cases {
         let refused = mesh.server_metric(REFUSED);
-        let answer = exchange(&mesh, &bytes);
+        let answer = exchange(mesh.inbound(), &bytes);
         assert!(!answer.starts_with(b"HTTP/"), "{name}: {}", String::from_utf8_lossy(&answer));
         mesh.wait_for_metric_above(REFUSED, refused);
     }
-    let answer = exchange(&mesh, &record(22, &[0xA5; 200]));
+    let answer = exchange(mesh.inbound(), &record(22, &[0xA5; 200]));
     // An alert, fatal.
     assert!(answer.len() == 7 && answer[0] == 21 && answer[5] == 2, "{answer:?}");
     // A hello that does not end: in one record its length says so, in records of a byte each it does not.
     let announced = record(22, &[1, 2, 0, 0, 3, 3]);
     let trickled: Vec<_> = [1, 0, 0xf0, 0].iter().chain(&[3; 12_000]).flat_map(|&byte| record(22, &[byte])).collect();
     for bytes in [announced, trickled] {
-        assert_eq!(exchange(&mesh, &bytes), [21, 3, 3, 0, 2, 2, 50], "decode_error");
+        assert_eq!(exchange(mesh.inbound(), &bytes), [21, 3, 3, 0, 2, 2, 50], "decode_error");
     }
     // RFC 8446 sections 4 and 5.1.
     let first_half = record(22, &hello[5..60]);
@@ -213,7 +214,7 @@ fn garbage_and_truncated_handshakes_end_with_an_alert_or_silently(driver: Driver
         (record(22, &[2, 0, 0, 1, 0]), 10),
         ([&first_half[..], &record(23, &[0; 8])].concat(), 10),
     ] {
-        assert_eq!(exchange(&mesh, &bytes), [21, 3, 3, 0, 2, 2, alert], "record_overflow, unexpected_message");
+        assert_eq!(exchange(mesh.inbound(), &bytes), [21, 3, 3, 0, 2, 2, alert], "record_overflow, unexpected_message");
     }
     // A hello in many small pieces is none of these.
     let mut dripping = TcpStream::connect(mesh.inbound()).unwrap();
@@ -228,7 +229,7 @@ fn garbage_and_truncated_handshakes_end_with_an_alert_or_silently(driver: Driver
 
     // Not TLS at all: what HTTP makes of it, and never a 200.
     for bytes in [&b"\0\0\0\0\r\n\r\n"[..], b"GET / HTTP/1.1\r\nhost: reviews\r\n\r\n", b"\x80\x2e\x01\x03\x01\0\x15"] {
-        let answer = exchange(&mesh, bytes);
+        let answer = exchange(mesh.inbound(), bytes);
         let text = String::from_utf8_lossy(&answer);
         assert!(text.is_empty() || text.starts_with("HTTP/1.1 4"), "{text}");
     }
@@ -331,6 +332,31 @@ fn a_client_that_stops_in_the_middle_of_its_handshake_is_ended_at_the_deadline(d
     }
     mesh.wait_for_metric_above(REFUSED, 2);
     mesh.wait_for_log(&["tls.timeout"]);
+}
+
+fn tls_where_the_application_speaks_plain_text_gets_an_alert_a_count_and_a_reason(driver: Driver) {
+    let application = Upstream::saying("here");
+    let mesh = strict(&application, driver);
+    let hello = client_hello(&mesh);
+    let count = |name: &str| mesh.control.metric(&format!("meshring_{name}"), "default/client");
+    for bytes in [&hello[..], &hello[..1], &record(22, &[0xA5; 200])] {
+        let (refused, malformed) = (count(REFUSED), count("downstream_requests_refused_total"));
+        assert_eq!(exchange(mesh.client.outbound(), bytes), [21, 3, 3, 0, 2, 2, 40], "handshake_failure");
+        wait::until("the refusal", || (count(REFUSED) == refused + 1).then_some(()));
+        assert_eq!(count("downstream_requests_refused_total"), malformed);
+    }
+    let line = wait::until("the reason", || mesh.client.process.line("code=\"tls.not_expected\""));
+    assert!(line.contains("TLS on a listener for what the application sends in plain text"), "{line}");
+    // In the place of a second request, too; and what is sealed is no handshake.
+    let mut client = mesh.client.connect();
+    client.get("reviews", "/").expect(200);
+    client.send(&hello[..]);
+    assert_eq!(client.bytes(7), [21, 3, 3, 0, 2, 2, 40]);
+    client.expect_end();
+    let mut client = mesh.caller(&Leaf::workload("visitor")).connect(mesh.inbound());
+    client.send([&hello[..], b"\r\n\r\n"].concat());
+    client.response().expect(400);
+    mesh.get("reviews", "/").expect(200);
 }
 
 #[test]

@@ -7,6 +7,8 @@
 mod first;
 mod security;
 
+pub(crate) use security::refuse_tls;
+
 use std::{
     cell::{Cell, OnceCell},
     fmt,

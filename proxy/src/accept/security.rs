@@ -96,6 +96,13 @@ pub(super) async fn open(worker: &Rc<Worker>, conn: &mut Conn, listener: &Listen
     }
 }
 
+/// Ends a connection that has begun with a handshake where nobody looks for one, so that a client of TLS hears of it in its own words.
+pub(crate) async fn refuse_tls(worker: &Worker, conn: &mut Conn, listener: &Listener) {
+    worker.stats.add(Counter::TlsHandshakes, 1);
+    warn(conn, &Refused::PlainListener);
+    refused(worker, conn, listener, Refused::PlainListener).await;
+}
+
 /// As [`open`], on a port for bytes, or of which nobody says what it speaks: TLS there may be for the application, and silence is
 /// no sign of anything. `None`: it has ended; else whether the client has begun. What was read of it and is not for us is put into
 /// `input`.
@@ -184,6 +191,8 @@ async fn refused(worker: &Worker, conn: &mut Conn, listener: &Listener, refused:
 enum Refused {
     #[error("TLS on a port that takes plain text only (PeerAuthentication mode DISABLE)")]
     NotExpected,
+    #[error("TLS on a listener for what the application sends in plain text")]
+    PlainListener,
     #[error("no Gateway has the server name {0:?} on this port")]
     UnknownName(String),
     #[error("no Gateway takes connections without a server name on this port")]
@@ -197,7 +206,7 @@ enum Refused {
 impl Refused {
     fn code(&self) -> &'static str {
         match self {
-            Self::NotExpected => "tls.not_expected",
+            Self::NotExpected | Self::PlainListener => "tls.not_expected",
             Self::UnknownName(_) | Self::NoName => "tls.unknown_name",
             Self::NoTls(NoTls::NoIdentity) => "tls.no_identity",
             Self::NoTls(_) => "tls.no_credential",
@@ -208,7 +217,7 @@ impl Refused {
     /// The alert that is not rustls' to send.
     fn alert(&self) -> Option<u8> {
         match self {
-            Self::NotExpected => Some(HANDSHAKE_FAILURE),
+            Self::NotExpected | Self::PlainListener => Some(HANDSHAKE_FAILURE),
             Self::UnknownName(_) | Self::NoName => Some(UNRECOGNIZED_NAME),
             Self::NoTls(_) => Some(INTERNAL_ERROR),
             Self::Handshake(HandshakeError::Hello(bad)) => Some(bad.alert()),

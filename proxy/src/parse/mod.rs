@@ -5,6 +5,7 @@
 //! comes. The deadline counts from the first byte through all of that.
 
 use meshring_core::{
+    client_hello::HANDSHAKE_RECORD,
     http::{
         detect::may_be_http,
         error::Refusal,
@@ -97,6 +98,8 @@ pub(crate) enum Next {
     Refused(Refusal),
     /// Another protocol.
     Other,
+    /// A TLS handshake, which is not for this connection.
+    Tls,
     /// Begun, but not finished in time.
     TimedOut,
     /// Begun, and there is no room to wait for the rest of it.
@@ -143,6 +146,10 @@ pub(crate) async fn request_head(
     match request::parse(input.unread(), fields, bounds) {
         Ok(Some(head)) => Next::Request(head),
         Ok(None) | Err(_) if is_other(conn, input.unread()) => Next::Other,
+        // No request begins so.
+        Ok(None) | Err(_) if input.unread().first() == Some(&HANDSHAKE_RECORD) && conn.secured_peer().is_none() => {
+            Next::Tls
+        }
         Ok(None) => {
             let mut scanner = HeadScanner::default();
             scanner.ready(input.unread(), bounds);

@@ -25,6 +25,22 @@ thread_local! {
     static IS_MEANT: Cell<bool> = const { Cell::new(false) };
 }
 
+/// While it lives; a panic ends that, too, for the sake of the next connection.
+struct Meant;
+
+impl Meant {
+    fn now() -> Self {
+        IS_MEANT.set(true);
+        Self
+    }
+}
+
+impl Drop for Meant {
+    fn drop(&mut self) {
+        IS_MEANT.set(false);
+    }
+}
+
 /// The library's provider, with X25519MLKEM768 first (the crate's feature `prefer-post-quantum`) and with suites that [`instead`] works with.
 pub(super) fn provider() -> CryptoProvider {
     static SUITES: LazyLock<Vec<SupportedCipherSuite>> =
@@ -35,9 +51,9 @@ pub(super) fn provider() -> CryptoProvider {
 /// Runs `step`, which is to append what rustls says to the bytes that it gets, and makes a fatal alert in them `record_overflow`.
 pub(super) fn instead(out: &mut Vec<u8>, step: impl FnOnce(&mut Vec<u8>)) {
     let begun = out.len();
-    IS_MEANT.set(true);
+    let meant = Meant::now();
     step(out);
-    IS_MEANT.set(false);
+    drop(meant);
     let mut rest = &mut out[begun..];
     while let Some((&mut [kind, _, _, high, low], records)) = rest.split_first_chunk_mut::<HEADER_BYTES>() {
         let Some((body, next)) = records.split_at_mut_checked(u16::from_be_bytes([high, low]).into()) else { return };
