@@ -110,16 +110,15 @@ fn judge_request(bytes: &[u8], head: &Head, framing: BodyFraming, body: Option<&
     if body.is_some() {
         let next: Vec<&str> = judged[1..].iter().map(|next| next.start[1].as_str()).collect();
         assert!(next == ["/next"] || (is_received && next.is_empty()), "the next message is not where it was put");
-        assert!(!next.is_empty() || !is_persistent(head), "the next message is not found");
+        assert!(!next.is_empty() || !is_persistent(head, &head.start[2]), "the next message is not found");
     }
 }
 
-/// Whether a head leaves its connection open.
-fn is_persistent(head: &Head) -> bool {
+/// Whether a head of this version leaves its connection open.
+fn is_persistent(head: &Head, version: &[u8]) -> bool {
     let values = head.values("connection");
     let mut options = values.iter().flat_map(|value| value.split(|&b| b == b',')).map(<[u8]>::trim_ascii);
-    [&head.start[0], &head.start[2]].iter().any(|version| *version == b"HTTP/1.1")
-        && !options.any(|option| option.eq_ignore_ascii_case(b"close"))
+    version == b"HTTP/1.1" && !options.any(|option| option.eq_ignore_ascii_case(b"close"))
 }
 
 fn ours(name: &str) -> Field {
@@ -282,7 +281,7 @@ fn judge_response(
     }
     let next = if is_tunnel || ours.is_interim() {
         Next::AtOnce(NEXT_RESPONSE)
-    } else if body.is_none() || ours.framing == BodyFraming::UntilClose || !is_persistent(head) {
+    } else if body.is_none() || ours.framing == BodyFraming::UntilClose || !is_persistent(head, &head.start[0]) {
         Next::Close
     } else {
         Next::Answer(NEXT_RESPONSE)

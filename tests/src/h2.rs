@@ -192,11 +192,9 @@ impl Connection<TcpStream> {
     /// The server's side of an accepted connection; `None` where the client speaks something else.
     #[must_use]
     pub fn accept(stream: &TcpStream, opening: &Opening) -> Option<Self> {
-        let mut stream = stream.try_clone().expect("a second descriptor");
+        let stream = stream.try_clone().expect("a second descriptor");
         prepare(&stream);
-        let mut preface = [0; PREFACE.len()];
-        stream.read_exact(&mut preface).ok()?;
-        (preface == *PREFACE).then(|| Self::begin(stream, opening, false))
+        Self::server(stream, opening)
     }
 
     /// The socket.
@@ -211,6 +209,13 @@ impl<S: Read + Write> Connection<S> {
     pub fn client(mut stream: S, opening: &Opening) -> Self {
         stream.write_all(PREFACE).expect("the connection takes the preface");
         Self::begin(stream, opening, true)
+    }
+
+    /// The server's side of a stream; `None` where the client speaks something else.
+    pub fn server(mut stream: S, opening: &Opening) -> Option<Self> {
+        let mut preface = [0; PREFACE.len()];
+        stream.read_exact(&mut preface).ok()?;
+        (preface == *PREFACE).then(|| Self::begin(stream, opening, false))
     }
 
     fn begin(stream: S, opening: &Opening, is_client: bool) -> Self {

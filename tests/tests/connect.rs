@@ -18,7 +18,7 @@ use meshring_tests::{
 
 on_both_drivers! {
     a_tunnel_leads_to_the_service_that_was_named
-    nothing_is_passed_on_before_the_tunnel_is_open
+    item_54_nothing_is_passed_on_before_the_tunnel_is_open
     a_tunnel_follows_the_rule_without_conditions_only
     a_host_that_nobody_knows_is_404
     an_endpoint_that_refuses_is_503_and_another_one_is_tried
@@ -86,7 +86,7 @@ fn a_tunnel_leads_to_the_service_that_was_named(driver: Driver) {
     expect_reset(&mut ends.client);
 }
 
-fn nothing_is_passed_on_before_the_tunnel_is_open(driver: Driver) {
+fn item_54_nothing_is_passed_on_before_the_tunnel_is_open(driver: Driver) {
     let application = Application::start();
     let proxy = proxy(driver, world(&[application.address()]));
     let mut client = proxy.connect();

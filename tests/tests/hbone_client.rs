@@ -3,36 +3,46 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     process,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
+    time::Duration,
 };
 
-use meshring_core::{limits::HOT_STREAMS_MAX, table::protocol::HBONE_PORT};
+use meshring_core::{
+    limits::{ATTEMPTS_MAX, HOT_STREAMS_MAX},
+    table::protocol::HBONE_PORT,
+};
 use meshring_tests::{
     client::{Client, request},
     control::Control,
     frames::{self, code},
-    h2::{self, Connection},
+    h2::{self, Connection, Message, Opening},
     h2_application,
     load::{Load, is_ok},
     on_both_drivers,
+    pki::{Authority, Leaf},
     proxy::{Driver, Proxy},
     tls::peer_authentication,
     tunnel::{Application, Ends, expect_reset},
     upstream::{Upstream, response},
     wait,
 };
+use rustls::{ServerConfig, ServerConnection, StreamOwned, crypto::aws_lc_rs};
 use tempfile::TempDir;
+
+/// What a read or write may take before it fails the test.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 on_both_drivers! {
     requests_of_both_versions_and_bytes_go_through_one_connection
     many_tunnels_at_a_time_are_told_apart
     a_tunnel_that_is_refused_is_said_to_be
+    item_55_length_and_encoding_on_the_answer_to_connect_end_no_tunnel
     without_a_server_of_tunnels_nothing_goes_out
     explain_says_that_it_is_a_tunnel
     responses_that_come_late_come_through_their_tunnels
@@ -72,36 +82,10 @@ spec: {{address: 127.0.0.1, labels: {{app: client}}, serviceAccount: client}}
     )
 }
 
-/// Says which request it has got, and sends its body back.
-fn answering() -> Upstream {
-    Upstream::answering(|request| response(200, &[("x-line", &request.line)], &request.body))
-}
-
-/// Until both proxies are there and have their certificates.
-fn wait_for_identities(control: &Control) {
-    control.wait_for_proxies(2);
-    wait::until("2 installed certificates", || {
-        let certs = control.api("/v1/certs");
-        let identities = certs["identities"].as_array()?;
-        (identities.iter().filter(|item| item["state"] == "installed").count() >= 2).then_some(())
-    });
-}
-
-impl Mesh {
-    fn start(driver: Driver, test: u8, has_server: bool) -> Self {
-        Self::before(driver, test, has_server, answering())
-    }
-
-    /// Before an application of one's own for HTTP/1.1.
-    fn before(driver: Driver, test: u8, has_server: bool, http1: Upstream) -> Self {
-        let address = own_address(test, driver);
-        let (http2, bytes) = (h2_application::Application::echoing(), Application::start());
-        let dir = TempDir::new().unwrap();
-        let config = dir.path().join("config");
-        fs::create_dir(&config).unwrap();
-        let ports = [http1.address(), http2.address(), bytes.address()].map(|address| address.port());
-        let service = format!(
-            "apiVersion: networking.istio.io/v1
+/// The service `app` on the ports of the workload for HTTP/1.1, HTTP/2 and bytes.
+fn application(address: SocketAddr, ports: [u16; 3]) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1
 kind: ServiceEntry
 metadata: {{name: app, namespace: default}}
 spec:
@@ -120,14 +104,45 @@ spec:
   labels: {{app: app, networking.istio.io/tunnel: http}}
   serviceAccount: app
 ",
-            ports[0],
-            ports[1],
-            ports[2],
-            ip = address.ip()
-        );
-        // Mutual TLS is all that comes in.
-        let mode = peer_authentication("STRICT", "");
-        let workloads = workloads(address);
+        ports[0],
+        ports[1],
+        ports[2],
+        ip = address.ip()
+    )
+}
+
+/// Mutual TLS is all that comes in.
+fn strict() -> String {
+    peer_authentication("STRICT", "")
+}
+
+fn wait_for_identities(control: &Control, count: usize) {
+    wait::until("installed certificates", || {
+        let certs = control.api("/v1/certs");
+        let identities = certs["identities"].as_array()?;
+        (identities.iter().filter(|item| item["state"] == "installed").count() >= count).then_some(())
+    });
+}
+
+/// Says which request it has got, and sends its body back.
+fn answering() -> Upstream {
+    Upstream::answering(|request| response(200, &[("x-line", &request.line)], &request.body))
+}
+
+impl Mesh {
+    fn start(driver: Driver, test: u8, has_server: bool) -> Self {
+        Self::before(driver, test, has_server, answering())
+    }
+
+    /// Before an application of one's own for HTTP/1.1.
+    fn before(driver: Driver, test: u8, has_server: bool, http1: Upstream) -> Self {
+        let address = own_address(test, driver);
+        let (http2, bytes) = (h2_application::Application::echoing(), Application::start());
+        let dir = TempDir::new().unwrap();
+        let config = dir.path().join("config");
+        fs::create_dir(&config).unwrap();
+        let ports = [http1.address(), http2.address(), bytes.address()].map(|address| address.port());
+        let (workloads, service, mode) = (workloads(address), application(address, ports), strict());
         for (name, text) in [("workloads.yaml", &workloads), ("app.yaml", &service), ("mode.yaml", &mode)] {
             fs::write(config.join(name), text).unwrap();
         }
@@ -139,7 +154,8 @@ spec:
             .fold(server, |server, application| server.inbound(application))
             .start();
         let client = control.proxy("default/client").driver(driver).outbound_for("app:5432").start();
-        wait_for_identities(&control);
+        control.wait_for_proxies(2);
+        wait_for_identities(&control, 2);
         Self { control, client, server, http1, http2, bytes }
     }
 
@@ -228,6 +244,107 @@ fn a_tunnel_that_is_refused_is_said_to_be(driver: Driver) {
     wait::until("a line in the log", || mesh.client.process.line("tcp.connect_failed"));
     assert_eq!(mesh.http1.connections(), 0);
     assert!(mesh.bytes.try_accept().is_none());
+}
+
+/// A server of tunnels in the test's hand, with a certificate of the mesh.
+struct Server {
+    listener: TcpListener,
+    config: Arc<ServerConfig>,
+}
+
+/// Its side of a connection.
+type Served = Connection<StreamOwned<ServerConnection, TcpStream>>;
+
+impl Server {
+    fn start(address: SocketAddr, authority: &Authority) -> Self {
+        let (chain, key) = authority.issue(&Leaf::workload("app")).certified();
+        let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Self { listener: TcpListener::bind(address).unwrap(), config: Arc::new(config) }
+    }
+
+    /// The next connection.
+    fn accept(&self) -> Served {
+        let (stream, _) = self.listener.accept().unwrap();
+        for set in [TcpStream::set_read_timeout, TcpStream::set_write_timeout] {
+            set(&stream, Some(PATIENCE)).unwrap();
+        }
+        let tls = ServerConnection::new(Arc::clone(&self.config)).unwrap();
+        Connection::server(StreamOwned::new(tls, stream), &Opening::default()).unwrap()
+    }
+}
+
+/// The stream of the next CONNECT.
+fn next_tunnel(served: &mut Served, seen: &mut Vec<u32>) -> u32 {
+    let is_connect = |message: &Message| message.fields.value(":method") == Some("CONNECT");
+    served.accept_stream(seen, is_connect).unwrap().0
+}
+
+fn item_55_length_and_encoding_on_the_answer_to_connect_end_no_tunnel(driver: Driver) {
+    let address = own_address(5, driver);
+    let dir = TempDir::new().unwrap();
+    let authority = Authority::new("operator");
+    let (certificate, key) = authority.write(dir.path(), "operator");
+    let config = dir.path().join("config");
+    fs::create_dir(&config).unwrap();
+    // Nothing goes to the applications but what comes out of tunnels, and the tunnels end in this test.
+    let files = [
+        ("workloads.yaml", workloads(address)),
+        ("app.yaml", application(address, [1, 1, 1])),
+        ("mode.yaml", strict()),
+    ];
+    for (name, text) in &files {
+        fs::write(config.join(name), text).unwrap();
+    }
+    let (certificate, key) = (certificate.to_str().unwrap(), key.to_str().unwrap());
+    let control = Control::start_with_arguments(dir, "config", &["--ca-cert", certificate, "--ca-key", key]);
+    let client = control.proxy("default/client").driver(driver).outbound_for("app:5432").start();
+    control.wait_for_proxies(1);
+    wait_for_identities(&control, 1);
+    let server = Server::start(address, &authority);
+    let address = client.services()[0];
+
+    let mut bytes = Client::connect(address);
+    let mut served = server.accept();
+    let mut seen = Vec::new();
+    for lengths in [&["0"][..], &["2"], &["1000000"], &["2", "3"], &["2, 2"], &["-1"], &[""]] {
+        let stream = next_tunnel(&mut served, &mut seen);
+        let fields = lengths.iter().map(|length| ("content-length", *length));
+        let block: Vec<_> = std::iter::once((":status", "200")).chain(fields).collect();
+        served.send(frames::headers(stream, frames::block(&block), false));
+        // More than any of the lengths but one, and less than that.
+        let (up, down) = ([b'u'; 40_000], [b'd'; 50_000]);
+        bytes.send(up).finish_sending();
+        served.wait("all that was sent", |served| served.message(stream).ended.then_some(()));
+        assert!(served.message(stream).body == up, "{lengths:?}: {} bytes", served.message(stream).body.len());
+        assert!(served.offer(stream, &down, true), "{lengths:?}");
+        assert!(bytes.rest().unwrap() == down, "{lengths:?}");
+        bytes = Client::connect(address);
+    }
+    // A coding is no field of HTTP/2 (RFC 9113 section 8.2.2): without a tunnel nothing has gone out.
+    bytes.send("secret");
+    for _ in 0..ATTEMPTS_MAX {
+        let stream = next_tunnel(&mut served, &mut seen);
+        let head = frames::block(&[(":status", "200"), ("transfer-encoding", "chunked")]);
+        served.send(frames::headers(stream, head, false));
+        served.wait("the end of the stream", |served| served.message(stream).reset);
+        assert!(served.message(stream).body.is_empty());
+    }
+    expect_reset(&mut bytes);
+
+    // The length of the request in the tunnel is one of its own.
+    let mut http = client.connect();
+    http.send(request("GET", "app", "/", &[]));
+    let stream = next_tunnel(&mut served, &mut seen);
+    served.send(frames::headers(stream, frames::block(&[(":status", "200"), ("content-length", "3")]), false));
+    served.wait("a request", |served| served.message(stream).body.ends_with(b"\r\n\r\n").then_some(()));
+    served.offer(stream, b"HTTP/1.1 200 OK\r\ncontent-length: 11\r\n\r\nhello world", false);
+    assert_eq!(http.response().expect(200).text(), "hello world");
 }
 
 fn without_a_server_of_tunnels_nothing_goes_out(driver: Driver) {
@@ -353,7 +470,8 @@ spec:
     let control = Control::start_in(dir, "config");
     let gate = control.proxy("default/gate").driver(driver).hbone_at(address).inbound(authorizer.address()).start();
     let app = control.proxy("default/app").driver(driver).inbound(application.address()).start();
-    wait_for_identities(&control);
+    control.wait_for_proxies(2);
+    wait_for_identities(&control, 2);
     let mut client = Client::connect(app.inbound()[0]);
     client.get_with("app", "/checked", &[("x-key", "good")]).expect(200);
     assert_eq!(client.get("app", "/checked").expect(401).text(), "no key");

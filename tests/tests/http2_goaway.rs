@@ -22,8 +22,8 @@ use rustix::process::Signal;
 on_both_drivers! {
     a_server_that_goes_away_in_mid_traffic_loses_no_request
     a_server_that_announces_its_end_gets_no_further_requests
-    what_lies_above_the_last_stream_is_sent_again_a_post_too
-    a_refused_stream_is_tried_again_a_post_too
+    item_67_what_lies_above_the_last_stream_is_sent_again_a_post_too
+    item_67_a_refused_stream_is_tried_again_a_post_too
     a_request_that_may_have_been_processed_is_not_sent_again
     item_82_a_proxy_that_drains_says_so_twice_and_finishes_its_streams
 }
@@ -82,7 +82,7 @@ fn a_server_that_announces_its_end_gets_no_further_requests(driver: Driver) {
     assert!(client.goaways.is_empty(), "the client's connection has nothing to do with it: {client:?}");
 }
 
-fn what_lies_above_the_last_stream_is_sent_again_a_post_too(driver: Driver) {
+fn item_67_what_lies_above_the_last_stream_is_sent_again_a_post_too(driver: Driver) {
     const HELD: usize = 10;
     // The first connection takes three of ten requests, and says so once all ten are here.
     let upstream = Upstream::scripted(|peer| {
@@ -115,7 +115,7 @@ fn what_lies_above_the_last_stream_is_sent_again_a_post_too(driver: Driver) {
     assert_eq!(upstream.connections(), 2);
 }
 
-fn a_refused_stream_is_tried_again_a_post_too(driver: Driver) {
+fn item_67_a_refused_stream_is_tried_again_a_post_too(driver: Driver) {
     let seen = Arc::new(Mutex::new(BTreeSet::new()));
     let application = Application::answering(move |connection, stream, message| {
         let path = message.fields.value(":path").unwrap().to_owned();

@@ -22,7 +22,7 @@ use meshring_tests::{
 
 on_both_drivers! {
     a_handshake_goes_through_byte_by_byte
-    bytes_behind_the_handshake_wait_for_the_101
+    item_54_bytes_behind_the_handshake_wait_for_the_101
     bytes_behind_the_101_reach_the_client
     interim_responses_come_before_the_101
     a_refused_handshake_is_answered_as_any_request
@@ -95,7 +95,7 @@ fn a_handshake_goes_through_byte_by_byte(driver: Driver) {
     }
 }
 
-fn bytes_behind_the_handshake_wait_for_the_101(driver: Driver) {
+fn item_54_bytes_behind_the_handshake_wait_for_the_101(driver: Driver) {
     let application = Application::start();
     for way in Way::upgrades(driver, &application) {
         let mut client = way.first().connect();
