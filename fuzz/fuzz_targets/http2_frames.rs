@@ -90,6 +90,11 @@ impl Side {
             self.streams_go_on();
             self.written();
         }
+        // What is there whole is answered behind the end of the other side, as far as windows go.
+        self.engine.end(&mut self.out);
+        self.events();
+        self.streams_go_on();
+        self.written();
         self.engine.lose();
         self.streams_go_on();
         for stream in std::mem::take(&mut self.streams) {

@@ -10,6 +10,7 @@ use std::{
 
 use meshring_core::table::model::{ClusterKind, Route, UpstreamProtocol};
 use meshring_tests::{
+    control::{self, files},
     frames::{self, block},
     h2::{Connection, Message, request},
     h2_application::Application,
@@ -309,17 +310,28 @@ impl Drop for Held {
 }
 
 #[test]
-fn a_long_stream_lives_through_changes_of_the_configuration() {
+fn a_long_stream_lives_through_a_thousand_changes_of_the_configuration() {
     let Some(python) = peers::python() else { return };
     let server = Server::start(&python, "grpc_peer.py", &[]);
     let mesh = mesh(&server);
     let mut held = Held::open(&python, &mesh.client.outbound().to_string(), "judge:9090");
     held.exchange("before");
-    // More of them than generations are retained.
-    for number in 0..12 {
-        let other = service(mesh.inbound()).replace("judge", &format!("other-{number}"));
-        mesh.change("other.yaml", &other);
-        held.exchange(&format!("in generation {number}"));
+    let mut api = mesh.control.connect().unwrap();
+    let mut swap = |path: &str, body: &Value| {
+        let answer = control::call(&mut api, "POST", path, Some(body)).unwrap();
+        let outcome: Value = serde_json::from_slice(&answer.expect(200).body).unwrap();
+        outcome["generation"].as_u64().unwrap()
+    };
+    let (mut before, mut swaps) = (mesh.control.generation(), 0);
+    // Many more generations than are retained, and each of them several times: back and forth is what costs least.
+    while swaps < 1_000 {
+        let other = service(mesh.inbound()).replace("judge", &format!("other-{swaps}"));
+        let now = swap("/v1/apply?wait=true", &files("other.yaml", &other));
+        for to in [before, now].repeat(10) {
+            assert_eq!(swap("/v1/rollback?wait=true", &json!({ "to": to })), to);
+        }
+        (before, swaps) = (now, swaps + 21);
+        held.exchange(&format!("after {swaps} changes"));
     }
     mesh.change("judge.yaml", "");
     held.exchange("without a route");

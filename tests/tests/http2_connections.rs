@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
 use meshring_core::{
-    limits::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX},
+    limits::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX, HTTP2_STREAMS_MAX},
     table::model::UpstreamProtocol,
 };
 use meshring_tests::{
@@ -13,11 +13,12 @@ use meshring_tests::{
         WINDOW_UPDATE, block, code, field,
     },
     generate::{assert_same_bytes, body},
-    h2::{Connection, Opening, get, request},
+    h2::{Connection, Message, Opening, get, request},
     h2_application::{Application, Hop},
     on_both_drivers,
     proxy::Driver,
     upstream::{Upstream, ok},
+    wait,
 };
 
 on_both_drivers! {
@@ -34,6 +35,7 @@ on_both_drivers! {
     frames_that_no_client_may_send_end_the_connection
     what_is_unknown_is_ignored
     a_half_written_preface_is_no_request
+    more_streams_than_are_allowed_are_refused
 }
 
 fn item_77_cookie_crumbs_are_joined_and_each_counts(driver: Driver) {
@@ -385,4 +387,24 @@ fn a_half_written_preface_is_no_request(driver: Driver) {
         let status = client.response().status;
         assert!(matches!(status, 400 | 404 | 505), "{bytes:?}: {status}");
     }
+}
+
+/// What httpwg cannot see where each request is answered before the next one comes.
+fn more_streams_than_are_allowed_are_refused(driver: Driver) {
+    let hop = Hop::before(driver, Application::answering(|_, _, _| ()));
+    let mut client = hop.connect();
+    let held: Vec<u32> = (0..HTTP2_STREAMS_MAX).map(|_| client.request(&get("echo", "/held"), true)).collect();
+    for _ in 0..3 {
+        let beyond = client.request(&get("echo", "/beyond"), true);
+        client.response(beyond).expect_reset(code::REFUSED_STREAM);
+    }
+    let has_come = |path: &str, count: usize| {
+        let of = |message: &Message| message.fields.value(":path") == Some(path);
+        hop.application.received().iter().filter(|message| of(message)).count() == count
+    };
+    wait::until("those that are allowed", || has_come("/held", held.len()).then_some(()));
+    client.send(frames::reset(held[50], code::CANCEL));
+    let after = client.request(&get("echo", "/after"), true);
+    wait::until("one in the place of another", || has_come("/after", 1).then_some(()));
+    assert!(has_come("/beyond", 0) && client.message(after).reset.is_none());
 }

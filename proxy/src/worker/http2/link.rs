@@ -239,7 +239,8 @@ impl Link {
                 Some(Ok(_)) if !half.is_truncated() => {
                     self.with(|protocol, out| protocol.end(out));
                     side.borrow_mut().received(self);
-                    return Ok(self.outlive(half).await);
+                    self.outlive(half).await;
+                    return Ok(());
                 }
                 Some(_) => {
                     self.with(|protocol, _| protocol.lose());
