@@ -59,6 +59,8 @@ struct Report {
     run_parent: String,
     /// From the start of the call to the whole of its answer.
     call_us: LatencySummary,
+    /// Of that, until the last worker has acknowledged, as control measures it; the rest is the way back and writing to the disk.
+    acknowledged_us: LatencySummary,
     /// Of that, from resources to snapshot, as control measures it.
     compile_us: LatencySummary,
     /// Of that, from the first proxy asked to the last one answered, as control measures it.
@@ -83,6 +85,7 @@ fn weight(index: usize) -> u32 {
 
 struct Tally {
     call: Latencies,
+    acknowledged: Latencies,
     compile: Latencies,
     prepare: Latencies,
     refused: usize,
@@ -95,6 +98,7 @@ impl Tally {
     fn new() -> anyhow::Result<Self> {
         Ok(Self {
             call: Latencies::new()?,
+            acknowledged: Latencies::new()?,
             compile: Latencies::new()?,
             prepare: Latencies::new()?,
             refused: 0,
@@ -115,6 +119,7 @@ impl Tally {
             }
         };
         let millis = |millis: f64| std::time::Duration::from_secs_f64(millis.max(0.0) / 1e3);
+        self.acknowledged.record(millis(outcome.applied.ms));
         self.compile.record(millis(outcome.compile_ms));
         self.prepare.record(millis(outcome.prepare_ms));
         self.stale += outcome.stale.len();
@@ -137,6 +142,7 @@ impl Tally {
             changes: args.changes,
             run_parent: args.run_parent.path().display().to_string(),
             call_us,
+            acknowledged_us: self.acknowledged.summary(),
             compile_us: self.compile.summary(),
             prepare_us: self.prepare.summary(),
             refused: self.refused,
@@ -178,17 +184,18 @@ fn text(report: &Report) -> String {
     let Report { proxies, changes, run_parent, refused, incomplete, stale, .. } = report;
     let mut text = format!(
         "{changes} changes of one weight, {proxies} proxies with 1 worker each, run directory in {run_parent}; milliseconds\n\
-         from the call to the answer that every worker has acknowledged:\n\n                        p50      p90      p99      max\n"
+         from the call to the answer that every worker has acknowledged:\n\n                          p50      p90      p99      max\n"
     );
     let rows = [
         ("whole call", &report.call_us),
+        ("  until the last ack", &report.acknowledged_us),
         ("  of that compile", &report.compile_us),
         ("  of that prepare", &report.prepare_us),
     ];
     for (name, LatencySummary { p50, p90, p99, max, .. }) in rows {
         let [p50, p90, p99, max] = [p50, p90, p99, max].map(|micros| micros / 1e3);
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "{name:<18} {p50:>8.2} {p90:>8.2} {p99:>8.2} {max:>8.2}");
+        let _ = writeln!(text, "{name:<20} {p50:>8.2} {p90:>8.2} {p99:>8.2} {max:>8.2}");
     }
     let verdict = if report.goal_reached { "reached" } else { "missed" };
     let _ = writeln!(
@@ -211,7 +218,7 @@ mod tests {
     use crate::mesh::api::{Applied, Outcome};
 
     fn answered(millis: u64, workers_current: usize) -> Answered {
-        let applied = Applied { complete: true, proxies: 2, workers_current };
+        let applied = Applied { complete: true, proxies: 2, workers_current, ms: 1.0 };
         let outcome =
             Outcome { new_generation: true, bytes: 1, compile_ms: 0.5, prepare_ms: 0.25, stale: Vec::new(), applied };
         Answered { time: Duration::from_millis(millis), outcome: Ok(outcome) }

@@ -117,7 +117,8 @@ pub const BODY_GRACE_MS: u64 = 20_000;
 /// Of what is said in `grpc-message`, in bytes before it is encoded: an external authorizer's answer may be a whole page, and
 /// a client takes 8 KiB of fields.
 pub const GRPC_MESSAGE_BYTES_MAX: usize = 1024;
-/// An idle downstream connection is closed after this time, in milliseconds (Envoy: 1 h).
+/// An idle downstream connection, of HTTP/1.1 or HTTP/2, is closed after this time unless `--idle-timeout` says otherwise, in
+/// milliseconds (Envoy: 1 h).
 pub const DOWNSTREAM_IDLE_MS_MAX: u64 = 3_600_000;
 /// Silence while a body is awaited from or accepted by a peer, in milliseconds (Envoy's stream idle timeout: 5 min).
 pub const BODY_IDLE_MS_MAX: u64 = 300_000;
@@ -141,16 +142,19 @@ pub const SERVER_FIRST_MS_MAX: u64 = 10_000;
 /// How long a client of a port for bytes may be silent before it is taken for one without TLS, where both are allowed
 /// (PERMISSIVE), in milliseconds. A sidecar sends its ClientHello at once; one that was lost on the way is sent again after 200 ms.
 pub const PERMISSIVE_MS: u64 = 250;
-/// To establish an upstream connection, in milliseconds (Istio's connectTimeout default: 10 s).
+/// To establish an upstream connection unless `--connect-timeout` says otherwise, in milliseconds (Istio's connectTimeout
+/// default: 10 s).
 pub const CONNECT_MS_MAX: u64 = 10_000;
-/// Silence of an upstream before its response head when a route sets no timeout, in milliseconds (Envoy: 5 min).
+/// Silence of an upstream before and within its response when a route sets no timeout, unless `--response-timeout` says
+/// otherwise, in milliseconds (Envoy's stream idle timeout: 5 min).
 pub const RESPONSE_HEAD_MS_MAX: u64 = 300_000;
 /// Silence of a gRPC client or server in the middle of a call without a deadline, in milliseconds: watches and subscriptions say
 /// nothing for long, and Istio sets no limit at all (Envoy's `stream_idle_timeout: 0`). Peers that are gone are found out by
 /// HTTP/2 PING and by TCP; this is for those that are there and have forgotten.
 pub const GRPC_SILENCE_MS_MAX: u64 = 3_600_000;
-/// An idle upstream connection is closed after this time, in milliseconds: below the 60 s or 75 s keep-alive of common
-/// servers, so that we close first and no request meets a closing connection.
+/// An idle upstream connection is closed after this time unless `--upstream-idle-timeout` says otherwise, in milliseconds: below
+/// the 60 s or 75 s keep-alive of common servers, so that we close first and no request meets a closing connection. (Envoy and
+/// Istio: 1 h, and a retry where that meets one.)
 pub const UPSTREAM_IDLE_MS_MAX: u64 = 50_000;
 /// A connection whose server announces `Keep-Alive: timeout` is not used within so many milliseconds of it: the request
 /// would cross the server's close.
@@ -158,7 +162,8 @@ pub const KEEP_ALIVE_MARGIN_MS: u64 = 1_000;
 /// A request that must not be sent twice goes on a pooled connection only if that was idle for less than this, in
 /// milliseconds: below the shortest keep-alive timeout of common servers (gunicorn: 2 s; Node.js, Apache: 5 s).
 pub const UPSTREAM_IDLE_ONCE_MS_MAX: u64 = 1_000;
-/// Idle upstream connections that a worker keeps per endpoint.
+/// Idle upstream connections that a worker keeps per endpoint unless `--upstream-idle-max` says otherwise. (Envoy keeps whatever a
+/// burst has opened for an hour.)
 pub const UPSTREAM_IDLE_PER_ENDPOINT_MAX: usize = 256;
 /// Attempts for one request in all: the first, and more only where no byte of the request can have been processed.
 pub const ATTEMPTS_MAX: u32 = 3;
@@ -233,8 +238,6 @@ pub const TCP_UNACKNOWLEDGED_MS_MAX: u32 = 20_000;
 pub const HTTP2_SETTINGS_MS_MAX: u64 = 3_000;
 /// How long a peer may take to accept the last frames of a connection, in milliseconds: one that is gone never does.
 pub const HTTP2_LAST_WORDS_MS_MAX: u64 = 5_000;
-/// A connection without requests is ended after this time, in milliseconds: as with HTTP/1.1.
-pub const HTTP2_IDLE_MS_MAX: u64 = DOWNSTREAM_IDLE_MS_MAX;
 
 // ---- security -----------------------------------------------------------------------------------------------------
 

@@ -6,8 +6,9 @@ use anyhow::Context;
 use clap::Parser;
 use meshring_core::{
     limits::{
-        BODY_GRACE_MS, BODY_RATE_MIN, BUFFER_BYTES, HOST_BYTES_MAX, REQUEST_HEAD_MS_MAX, TRUSTED_HOPS_MAX,
-        TUNNEL_IDLE_MS_MAX, WORKERS_MAX,
+        BODY_GRACE_MS, BODY_RATE_MIN, BUFFER_BYTES, CONNECT_MS_MAX, DOWNSTREAM_IDLE_MS_MAX, HOST_BYTES_MAX,
+        REQUEST_HEAD_MS_MAX, RESPONSE_HEAD_MS_MAX, TRUSTED_HOPS_MAX, TUNNEL_IDLE_MS_MAX, UPSTREAM_IDLE_MS_MAX,
+        UPSTREAM_IDLE_PER_ENDPOINT_MAX, WORKERS_MAX,
     },
     link::JoinToken,
 };
@@ -112,6 +113,27 @@ pub(crate) struct Tuning {
     /// Silence in both directions after which a tunnel (an upgraded connection, or CONNECT) is closed.
     #[arg(long, value_name = "DURATION", default_value_t = Milliseconds(TUNNEL_IDLE_MS_MAX))]
     pub(crate) tunnel_idle_timeout: Milliseconds,
+
+    /// How long a client's connection may be without a request before it is closed.
+    #[arg(long, value_name = "DURATION", default_value_t = Milliseconds(DOWNSTREAM_IDLE_MS_MAX))]
+    pub(crate) idle_timeout: Milliseconds,
+
+    /// How long an upstream connection may take to be made, TLS included; beyond it 504.
+    #[arg(long, value_name = "DURATION", default_value_t = Milliseconds(CONNECT_MS_MAX))]
+    pub(crate) connect_timeout: Milliseconds,
+
+    /// How long an upstream may be silent before and within its response, where the rule sets no timeout; beyond it 504. Calls of gRPC have an hour.
+    #[arg(long, value_name = "DURATION", default_value_t = Milliseconds(RESPONSE_HEAD_MS_MAX))]
+    pub(crate) response_timeout: Milliseconds,
+
+    /// How long an upstream connection is kept without a request. More than the server's own limit means that requests meet
+    /// connections that are being closed.
+    #[arg(long, value_name = "DURATION", default_value_t = Milliseconds(UPSTREAM_IDLE_MS_MAX))]
+    pub(crate) upstream_idle_timeout: Milliseconds,
+
+    /// Upstream connections without a request that a worker keeps for each endpoint; 0: each request has a connection of its own.
+    #[arg(long, value_name = "N", default_value_t = UPSTREAM_IDLE_PER_ENDPOINT_MAX as u32)]
+    pub(crate) upstream_idle_max: u32,
 
     /// What outbound listeners are for; see [`Config::prepared`].
     #[arg(skip)]

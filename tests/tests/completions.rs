@@ -56,7 +56,8 @@ fn fish_completes_a_command_an_option_and_a_value() {
 fn elvish_and_powershell_have_scripts_with_all_commands_and_a_shell_without_one_is_told_so() {
     // Elvish knows the variable that its script sets at a terminal only, and Debian has no PowerShell.
     for shell in ["elvish", "powershell"] {
-        let script = &meshring(&["completions", shell]).expect(0).stdout;
+        let ran = meshring(&["completions", shell]);
+        let script = &ran.expect(0).stdout;
         assert!(
             ["apply", "rollback", "explain", "completions"].iter().all(|command| script.contains(command)),
             "{shell}"

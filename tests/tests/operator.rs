@@ -478,3 +478,30 @@ fn the_configuration_directory_is_only_read() {
     let names = |dir: &Path| -> Vec<_> { fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect() };
     assert_eq!(names(&mesh.control.dir().join("config")), ["shop.yaml"]);
 }
+
+#[test]
+fn a_change_that_cannot_be_stored_is_refused_or_said_to_be_lost_with_control() {
+    let mesh = Mesh::start();
+    let first = mesh.apply("v1.yaml", &split(100, 0));
+    let file = mesh.control.file("v2.yaml", &split(0, 100));
+    // No file can be written, and none replaced, where a directory is.
+    let in_the_way = |name: &str| {
+        let path = mesh.control.run_dir().join(name);
+        fs::create_dir_all(path.join("x")).unwrap();
+        path
+    };
+    let written = in_the_way("applied.json.tmp");
+    let refused = mesh.control.meshring(&["apply", "-f", &file]);
+    assert!(refused.expect(1).stderr.contains("cannot store what was applied"), "{refused:?}");
+    assert_eq!(mesh.ask(), (first, "v1".into()));
+    fs::remove_dir_all(written).unwrap();
+
+    fs::remove_file(mesh.control.run_dir().join("applied.json")).unwrap();
+    let replaced = in_the_way("applied.json");
+    let live = mesh.control.meshring(&["apply", "-f", &file]);
+    assert!(live.expect(1).stderr.contains("is active, but it is lost when control ends"), "{live:?}");
+    assert_eq!(mesh.ask().1, "v2");
+    fs::remove_dir_all(replaced).unwrap();
+    let again = mesh.control.meshring(&["apply", "-f", &file]);
+    again.expect(0);
+}

@@ -57,6 +57,8 @@ pub(crate) struct Applied {
     pub(crate) complete: bool,
     pub(crate) proxies: usize,
     pub(crate) workers_current: usize,
+    /// From the call, as control has received it, to the last acknowledgement, in milliseconds.
+    pub(crate) ms: f64,
 }
 
 /// An answered apply.

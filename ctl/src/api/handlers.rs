@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     apply::{Published, Publisher, Refusal},
-    control::{Control, fleet::Proxy},
+    control::{Control, fleet::Proxy, scribe::Settled},
     diagnostic::Severity,
     explain::{self, Explanation, Hop},
     export,
@@ -59,14 +59,29 @@ async fn change(
 ) -> Answer<Outcome> {
     let begin = Instant::now();
     blocking(move || {
-        let published = body(&mut control.publisher())?;
+        let (published, settled) = {
+            let mut publisher = control.publisher();
+            let published = body(&mut publisher)?;
+            (published, publisher.settled())
+        };
         let mut outcome = Outcome::of(&published, query.dry_run);
         if query.wait && !query.dry_run {
             outcome.applied = Some(wait(&control, published.generation, false, query.timeout_ms, begin));
         }
+        survives(published.generation, settled)?;
         Ok(Json(outcome))
     })
     .await
+}
+
+/// Who is answered relies on the change: it must outlive this process.
+fn survives(generation: Generation, settled: Settled) -> Result<(), ApiError> {
+    settled.wait().map_err(|error| {
+        let told = format!(
+            "generation {generation} is active, but it is lost when control ends, since it cannot be stored: {error}"
+        );
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, told)
+    })
 }
 
 fn wait(control: &Control, generation: Generation, all: bool, timeout_ms: u64, begin: Instant) -> Applied {
@@ -118,8 +133,14 @@ pub(super) async fn diff(State(control): Shared, Body(files): Body<Files>) -> An
 pub(super) async fn applied(State(control): Shared, Parameters(query): Parameters<AppliedQuery>) -> Answer<Applied> {
     let begin = Instant::now();
     blocking(move || {
-        let published = control.publisher().rescan()?;
-        Ok(Json(wait(&control, published.generation, true, query.timeout_ms, begin)))
+        let (published, settled) = {
+            let mut publisher = control.publisher();
+            let published = publisher.rescan()?;
+            (published, publisher.settled())
+        };
+        let applied = wait(&control, published.generation, true, query.timeout_ms, begin);
+        survives(published.generation, settled)?;
+        Ok(Json(applied))
     })
     .await
 }

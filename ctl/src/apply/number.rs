@@ -60,13 +60,13 @@ impl Publisher {
     /// A proxy has connected that runs `running`. Where its number is beyond ours, or means something else here, our
     /// numbers go on above it, so that no number ever has two contents on this node.
     pub fn recognise(&mut self, running: Generation, checksum: u64) {
-        let highest = self.state.reserved.max(self.state.active);
+        let highest = self.given.max(self.state.active);
         let ours = self.fleet.retained_as(running).map(|content| content.checksum).or(self.state.checksum_of(running));
         let strange = running > highest || ours.is_some_and(|ours| ours != checksum);
         if running.0 == 0 || !strange {
             return;
         }
-        self.state.reserved = highest.max(running);
+        self.given = highest.max(running);
         match self.fleet.active_content() {
             None => {
                 // Nothing of ours to publish yet: the page says what proxies run.
@@ -80,7 +80,7 @@ impl Publisher {
                 self.renumber(&active, next);
             }
         }
-        self.state.store(&self.run_dir);
+        self.store_state();
         self.show();
     }
 

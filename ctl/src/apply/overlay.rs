@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::{
-    control::run_dir::RunDir,
+    control::run_dir::{Pending, RunDir},
     diagnostic::Diagnostic,
     source::{self, Cache, SourceFile},
     spec::{Key, Resource},
@@ -88,8 +88,8 @@ impl Overlay {
         kept.chain(self.resources.values()).cloned().collect()
     }
 
-    /// Writes it to the run directory.
-    pub fn store(&self, run_dir: &RunDir) -> io::Result<()> {
+    /// Writes it to the run directory, beside the one before.
+    pub fn write(&self, run_dir: &RunDir) -> io::Result<Pending> {
         let mut files: Vec<StoredFile<'_>> = Vec::new();
         let mut index: HashMap<(Arc<str>, *const u8), usize> = HashMap::new();
         for resource in self.resources.values() {
@@ -103,7 +103,7 @@ impl Overlay {
         // With the Secrets among them, in a file for control alone.
         let mut bytes = SecretBytes::default();
         serde_json::to_writer(&mut bytes, &Stored { files })?;
-        run_dir.store(FILE_NAME, &bytes)
+        run_dir.write(FILE_NAME, &bytes)
     }
 
     /// Reads what a predecessor has stored. Errors among the diagnostics mean that this version refuses what an earlier

@@ -28,6 +28,7 @@ use crate::{
         fleet::{Fleet, Prepared, Retained},
         jwks,
         run_dir::RunDir,
+        scribe::{Scribe, Settled},
         state::{Checksum, HistoryEntry, RolledBack, State},
         view::{Problem, View},
     },
@@ -99,6 +100,9 @@ pub struct Publisher {
     /// What this version refuses of the stored overlay: nothing is published without what the user has applied.
     overlay_errors: Vec<Diagnostic>,
     pub(super) state: State,
+    /// The highest number that this process or one before it can have given to a proxy.
+    pub(super) given: Generation,
+    scribe: Scribe,
     world: Arc<World>,
     diagnostics: Vec<Diagnostic>,
     problem: Option<Problem>,
@@ -117,7 +121,10 @@ impl Publisher {
         let (overlay, mut overlay_errors) = Overlay::load(&run_dir)?;
         overlay_errors.retain(Diagnostic::is_error);
         let jwks = jwks::load(&run_dir);
+        let given = state.reserved;
         let mut publisher = Self {
+            given,
+            scribe: Scribe::start(Arc::clone(&run_dir), given)?,
             run_dir,
             fleet,
             view,
@@ -232,7 +239,7 @@ impl Publisher {
         } else {
             self.fleet.restore(sealed(self.state.active)?);
         }
-        self.state.store(&self.run_dir);
+        self.store_state();
         tracing::info!("generation {} is active as before: the configuration has not changed", self.state.active);
         Ok(())
     }
@@ -247,11 +254,31 @@ impl Publisher {
     }
 
     /// Second phase: what the state says is active becomes it. It is shown first: whoever has seen a worker run the
-    /// generation also sees its resources. It is stored last: that takes longer than all workers need.
+    /// generation also sees its resources. It is stored meanwhile: that takes longer than all workers need.
     pub(super) fn activate(&mut self) {
         self.show();
         self.fleet.commit(self.state.active);
-        self.state.store(&self.run_dir);
+        self.store_state();
+    }
+
+    /// Stores what a successor must know, with one number more than was given.
+    pub(super) fn store_state(&mut self) {
+        self.state.reserved = Generation(self.given.0 + 1);
+        self.scribe.state(self.state.clone());
+    }
+
+    /// To be waited for, without holding the publisher, before a change is said to survive this process.
+    #[must_use]
+    pub fn settled(&self) -> Settled {
+        self.scribe.settled()
+    }
+
+    /// For an orderly end: all is stored, and no number stays reserved that was not given.
+    pub fn close(&mut self) {
+        self.state.reserved = self.given;
+        self.scribe.state(self.state.clone());
+        // Logged where it has failed.
+        let _ = self.settled().wait();
     }
 
     /// Notes what is in effect now.
@@ -332,16 +359,18 @@ impl Publisher {
             prepare_ms: 0.0,
             rolled_back: self.state.rolled_back,
         };
-        let store_overlay = |run_dir: &RunDir| {
-            overlay.store(run_dir).map_err(|source| Refusal::System { action: "cannot store what was applied", source })
+        // Its predecessor must be in its place, which it nearly always is.
+        let _ = self.settled().wait();
+        let write_overlay = |run_dir: &RunDir| {
+            overlay.write(run_dir).map_err(|source| Refusal::System { action: "cannot store what was applied", source })
         };
         let has_content = self.fleet.active_content().is_some();
         if has_content && (checksum == self.state.desired.0 || checksum == self.state.checksum.0) {
-            store_overlay(&self.run_dir)?;
+            self.scribe.replace(write_overlay(&self.run_dir)?);
             // The sources have come back to what a rollback had made active: nothing is left to be undone.
             if checksum == self.state.checksum.0 && self.state.rolled_back.take().is_some() {
                 self.state.desired = Checksum(checksum);
-                self.state.store(&self.run_dir);
+                self.store_state();
             }
             published.rolled_back = self.state.rolled_back;
             self.accept(compiled, files, overlay);
@@ -352,35 +381,46 @@ impl Publisher {
         let content = Retained::seal(&compiled.encoded, generation)
             .map_err(|source| Refusal::System { action: "memfd for a snapshot", source })?;
         let begin = Instant::now();
-        published.prepared = self.fleet.prepare(&content, Duration::from_millis(PREPARE_MS_MAX));
-        published.prepare_ms = begin.elapsed().as_secs_f64() * 1e3;
+        // Where there is no room for it, nothing is changed; to look for that costs no time of the proxies'.
+        let (prepared, written) = std::thread::scope(|scope| {
+            let written = scope.spawn(|| write_overlay(&self.run_dir));
+            let prepared = self.fleet.prepare(&content, Duration::from_millis(PREPARE_MS_MAX));
+            published.prepare_ms = begin.elapsed().as_secs_f64() * 1e3;
+            (prepared, written.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        published.prepared = prepared;
         let refused = std::mem::take(&mut published.prepared.refused);
-        let stored = if refused.is_empty() {
-            store_overlay(&self.run_dir)
-        } else {
-            Err(Refusal::Proxies { generation, refused })
+        let written = if refused.is_empty() { written } else { Err(Refusal::Proxies { generation, refused }) };
+        let written = match written {
+            Ok(written) => written,
+            Err(refusal) => {
+                self.fleet.withdraw(generation);
+                self.show();
+                return Err(refusal);
+            }
         };
-        if let Err(refusal) = stored {
-            self.fleet.withdraw(generation);
-            self.show();
-            return Err(refusal);
-        }
         self.state.desired = Checksum(checksum);
         self.state.rolled_back = None;
         self.state.file_resources = files.resources.len();
         self.remember(&content, cause, &published.changes);
         self.accept(compiled, files, overlay);
+        self.scribe.replace(written);
         self.activate();
         log_publication(generation, &published, cause);
         Ok(Published { generation, new: true, rolled_back: None, ..published })
     }
 
-    /// The next number, written down before any proxy hears of it: it never gets a second content, crash or not.
+    /// The next number, written down before any proxy hears of it: it never gets a second content, crash or not. The change before has
+    /// written it down already, unless it is the first one.
     pub(super) fn next_number(&mut self) -> Generation {
-        let highest = self.state.reserved.max(self.state.active).max(self.fleet.active());
-        self.state.reserved = Generation(highest.0 + 1);
-        self.state.store(&self.run_dir);
-        self.state.reserved
+        let highest = self.given.max(self.state.active).max(self.fleet.active());
+        self.given = Generation(highest.0 + 1);
+        if self.given > self.scribe.reserved() {
+            self.store_state();
+            // Logged where it has failed.
+            let _ = self.settled().wait();
+        }
+        self.given
     }
 
     /// Notes what becomes active, and why.

@@ -13,6 +13,7 @@ pub mod link;
 pub mod materials;
 pub mod permission;
 pub mod run_dir;
+pub mod scribe;
 pub mod state;
 pub mod view;
 pub mod watch;
@@ -203,6 +204,7 @@ pub fn run(options: Options) -> Result<(), StartError> {
     let outcome = runtime.block_on(api::serve(&control, api_socket, admin)).map_err(system("API"));
     tracing::info!("control ends; proxies go on with generation {}", control.fleet.active());
     run_dir.remove_sockets();
+    control.publisher().close();
     drop(workload_api);
     // Handlers that wait for acknowledgements must not hold up the end.
     runtime.shutdown_background();

@@ -65,6 +65,39 @@ pub enum RunDirError {
     },
 }
 
+/// A file that is written, and not yet in its place. Of one name there is one at a time.
+#[derive(Debug)]
+#[must_use = "it is not in its place"]
+pub struct Pending {
+    temporary: PathBuf,
+    path: PathBuf,
+    is_replaced: bool,
+}
+
+impl Pending {
+    /// Where it is to be.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Puts it there.
+    pub fn replace(mut self) -> io::Result<()> {
+        fs::rename(&self.temporary, &self.path)?;
+        self.is_replaced = true;
+        Ok(())
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if !self.is_replaced {
+            // What was refused may hold Secrets. The next one of its name takes away what is left here.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
 /// A run directory that this process alone serves, as long as the value lives.
 #[derive(Debug)]
 pub struct RunDir {
@@ -124,6 +157,11 @@ impl RunDir {
     /// the disk: the run directory outlives the process, not the machine. Nobody else can read it, whatever the
     /// directory allows: what was applied may hold Secrets.
     pub fn store(&self, name: &str, content: &[u8]) -> io::Result<()> {
+        self.write(name, content)?.replace()
+    }
+
+    /// The first half of [`store`](Self::store): all that fails where there is no room and no right.
+    pub fn write(&self, name: &str, content: &[u8]) -> io::Result<Pending> {
         let temporary = self.path.join(format!("{name}.tmp"));
         // One that a crash has left has the mode that it was made with.
         match fs::remove_file(&temporary) {
@@ -131,7 +169,7 @@ impl RunDir {
             _ => {}
         }
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?.write_all(content)?;
-        fs::rename(&temporary, self.path.join(name))
+        Ok(Pending { temporary, path: self.path.join(name), is_replaced: false })
     }
 
     /// A file's content, `None` where it does not exist.
@@ -229,6 +267,8 @@ mod tests {
         for content in ["first", "second"] {
             run_dir.store("x", content.as_bytes()).unwrap();
             assert_eq!(run_dir.load("x").unwrap().as_deref(), Some(content.as_bytes()));
+            drop(run_dir.write("x", b"refused").unwrap());
+            assert!(!parent.path().join("x.tmp").exists());
             let mode = fs::metadata(parent.path().join("x")).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
         }

@@ -66,7 +66,8 @@ pub struct State {
     pub active: Generation,
     /// Its content's checksum.
     pub checksum: Checksum,
-    /// The highest number that was ever given to a proxy, refused ones included: a number never gets a second content.
+    /// No number above this was ever given to a proxy, refused ones included: a number never gets a second content. One ahead of the
+    /// last one given while control runs, so that the next change need not wait for the disk.
     pub reserved: Generation,
     /// Checksum of what the sources said at the last publication.
     pub desired: Checksum,
@@ -97,8 +98,8 @@ impl State {
         }
     }
 
-    /// Writes it. A failure is no reason to stop traffic from changing: it is logged.
-    pub fn store(&self, run_dir: &RunDir) {
+    /// Writes it; whether that went well. A failure is no reason to stop traffic from changing: it is logged.
+    pub fn store(&self, run_dir: &RunDir) -> bool {
         let stored =
             serde_json::to_vec(self).map_err(io::Error::other).and_then(|json| run_dir.store(FILE_NAME, &json));
         if let Err(error) = stored {
@@ -106,7 +107,9 @@ impl State {
                 "{}: {error}; after a restart control will publish the configuration under a new number",
                 run_dir.join(FILE_NAME).display()
             );
+            return false;
         }
+        true
     }
 
     /// Adds an entry and drops the oldest beyond the bound.
@@ -145,7 +148,7 @@ mod tests {
             });
         }
         assert_eq!((state.history.len(), state.history[0].generation), (HISTORY_MAX, Generation(50)));
-        state.store(&run_dir);
+        assert!(state.store(&run_dir));
         assert_eq!(State::load(&run_dir).unwrap(), state);
         std::fs::write(run_dir.join(FILE_NAME), b"{\"active\":").unwrap();
         assert_eq!(State::load(&run_dir).unwrap(), State::default());

@@ -101,7 +101,7 @@ impl<'a> Builder<'a> {
         Ok(self.roots)
     }
 
-    /// The field that is being read.
+    /// The field that is being read, or was read last.
     fn field(&self) -> String {
         self.field_below(None)
     }
@@ -109,7 +109,8 @@ impl<'a> Builder<'a> {
     fn field_below(&self, key: Option<&str>) -> String {
         let open = self.stack.iter().filter_map(|open| match open {
             Open::Sequence { items, .. } => Some(Step::Index(items.len())),
-            Open::Mapping { key, .. } => key.as_ref().map(|(key, _)| Step::Field(key)),
+            Open::Mapping { key: Some((key, _)), .. } => Some(Step::Field(key)),
+            Open::Mapping { entries, .. } => entries.last().map(|entry| Step::Field(&entry.key)),
         });
         path_of(&open.chain(key.map(Step::Field)).collect::<Vec<_>>())
     }
@@ -231,8 +232,8 @@ impl<'a> Builder<'a> {
 /// What to write instead of what the parser does not understand; its messages are those of saphyr-parser 0.3.
 fn hint(message: &str) -> &'static str {
     const HINTS: [(&[&str], &str); 12] = [
-        (&["tab"], "write spaces: YAML takes no tabs for indentation"),
         (&["unprintable", "UTF-8", "byte order mark"], "write text in UTF-8, without control characters"),
+        (&["tab"], "write spaces: YAML takes no tabs for indentation"),
         (&["recursion limit"], "write fewer lists and objects within one another"),
         (&["unknown anchor"], "write `&NAME` before the value that `*NAME` repeats; quote a text that begins with `*`"),
         (&["anchor"], "name each anchor once, in letters and digits; quote a text that begins with `&` or `*`"),

@@ -20,10 +20,7 @@ use std::{
 
 use meshring_core::{
     http::{error::Refusal, head::Bounds},
-    limits::{
-        CONNECTIONS_TURNED_AWAY_MAX, DOWNSTREAM_IDLE_MS_MAX, HANDOVER_DIFFERENCE_MIN, LISTEN_BACKLOG, UNSENT_BYTES_MAX,
-        UNTRACKED_MS,
-    },
+    limits::{CONNECTIONS_TURNED_AWAY_MAX, HANDOVER_DIFFERENCE_MIN, LISTEN_BACKLOG, UNSENT_BYTES_MAX, UNTRACKED_MS},
     stats::Counter,
     table::{
         ArchivedTable,
@@ -425,7 +422,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, conn: &mut Conn, listener: &Rc<Li
             }
             End::Idle if worker.draining() => return,
             End::Idle => {
-                if !conn.readable_until(now_ms() + DOWNSTREAM_IDLE_MS_MAX, true).await {
+                if !conn.readable_until(now_ms() + worker.limits.idle_ms_max, true).await {
                     return;
                 }
                 Begin::Readable

@@ -4,7 +4,7 @@ use std::{rc::Rc, sync::Arc};
 
 use meshring_core::{
     client_hello::HANDSHAKE_RECORD,
-    limits::{DOWNSTREAM_IDLE_MS_MAX, PERMISSIVE_MS, TLS_LINGER_BYTES_MAX, TLS_LINGER_MS},
+    limits::{PERMISSIVE_MS, TLS_LINGER_BYTES_MAX, TLS_LINGER_MS},
     stats::{Counter, TlsCounter},
     table::security::MtlsMode,
 };
@@ -74,7 +74,7 @@ pub(super) fn may_be_tls(worker: &Worker, listener: &Listener) -> bool {
 
 /// Waits for the first bytes of a connection; serves its handshake where they are one. `None`: it has ended.
 pub(super) async fn open(worker: &Rc<Worker>, conn: &mut Conn, listener: &Listener) -> Option<Begin> {
-    if !conn.readable_until(now_ms() + DOWNSTREAM_IDLE_MS_MAX, true).await {
+    if !conn.readable_until(now_ms() + worker.limits.idle_ms_max, true).await {
         return None;
     }
     let mut first = [0];
@@ -128,7 +128,7 @@ pub(super) async fn open_bytes(
             false
         }
         MtlsMode::Strict => {
-            if !conn.readable_until(now_ms() + DOWNSTREAM_IDLE_MS_MAX, true).await {
+            if !conn.readable_until(now_ms() + worker.limits.idle_ms_max, true).await {
                 return None;
             }
             true

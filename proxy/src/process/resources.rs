@@ -16,7 +16,10 @@ use meshring_core::limits::{
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::{config::Tuning, worker::limits::Limits};
+use crate::{
+    config::Tuning,
+    worker::limits::{Limits, PoolLimits},
+};
 
 /// Two descriptors per request in flight: the soft limit of 1,024 that many systems start with is for `select`. Returns
 /// the limit that holds now.
@@ -45,6 +48,10 @@ pub(super) fn limits(tuning: &Tuning, workers: usize, descriptors: u64, memory: 
         body_rate_min: tuning.min_body_rate,
         body_grace_ms: tuning.body_grace.0,
         request_body_bytes_max: tuning.request_body_max.unwrap_or(u64::MAX),
+        idle_ms_max: tuning.idle_timeout.0,
+        connect_ms_max: tuning.connect_timeout.0,
+        response_ms_max: tuning.response_timeout.0,
+        pool: PoolLimits { idle_ms_max: tuning.upstream_idle_timeout.0, idle_max: tuning.upstream_idle_max as usize },
         tunnel_idle_ms_max: tuning.tunnel_idle_timeout.0,
         buffer_bytes_max: tuning.buffer_bytes_max.unwrap_or_else(|| default_budget(memory, workers)),
         connections_max: tuning.connections_max.map_or(connections, |count| count as usize),

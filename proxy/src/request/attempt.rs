@@ -10,9 +10,7 @@ use std::{
 
 use meshring_core::{
     http::{fields::Fields, head::BodyFraming, request::RequestHead},
-    limits::{
-        ATTEMPTS_MAX, BUFFER_BYTES, CONNECT_MS_MAX, GRPC_SILENCE_MS_MAX, HOLD_BUFFER_MS_MAX, RESPONSE_HEAD_MS_MAX,
-    },
+    limits::{ATTEMPTS_MAX, BUFFER_BYTES, GRPC_SILENCE_MS_MAX, HOLD_BUFFER_MS_MAX},
     stats::{Counter, TlsCounter},
 };
 
@@ -78,8 +76,8 @@ pub(super) struct Sent {
 
 /// How long an upstream may be silent, in milliseconds. A stream of messages may have none for long; a call has a deadline where its
 /// client wants one.
-fn silence_ms_max(record: &Record<'_>, conn: &Conn) -> u64 {
-    if record.is_call() && conn.stream().is_some() { GRPC_SILENCE_MS_MAX } else { RESPONSE_HEAD_MS_MAX }
+fn silence_ms_max(worker: &Worker, record: &Record<'_>, conn: &Conn) -> u64 {
+    if record.is_call() && conn.stream().is_some() { GRPC_SILENCE_MS_MAX } else { worker.limits.response_ms_max }
 }
 
 impl Sending {
@@ -109,7 +107,7 @@ impl Sending {
         let total_at_ms = (timeout_ms > 0).then(|| record.started_ms() + u64::from(timeout_ms));
         record.due(total_at_ms);
         let replayable = body.ended();
-        let silence_ms_max = silence_ms_max(record, conn);
+        let silence_ms_max = silence_ms_max(worker, record, conn);
         // An upstream is silent from when it has all of the request, or is asked whether it wants the body.
         let head_at_ms = match replayable || head.expect_continue {
             true => record.started_ms() + silence_ms_max,
@@ -136,7 +134,7 @@ impl Sending {
     /// Of a whole request that has been sent: `parked` says how far it had come.
     pub(super) fn resumed(worker: &Worker, conn: &Conn, record: &Record<'_>, sent: Sent, parked: &Parked) -> Self {
         let &Parked { method, version, keep_alive, is_websocket, attempt, reuse, .. } = parked;
-        let silence_ms_max = silence_ms_max(record, conn);
+        let silence_ms_max = silence_ms_max(worker, record, conn);
         Self {
             head: RequestHead::gone(method, version, keep_alive),
             is_websocket,
@@ -319,7 +317,8 @@ async fn leased(
         return Err(Denial::NoEndpoint(plan.target.why_no_endpoint(pinned)).into());
     };
     let address = endpoint.address();
-    let left_ms = total_at_ms.map_or(CONNECT_MS_MAX, |total| total.saturating_sub(now_ms()).min(CONNECT_MS_MAX));
+    let connect_ms_max = worker.limits.connect_ms_max;
+    let left_ms = total_at_ms.map_or(connect_ms_max, |total| total.saturating_sub(now_ms()).min(connect_ms_max));
     if left_ms == 0 {
         worker.stats.add(Counter::UpstreamTimeouts, 1);
         let failure = Failure::Timeout;

@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, rc::Rc};
 
 use meshring_core::{
     http::{request::RequestHead, status::write_tunnel_head},
-    limits::{ATTEMPTS_MAX, BODY_IDLE_MS_MAX, CONNECT_MS_MAX},
+    limits::{ATTEMPTS_MAX, BODY_IDLE_MS_MAX},
     stats::Counter,
 };
 
@@ -179,16 +179,22 @@ pub(super) async fn connected(
     };
     let mut lease = match endpoint.carrier() {
         Some(carrier) => {
-            tunnel(worker, endpoint, carrier, slot, CONNECT_MS_MAX).await.map_err(|unleased| match unleased {
-                Unleased::Connect(error) => unconnected(error),
-                Unleased::Secure(error) => unsecured(error),
+            tunnel(worker, endpoint, carrier, slot, worker.limits.connect_ms_max).await.map_err(|unleased| {
+                match unleased {
+                    Unleased::Connect(error) => unconnected(error),
+                    Unleased::Secure(error) => unsecured(error),
+                }
             })?
         }
-        None => endpoint.lease(&worker.deadlines, Reuse::Never, CONNECT_MS_MAX).await.map_err(unconnected)?,
+        None => {
+            endpoint.lease(&worker.deadlines, Reuse::Never, worker.limits.connect_ms_max).await.map_err(unconnected)?
+        }
     };
     worker.stats.add(Counter::UpstreamConnects, 1);
     if let Some(origination) = endpoint.security() {
-        secure(worker, &mut lease.conn, slot, origination, offer, CONNECT_MS_MAX).await.map_err(unsecured)?;
+        secure(worker, &mut lease.conn, slot, origination, offer, worker.limits.connect_ms_max)
+            .await
+            .map_err(unsecured)?;
     }
     Ok(lease)
 }

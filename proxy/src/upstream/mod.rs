@@ -11,10 +11,7 @@ use std::{
 };
 
 use meshring_core::{
-    limits::{
-        KEEP_ALIVE_MARGIN_MS, UPSTREAM_AVOID_MS, UPSTREAM_HTTP1_ONLY_MS, UPSTREAM_IDLE_MS_MAX,
-        UPSTREAM_IDLE_ONCE_MS_MAX, UPSTREAM_IDLE_PER_ENDPOINT_MAX,
-    },
+    limits::{KEEP_ALIVE_MARGIN_MS, UPSTREAM_AVOID_MS, UPSTREAM_HTTP1_ONLY_MS, UPSTREAM_IDLE_ONCE_MS_MAX},
     table::{
         model::{ArchivedCluster, ArchivedTable, Reach},
         protocol::HBONE_PORT,
@@ -27,6 +24,7 @@ use crate::worker::{
     conn::{Conn, exhausted},
     deadlines::{Deadlines, now_ms},
     http2::client::Multiplexed,
+    limits::PoolLimits,
 };
 
 #[derive(Debug)]
@@ -63,6 +61,7 @@ pub(crate) struct Endpoint {
     security: Option<Rc<Origination>>,
     /// Where the tunnels lead through that are its connections, instead of connections to its address.
     carrier: Option<Rc<Endpoint>>,
+    pool: PoolLimits,
     active: Cell<u32>,
     avoid_until_ms: Cell<u64>,
     idle: RefCell<Vec<Idle>>,
@@ -166,11 +165,17 @@ impl Drop for ActiveRequest {
 }
 
 impl Endpoint {
-    fn new(address: SocketAddr, security: Option<Rc<Origination>>, carrier: Option<Rc<Self>>) -> Rc<Self> {
+    fn new(
+        address: SocketAddr,
+        security: Option<Rc<Origination>>,
+        carrier: Option<Rc<Self>>,
+        pool: PoolLimits,
+    ) -> Rc<Self> {
         Rc::new(Self {
             address,
             security,
             carrier,
+            pool,
             active: Cell::new(0),
             avoid_until_ms: Cell::new(0),
             idle: RefCell::default(),
@@ -310,7 +315,7 @@ impl Endpoint {
 
     /// Drops idle connections that are too old or no longer open.
     fn sweep(&self, now_ms: u64) {
-        let idle_since_ms = now_ms.saturating_sub(UPSTREAM_IDLE_MS_MAX);
+        let idle_since_ms = now_ms.saturating_sub(self.pool.idle_ms_max);
         self.shared.borrow_mut().retain(|connection| connection.is_open() && !connection.is_idle_since(idle_since_ms));
         let mut idle = self.idle.borrow_mut();
         idle.retain(|idle| now_ms < idle.until_ms && idle.conn.is_quiet());
@@ -340,9 +345,10 @@ impl Lease {
             return;
         }
         let announced_ms = keep_alive_timeout_s.map_or(u64::MAX, |s| u64::from(s) * 1_000);
-        let idle_ms_max = announced_ms.saturating_sub(KEEP_ALIVE_MARGIN_MS).min(UPSTREAM_IDLE_MS_MAX);
+        let pool = active.0.pool;
+        let idle_ms_max = announced_ms.saturating_sub(KEEP_ALIVE_MARGIN_MS).min(pool.idle_ms_max);
         let mut idle = active.0.idle.borrow_mut();
-        if idle_ms_max > 0 && idle.len() < UPSTREAM_IDLE_PER_ENDPOINT_MAX {
+        if idle_ms_max > 0 && idle.len() < pool.idle_max {
             idle.push(Idle { conn, since_ms: now_ms, until_ms: now_ms + idle_ms_max });
         }
     }
@@ -404,13 +410,19 @@ pub(crate) struct Endpoints {
     /// By address and position of the origination in memory, which the endpoint keeps alive.
     by_address: RefCell<HashMap<EndpointKey, Rc<Endpoint>>>,
     originations: RefCell<HashSet<Rc<Origination>>>,
+    pool: PoolLimits,
 }
 
 impl Endpoints {
+    /// None yet.
+    pub(crate) fn new(pool: PoolLimits) -> Self {
+        Self { pool, ..Self::default() }
+    }
+
     /// Found or made.
     pub(crate) fn of(&self, address: SocketAddr, security: Option<&Rc<Origination>>) -> Rc<Endpoint> {
         let key = (address, security.map(Rc::as_ptr), false);
-        let make = || Endpoint::new(address, security.cloned(), None);
+        let make = || Endpoint::new(address, security.cloned(), None, self.pool);
         Rc::clone(self.by_address.borrow_mut().entry(key).or_insert_with(make))
     }
 
@@ -423,7 +435,7 @@ impl Endpoints {
         let carrier = self.of(SocketAddr::new(address.ip(), HBONE_PORT), Some(&origination));
         // The carrier keeps the origination alive.
         let key = (address, Some(Rc::as_ptr(&origination)), true);
-        let make = || Endpoint::new(address, None, Some(carrier));
+        let make = || Endpoint::new(address, None, Some(carrier), self.pool);
         Rc::clone(self.by_address.borrow_mut().entry(key).or_insert_with(make))
     }
 

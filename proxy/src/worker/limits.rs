@@ -1,9 +1,25 @@
 //! What one worker may use, and how long it waits for a client.
 
 use meshring_core::limits::{
-    BODY_GRACE_MS, BODY_RATE_MIN, BUDGET_BYTES_MAX, CONNECTIONS_PER_WORKER_MAX, REQUEST_HEAD_MS_MAX,
-    TLS_RECORDS_PER_KEY_MAX, TUNNEL_IDLE_MS_MAX,
+    BODY_GRACE_MS, BODY_RATE_MIN, BUDGET_BYTES_MAX, CONNECT_MS_MAX, CONNECTIONS_PER_WORKER_MAX, DOWNSTREAM_IDLE_MS_MAX,
+    REQUEST_HEAD_MS_MAX, RESPONSE_HEAD_MS_MAX, TLS_RECORDS_PER_KEY_MAX, TUNNEL_IDLE_MS_MAX, UPSTREAM_IDLE_MS_MAX,
+    UPSTREAM_IDLE_PER_ENDPOINT_MAX,
 };
+
+/// What a worker keeps of upstream connections that nobody uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PoolLimits {
+    /// For how long, in milliseconds.
+    pub(crate) idle_ms_max: u64,
+    /// How many for each endpoint.
+    pub(crate) idle_max: usize,
+}
+
+impl Default for PoolLimits {
+    fn default() -> Self {
+        Self { idle_ms_max: UPSTREAM_IDLE_MS_MAX, idle_max: UPSTREAM_IDLE_PER_ENDPOINT_MAX }
+    }
+}
 
 /// Resolved once at start, from the command line and the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +32,14 @@ pub(crate) struct Limits {
     pub(crate) body_grace_ms: u64,
     /// Largest request body, in bytes; `u64::MAX` for any.
     pub(crate) request_body_bytes_max: u64,
+    /// A downstream connection without a request, in milliseconds.
+    pub(crate) idle_ms_max: u64,
+    /// Making an upstream connection, in milliseconds.
+    pub(crate) connect_ms_max: u64,
+    /// Silence of an upstream before and within its response, where the rule has no timeout, in milliseconds.
+    pub(crate) response_ms_max: u64,
+    /// Upstream connections without a request.
+    pub(crate) pool: PoolLimits,
     /// Silence in both directions of a tunnel, in milliseconds.
     pub(crate) tunnel_idle_ms_max: u64,
     /// Bytes in buffers outside of the pool, beyond which new requests are refused.
@@ -34,6 +58,10 @@ impl Default for Limits {
             body_rate_min: BODY_RATE_MIN,
             body_grace_ms: BODY_GRACE_MS,
             request_body_bytes_max: u64::MAX,
+            idle_ms_max: DOWNSTREAM_IDLE_MS_MAX,
+            connect_ms_max: CONNECT_MS_MAX,
+            response_ms_max: RESPONSE_HEAD_MS_MAX,
+            pool: PoolLimits::default(),
             tunnel_idle_ms_max: TUNNEL_IDLE_MS_MAX,
             buffer_bytes_max: BUDGET_BYTES_MAX,
             connections_max: CONNECTIONS_PER_WORKER_MAX,

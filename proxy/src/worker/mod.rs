@@ -324,7 +324,7 @@ fn build(start: Start) -> std::io::Result<(Rc<Worker>, Vec<StdTcpListener>, StdU
         limits: start.limits,
         buffers: Rc::default(),
         deadlines: Rc::default(),
-        endpoints: Endpoints::default(),
+        endpoints: Endpoints::new(start.limits.pool),
         date: Clock::default(),
         request_ids: RequestIds::default(),
         tuning: start.tuning,

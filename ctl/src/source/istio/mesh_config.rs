@@ -251,7 +251,11 @@ fn document<'n>(r: &mut Reader<'_>, node: &'n Node<'_>, path: &Path<'_>) -> Opti
     let mut roots = match yaml::parse(&chunk) {
         Ok(roots) => roots,
         Err(error) => {
-            r.error(error.code, place(error.at), path, error.message, &error.hint);
+            let message = match error.field {
+                Some(field) => format!("{field}: {}", error.message),
+                None => error.message,
+            };
+            r.error(error.code, place(error.at), path, message, &error.hint);
             return None;
         }
     };

@@ -90,6 +90,11 @@ fn what_the_command_line_says_holds() {
         "--connections-max=60000",
         "--request-body-max=1000",
         "--tunnel-idle-timeout=60s",
+        "--idle-timeout=5s",
+        "--connect-timeout=250ms",
+        "--response-timeout=15s",
+        "--upstream-idle-timeout=2s",
+        "--upstream-idle-max=0",
     ];
     let limits = limits(&tuning(&arguments), 2, 100, &Memory { bytes: MIB, cgroup: None });
     let expected = Limits {
@@ -98,6 +103,10 @@ fn what_the_command_line_says_holds() {
         body_grace_ms: 2_000,
         request_body_bytes_max: 1_000,
         tunnel_idle_ms_max: 60_000,
+        idle_ms_max: 5_000,
+        connect_ms_max: 250,
+        response_ms_max: 15_000,
+        pool: PoolLimits { idle_ms_max: 2_000, idle_max: 0 },
         buffer_bytes_max: 1_048_576,
         connections_max: 60_000,
         ..Limits::default()

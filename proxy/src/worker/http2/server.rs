@@ -18,7 +18,7 @@ use meshring_core::{
 use super::{
     Origin, Stream,
     link::{Link, Side},
-    pulse::{Care, Pulse},
+    pulse::{Care, Pulse, Seen},
 };
 use crate::{
     accept::{Listener, Work},
@@ -102,7 +102,7 @@ impl Side for Server<'_> {
         if link.ask(|protocol| protocol.has_ended()) {
             self.timer.set_idle(now_ms() + DEADLINE_TICK_MS, RING);
         } else if self.pulse.is_none() && link.ask(|protocol| protocol.has_settings()) {
-            self.pulse = Some(Pulse::new(now_ms()));
+            self.pulse = Some(Pulse::new(now_ms(), self.worker.limits.idle_ms_max));
             self.timer.set_idle(now_ms(), RING);
         }
     }
@@ -125,14 +125,16 @@ impl Side for Server<'_> {
             self.timer.set_idle(now_ms() + HTTP2_ENDED_PING_INTERVAL_MS, RING);
             return false;
         }
-        let (has_pong, has_streams) = link.ask(|protocol| {
+        let received_bytes = link.received_bytes();
+        let (has_pong, seen) = link.ask(|protocol| {
             protocol.forgive();
-            (protocol.take_pong(), !protocol.is_idle())
+            let seen = Seen { received_bytes, has_streams: !protocol.is_idle(), last_id: protocol.last_id() };
+            (protocol.take_pong(), seen)
         });
         if has_pong {
             pulse.pong();
         }
-        let (care, next_ms) = pulse.check(now_ms(), link.received_bytes(), has_streams);
+        let (care, next_ms) = pulse.check(now_ms(), seen);
         self.timer.set_idle(next_ms, RING);
         match care {
             Care::None => {}

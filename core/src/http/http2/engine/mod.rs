@@ -282,6 +282,12 @@ impl<T: Wake + Default> Engine<T> {
         self.streams.len() == 0
     }
 
+    /// The highest id of a stream that the other side has opened; 0 for none.
+    #[must_use]
+    pub fn last_id(&self) -> u32 {
+        self.last_id
+    }
+
     /// Whether all is said: its end was announced, and no stream is left, or it has failed.
     #[must_use]
     pub fn is_done(&self) -> bool {
