@@ -3,6 +3,7 @@
 mod overflow;
 mod proofs;
 mod worn;
+mod worn_http2;
 
 use std::{
     io::{Read as _, Write as _},

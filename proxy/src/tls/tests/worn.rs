@@ -23,10 +23,10 @@ use crate::{
     },
 };
 
-const RECORDS_MAX: u64 = 8;
-const ROUNDS: usize = 100;
+pub(super) const RECORDS_MAX: u64 = 8;
+pub(super) const ROUNDS: usize = 100;
 
-fn limits() -> Limits {
+pub(super) fn limits() -> Limits {
     Limits { tls_records_per_key_max: RECORDS_MAX, ..Limits::default() }
 }
 
@@ -89,7 +89,7 @@ fn a_peer_that_never_changes_its_key_is_read_all_the_same() {
 }
 
 /// Where there are no other keys: TLS 1.2, and TLS 1.3 in a kernel before Linux 6.14.
-fn without_new_keys() -> Vec<Version> {
+pub(super) fn without_new_keys() -> Vec<Version> {
     let mut versions = vec![Version::Tls12];
     if !can_update_keys() {
         versions.push(Version::Tls13);
