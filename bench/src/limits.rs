@@ -97,6 +97,9 @@ pub(crate) const HOSTILE_OPEN_EACH_MAX: Duration = Duration::from_millis(3);
 /// Longest wait for one hostile connection: the kernel's queue may be full, and its SYN is sent again after a second.
 pub(crate) const HOSTILE_CONNECT_MAX: Duration = Duration::from_secs(10);
 
+/// Hostile connections whose handshake is under way: fewer than the queue of a listener has room for.
+pub(crate) const HOSTILE_CONNECTING_MAX: usize = 256;
+
 /// Connections to one peer from one loopback address: below the 28,232 ports of Linux' default range.
 pub(crate) const HOSTILE_PORTS_PER_ADDRESS: usize = 20_000;
 

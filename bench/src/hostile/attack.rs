@@ -4,17 +4,18 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
 
 use super::give_way;
-use crate::limits::{EVENTS_PER_WAIT_MAX, HOSTILE_CONNECT_MAX, HOSTILE_PORTS_PER_ADDRESS};
+use crate::limits::{EVENTS_PER_WAIT_MAX, HOSTILE_CONNECT_MAX, HOSTILE_CONNECTING_MAX, HOSTILE_PORTS_PER_ADDRESS};
 use crate::poller::{Interest, Poller, Token};
 
 /// How long is waited at most, and between two looks at whether to stop.
@@ -26,7 +27,8 @@ const TRICKLE_SPREAD: f64 = 0.618_033_988_749_895;
 /// What every connection of an attack does.
 #[derive(Debug, Clone)]
 pub(super) struct Attack {
-    pub(super) address: SocketAddr,
+    /// Connections go to them in turn.
+    pub(super) addresses: Vec<SocketAddr>,
     pub(super) connections: usize,
     /// Sent first.
     pub(super) begin: Vec<u8>,
@@ -105,6 +107,8 @@ impl Drop for Running {
 
 struct Connection {
     stream: Option<TcpStream>,
+    /// Whether it is more than a SYN.
+    is_open: bool,
     begun: Instant,
     sent: usize,
     status: Option<u16>,
@@ -115,6 +119,8 @@ struct Attacker {
     progress: Arc<Progress>,
     poller: Poller,
     connections: Vec<Connection>,
+    /// Of them, those that are not open yet.
+    connecting: usize,
     /// When which of them trickles next.
     due: BinaryHeap<Reverse<(Instant, usize)>>,
     ended: Vec<Ended>,
@@ -123,23 +129,37 @@ struct Attacker {
 impl Attacker {
     fn new(attack: Attack, progress: Arc<Progress>) -> anyhow::Result<Self> {
         let poller = Poller::new().context("cannot create an epoll set")?;
-        Ok(Self { attack, progress, poller, connections: Vec::new(), due: BinaryHeap::new(), ended: Vec::new() })
+        Ok(Self {
+            attack,
+            progress,
+            poller,
+            connections: Vec::new(),
+            connecting: 0,
+            due: BinaryHeap::new(),
+            ended: Vec::new(),
+        })
     }
 
     fn run(mut self) -> anyhow::Result<Vec<Ended>> {
-        give_way();
+        let mut has_given_way = false;
         let mut events = Vec::with_capacity(EVENTS_PER_WAIT_MAX);
         while !self.progress.stop.load(Ordering::Relaxed) {
             // Those that are open go on while others are being opened.
             let until = Instant::now() + WAIT_MAX;
-            while self.connections.len() < self.attack.connections && Instant::now() < until {
+            while self.may_open() && Instant::now() < until {
                 self.open()?;
             }
-            let opening = self.connections.len() < self.attack.connections;
-            self.poller.wait(&mut events, Some(if opening { Duration::ZERO } else { self.idle() }))?;
+            // With the least of shares it would take as long as anybody else on the machine wants.
+            if !has_given_way && self.progress.opened.load(Ordering::Relaxed) == self.attack.connections {
+                has_given_way = true;
+                give_way();
+            }
+            self.poller.wait(&mut events, Some(if self.may_open() { Duration::ZERO } else { self.idle() }))?;
             for event in &events {
                 let slot = event.token.slot as usize;
-                if event.writable {
+                if !self.connections[slot].is_open {
+                    self.opened(slot)?;
+                } else if event.writable {
                     self.flush(slot);
                 }
                 if event.readable {
@@ -151,18 +171,44 @@ impl Attacker {
         Ok(self.ended)
     }
 
+    fn may_open(&self) -> bool {
+        self.connections.len() < self.attack.connections && self.connecting < HOSTILE_CONNECTING_MAX
+    }
+
+    /// Begins to connect. One whose SYN is dropped, since the other side's queue is full, must not hold up those behind it.
     fn open(&mut self) -> anyhow::Result<()> {
         let slot = self.connections.len();
-        let stream = connected(self.attack.address, slot, self.attack.reads)
-            .with_context(|| format!("hostile connection {} of {}", slot + 1, self.attack.connections))?;
-        let interest = if self.attack.reads { Interest::Read } else { Interest::Nothing };
-        self.poller.add(&stream, Token { slot: slot as u32, turn: 0 }, interest)?;
+        let address = self.attack.addresses[slot % self.attack.addresses.len()];
+        let stream = begun(address, slot, self.attack.reads).with_context(|| self.name(slot))?;
+        self.poller.add(&stream, Token { slot: slot as u32, turn: 0 }, Interest::Write)?;
+        let connection =
+            Connection { stream: Some(stream), is_open: false, begun: Instant::now(), sent: 0, status: None };
+        self.connections.push(connection);
+        self.connecting += 1;
+        Ok(())
+    }
+
+    fn name(&self, slot: usize) -> String {
+        format!("hostile connection {} of {}", slot + 1, self.attack.connections)
+    }
+
+    /// It is connected, or will not be.
+    fn opened(&mut self, slot: usize) -> anyhow::Result<()> {
+        let Some(stream) = &self.connections[slot].stream else { return Ok(()) };
+        match stream.take_error()? {
+            None => stream.set_nodelay(true)?,
+            // It was open, and is not any more: reading tells.
+            Some(error) if error.kind() == ErrorKind::ConnectionReset => {}
+            Some(error) => return Err(error).with_context(|| self.name(slot)),
+        }
+        self.connecting -= 1;
         let now = Instant::now();
+        let connection = &mut self.connections[slot];
+        (connection.is_open, connection.begun) = (true, now);
         if let Some((_, interval)) = self.attack.trickle {
             let first = interval.mul_f64((slot as f64 * TRICKLE_SPREAD).fract());
             self.due.push(Reverse((now + first, slot)));
         }
-        self.connections.push(Connection { stream: Some(stream), begun: now, sent: 0, status: None });
         self.flush(slot);
         self.progress.opened.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -236,7 +282,27 @@ fn status(bytes: &[u8]) -> Option<u16> {
 
 /// A connection from an address that still has ports: each has some ten thousand of them towards one peer.
 pub(super) fn connected(address: SocketAddr, number: usize, reads: bool) -> io::Result<TcpStream> {
-    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let socket = bound(address, number, reads, SocketFlags::CLOEXEC)?;
+    // Bounds connecting, too, should the other side's queue be full.
+    sockopt::set_socket_timeout(socket.as_fd(), sockopt::Timeout::Send, Some(HOSTILE_CONNECT_MAX))?;
+    connect(socket.as_fd(), &address)?;
+    let stream = TcpStream::from(socket);
+    stream.set_nonblocking(true)?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// As [`connected`], without waiting for it: writable means connected, or that it failed.
+fn begun(address: SocketAddr, number: usize, reads: bool) -> io::Result<TcpStream> {
+    let socket = bound(address, number, reads, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    match connect(socket.as_fd(), &address) {
+        Ok(()) | Err(Errno::INPROGRESS) => Ok(socket.into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn bound(address: SocketAddr, number: usize, reads: bool, flags: SocketFlags) -> io::Result<OwnedFd> {
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
     if address.ip().is_loopback() {
         let from = Ipv4Addr::new(127, 0, 1, 1 + (number / HOSTILE_PORTS_PER_ADDRESS) as u8);
         bind(socket.as_fd(), &SocketAddr::from((from, 0)))?;
@@ -245,13 +311,7 @@ pub(super) fn connected(address: SocketAddr, number: usize, reads: bool) -> io::
         // Before connecting, so that the window is never larger.
         sockopt::set_socket_recv_buffer_size(socket.as_fd(), 4096)?;
     }
-    // Bounds connecting, too, should the other side's queue be full.
-    sockopt::set_socket_timeout(socket.as_fd(), sockopt::Timeout::Send, Some(HOSTILE_CONNECT_MAX))?;
-    connect(socket.as_fd(), &address)?;
-    let stream = TcpStream::from(socket);
-    stream.set_nonblocking(true)?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
+    Ok(socket)
 }
 
 #[cfg(test)]
@@ -265,7 +325,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let attack = Attack {
-            address,
+            addresses: vec![address],
             connections: 2,
             begin: b"GET / HTTP/1.1\r\n".to_vec(),
             trickle: Some((b"x", Duration::from_millis(1))),

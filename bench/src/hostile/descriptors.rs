@@ -43,7 +43,7 @@ pub(super) fn run(args: &HostileArgs, interrupted: &AtomicBool) -> anyhow::Resul
             return Ok(());
         }
         let attack = attack.get_or_insert_with(|| {
-            Attack { address, connections, begin: Vec::new(), trickle: None, reads: true }.start()
+            Attack { addresses: vec![address], connections, begin: Vec::new(), trickle: None, reads: true }.start()
         });
         descriptors_max = descriptors_max.max(usage::descriptors(site.pid)?);
         match at_limit {
@@ -80,7 +80,7 @@ pub(super) fn run(args: &HostileArgs, interrupted: &AtomicBool) -> anyhow::Resul
         "s",
         RECOVERY_MAX.as_secs_f64(),
     );
-    report.at_most("others' failures", under_attack.load.failed as f64, "requests", 0.0);
+    report.others(args, &[&under_attack]);
     report.tell("others' p99 without the attack", quiet.load.latency_us.p99, "us");
     report.tell("others' p99 at the limit", under_attack.load.latency_us.p99, "us");
     Ok(report)

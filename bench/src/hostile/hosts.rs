@@ -38,7 +38,7 @@ pub(super) fn run(args: &HostileArgs, interrupted: &AtomicBool) -> anyhow::Resul
     report.tell("requests, each with a Host of its own", requests as f64, "requests");
     report.at_least("answered 404", answers as f64, "requests", requests as f64);
     report.at_most("growth of proxy and control", after - before, "bytes", GROWTH_BYTES_MAX);
-    report.at_most("others' failures", load.load.failed as f64, "requests", 0.0);
+    report.others(args, &[&load]);
     report.tell("others' p99", load.load.latency_us.p99, "us");
     Ok(report)
 }

@@ -112,6 +112,11 @@ fn parse_attack_rate(text: &str) -> Result<f64, String> {
 }
 
 impl HostileArgs {
+    /// Requests per second that the normal load must have sent: all of them, but for the rounding of the last one.
+    fn rate_least(&self) -> f64 {
+        self.rate - 1.0
+    }
+
     fn connections(&self) -> usize {
         self.connections.unwrap_or(match self.drill {
             Drill::Descriptors => 400,

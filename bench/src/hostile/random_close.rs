@@ -75,7 +75,7 @@ pub(super) fn run(args: &HostileArgs, interrupted: &AtomicBool) -> anyhow::Resul
     let not_repeated = count(&seen.posts_not_repeated);
     report.tell("POSTs that met a closing connection and were not repeated", not_repeated, "requests");
     report.at_most("requests never executed beside those", never - not_repeated, "requests", 0.0);
-    report.at_most("others' failures", load.load.failed as f64, "requests", 0.0);
+    report.others(args, &[&load]);
     report.tell("others' p99", load.load.latency_us.p99, "us");
     Ok(report)
 }
@@ -110,7 +110,7 @@ fn send(
             Err(_) => (None, false),
         };
         let failed = match answered {
-            Some(response) if response.starts_with(b"HTTP/1.1 200 ") => None,
+            Some(response) if response.starts_with(b"HTTP/1.1 200 ") && response.ends_with(b"\r\n\r\nok") => None,
             Some(response) if is_post(number) && is_not_repeated(response) => Some(&seen.posts_not_repeated),
             _ if is_post(number) => Some(&seen.posts_failed),
             _ => Some(&seen.gets_failed),

@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::Drill;
+use super::site::Phase;
+use super::{Drill, HostileArgs};
 
 /// One figure of a drill.
 #[derive(Debug, Clone, Serialize)]
@@ -74,6 +75,16 @@ impl Report {
 
     pub(super) fn between(&mut self, name: &'static str, value: f64, unit: &'static str, least: f64, most: f64) {
         self.push(name, value, unit, Some(least), Some(most));
+    }
+
+    /// What the normal load has met meanwhile: that there was as much of it as was asked for, and that each request was answered with
+    /// a 2xx and the right body.
+    pub(super) fn others(&mut self, args: &HostileArgs, phases: &[&Phase]) {
+        let rates = phases.iter().map(|phase| phase.requests_per_s());
+        let least = rates.fold(f64::INFINITY, f64::min);
+        self.at_least("others' requests a second", least, "", args.rate_least());
+        let failed = phases.iter().map(|phase| phase.load.failed).sum::<u64>();
+        self.at_most("others' failures", failed as f64, "requests", 0.0);
     }
 }
 

@@ -7,9 +7,11 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use aws_lc_rs::digest::{SHA256, digest};
 
 use crate::limits::{GENERATOR_OVERRUN_MAX, READY_MAX};
 use crate::load::report::LoadReport;
+use crate::mesh::api::Api;
 use crate::mesh::{Mesh, ProxyStart};
 use crate::process::usage::{self, Memory};
 use crate::process::{Process, Spawn};
@@ -20,6 +22,8 @@ use crate::{backend, client};
 pub(super) const NORMAL: &str = "echo";
 /// The service that the attack is about, where it needs one of its own.
 pub(super) const ATTACKED: &str = "attacked";
+/// What it is answered with.
+const NORMAL_BODY_BYTES: usize = 100;
 /// Connections of the normal load.
 pub(super) const NORMAL_CONNECTIONS: usize = 16;
 /// Between two looks at the proxy's memory.
@@ -32,7 +36,10 @@ pub(super) struct Site<'a> {
     pub(super) address: SocketAddr,
     /// Of the proxy.
     pub(super) pid: u32,
+    /// Of further proxies on the same core, where one has too few descriptors for an attack: address and process.
+    others: Vec<(SocketAddr, u32)>,
     rate: f64,
+    api: Api,
     interrupted: &'a AtomicBool,
     _backends: Vec<Process>,
 }
@@ -50,6 +57,7 @@ pub(super) enum Attacked {
 /// A normal load, and what the proxy used meanwhile.
 pub(super) struct Phase {
     pub(super) load: LoadReport,
+    duration: Duration,
     /// The most that was seen.
     pub(super) memory_max: Memory,
     /// Of one core.
@@ -64,7 +72,7 @@ impl<'a> Site<'a> {
         interrupted: &'a AtomicBool,
     ) -> anyhow::Result<Self> {
         let mut mesh = Mesh::new(&args.run_parent.path(), interrupted)?;
-        let (backend, normal) = backend::start(None, 100, mesh.dir())?;
+        let (backend, normal) = backend::start(None, NORMAL_BODY_BYTES, mesh.dir())?;
         let mut backends = vec![backend];
         let mut config = service(NORMAL, normal);
         match *attacked {
@@ -83,7 +91,37 @@ impl<'a> Site<'a> {
         mesh.wait_until_current(&mut api, READY_MAX)?;
         mesh.wait_for("a first answer", READY_MAX, |_| Ok(is_served(address).then_some(())))?;
         let pid = mesh.proxy_pid()?;
-        Ok(Self { mesh, address, pid, rate: args.rate, interrupted, _backends: backends })
+        let others = Vec::new();
+        Ok(Self { mesh, address, pid, others, rate: args.rate, api, interrupted, _backends: backends })
+    }
+
+    /// One more proxy, for a part of the attack.
+    pub(super) fn start_another(&mut self, start: &ProxyStart) -> anyhow::Result<()> {
+        let (address, _) = self.mesh.start_proxy_with(1 + self.others.len(), start)?;
+        self.mesh.wait_until_current(&mut self.api, READY_MAX)?;
+        self.mesh.wait_for("a first answer", READY_MAX, |_| Ok(is_served(address).then_some(())))?;
+        self.others.push((address, self.mesh.proxy_pid()?));
+        Ok(())
+    }
+
+    /// Where the attack goes, in turn.
+    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
+        [self.address].into_iter().chain(self.others.iter().map(|(address, _)| *address)).collect()
+    }
+
+    /// Memory of all proxies.
+    pub(super) fn memory(&self) -> anyhow::Result<Memory> {
+        let mut sum = usage::memory(self.pid)?;
+        for (_, pid) in &self.others {
+            sum += usage::memory(*pid)?;
+        }
+        Ok(sum)
+    }
+
+    /// Requests and connections that were refused so far since something was used up.
+    pub(super) fn turned_away(&mut self) -> anyhow::Result<f64> {
+        let requests = self.api.counter("meshring_downstream_requests_overload_total")?;
+        Ok(requests + self.api.counter("meshring_downstream_connections_refused_total")?)
     }
 
     /// The normal load for so long; `during` is called now and then.
@@ -109,7 +147,7 @@ impl<'a> Site<'a> {
             self.mesh.check_alive()?;
             if looked.is_none_or(|at| at.elapsed() >= MEMORY_INTERVAL) {
                 looked = Some(Instant::now());
-                let memory = usage::memory(self.pid)?;
+                let memory = self.memory()?;
                 if memory.rss > memory_max.rss {
                     memory_max = memory;
                 }
@@ -120,7 +158,7 @@ impl<'a> Site<'a> {
         let printed = generator.read_to_end()?;
         let load = serde_json::from_str(&printed)
             .with_context(|| format!("the generator gave no report; {}", generator.quote_log()))?;
-        Ok(Phase { load, memory_max, cpu_share: cpu.as_secs_f64() / begun.elapsed().as_secs_f64() })
+        Ok(Phase { load, duration, memory_max, cpu_share: cpu.as_secs_f64() / begun.elapsed().as_secs_f64() })
     }
 
     fn arguments(&self, duration: Duration) -> Vec<OsString> {
@@ -133,6 +171,8 @@ impl<'a> Site<'a> {
             NORMAL_CONNECTIONS.to_string(),
             "--rate".to_owned(),
             self.rate.to_string(),
+            "--body-sha256".to_owned(),
+            body_sha256(NORMAL_BODY_BYTES),
             "--duration".to_owned(),
             format!("{}ns", duration.as_nanos()),
             "--output".to_owned(),
@@ -141,6 +181,19 @@ impl<'a> Site<'a> {
         .map(OsString::from)
         .into()
     }
+}
+
+impl Phase {
+    /// Requests with an answer, or a failure.
+    pub(super) fn requests_per_s(&self) -> f64 {
+        self.load.requests as f64 / self.duration.as_secs_f64()
+    }
+}
+
+/// Of the body that the backend answers with, in hexadecimal.
+fn body_sha256(bytes: usize) -> String {
+    let hash = digest(&SHA256, &vec![b'x'; bytes]);
+    hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Whether a new connection is served.

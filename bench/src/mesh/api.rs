@@ -95,6 +95,15 @@ impl Api {
         serde_json::from_slice(body).with_context(|| format!("control's answer to GET {path}"))
     }
 
+    /// The sum of a counter's values, of all proxies and workers.
+    pub(crate) fn counter(&mut self, name: &str) -> anyhow::Result<f64> {
+        let (status, body) = self.call("GET", "/metrics", &[])?;
+        if status != 200 {
+            bail!("control answers GET /metrics with {status}: {}", String::from_utf8_lossy(body));
+        }
+        sum_of(std::str::from_utf8(body)?, name).with_context(|| format!("control tells no {name}"))
+    }
+
     /// Applies files and waits for all workers.
     pub(crate) fn apply(&mut self, files: &Files<'_>) -> anyhow::Result<Answered> {
         let body = serde_json::to_vec(files)?;
@@ -150,6 +159,13 @@ impl Api {
     }
 }
 
+/// Of the values of one name in Prometheus' text format; none if it is not there.
+fn sum_of(text: &str, name: &str) -> Option<f64> {
+    let of_name = |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+    let values = text.lines().filter(|line| of_name(line)).map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
+    values.reduce(|sum, value| Some(sum? + value?))?
+}
+
 /// The head of an answer.
 #[derive(Debug, PartialEq, Eq)]
 struct Head {
@@ -187,6 +203,15 @@ mod tests {
         assert_eq!(parse_head(head).unwrap(), Some(Head { status: 409, bytes: head.len(), body_bytes: 12 }));
         assert!(parse_head(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").is_err());
         assert!(parse_head(b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn the_values_of_a_counter_are_added_up() {
+        let text =
+            "# TYPE a_total counter\na_total{worker=\"0\"} 3\na_total{worker=\"1\"} 4\na_total_more 9\nb_total 5\n";
+        assert_eq!(sum_of(text, "a_total"), Some(7.0));
+        assert_eq!(sum_of(text, "b_total"), Some(5.0));
+        assert_eq!(sum_of(text, "total"), None);
     }
 
     #[test]

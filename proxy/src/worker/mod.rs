@@ -212,6 +212,13 @@ impl Worker {
         self.buffers.used_bytes() >= self.limits.buffer_bytes_max || self.memory_pressure.load(Ordering::Relaxed)
     }
 
+    /// Whether there is no memory for more of those requests either that have begun: what they send may be a quarter more than the budget.
+    pub(crate) fn crowded(&self) -> bool {
+        let bytes_max = self.limits.buffer_bytes_max;
+        self.buffers.used_bytes() >= bytes_max.saturating_add(bytes_max / 4)
+            || self.memory_pressure.load(Ordering::Relaxed)
+    }
+
     /// One line about something refused, at most one per second, worker and code; the next one says how many came
     /// between. `reason` must have passed no byte of a peer that is not escaped.
     pub(crate) fn log_refusal(&self, code: &'static str, peer: Option<SocketAddr>, reason: &dyn fmt::Display) {

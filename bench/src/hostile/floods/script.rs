@@ -177,7 +177,7 @@ fn get(authority: &str) -> Vec<u8> {
     request("GET", authority)
 }
 
-fn post(authority: &str) -> Vec<u8> {
+pub(in crate::hostile) fn post(authority: &str) -> Vec<u8> {
     request("POST", authority)
 }
 
@@ -196,7 +196,7 @@ fn indexed(name: &str, value: &str) -> Vec<u8> {
     out
 }
 
-fn headers(stream: u32, block: &[u8], ends: bool, out: &mut Vec<u8>) {
+pub(in crate::hostile) fn headers(stream: u32, block: &[u8], ends: bool, out: &mut Vec<u8>) {
     let flags = flag::END_HEADERS | if ends { flag::END_STREAM } else { 0 };
     write_frame(kind::HEADERS, flags, stream, block, out);
 }

@@ -240,7 +240,7 @@ impl Side for Client {
 
 async fn run(mut conn: Conn, link: &Rc<Link>, client: Client) {
     let (worker, state) = (Rc::clone(&client.worker), Rc::clone(&client.state));
-    let result = link.run(&worker, &mut conn, b"", &RefCell::new(client)).await;
+    let result = link.run(&worker, &mut conn, None, &RefCell::new(client)).await;
     if let Err(error) = result
         && !state.is_trial.get()
     {

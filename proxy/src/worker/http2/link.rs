@@ -21,7 +21,7 @@ use meshring_core::{
 
 use crate::worker::{
     Worker,
-    buffers::{Buffer, Buffers, Input, Reserved},
+    buffers::{Buffer, Buffers, Held, Input, Reserved},
     conn::{Conn, ReadHalf, WriteHalf, is_canceled, readable, write_all},
     deadlines::{Expiry, Timer, now_ms},
     interrupt::Interrupt,
@@ -133,7 +133,8 @@ impl Link {
         }
     }
 
-    /// Moves bytes until the connection has ended and what it had to say is out. `first` has been read already.
+    /// Moves bytes until the connection has ended and what it had to say is out. `first` has been read already, and is gone as soon as it
+    /// was taken in: a connection may live for days.
     ///
     /// # Errors
     /// Why we have ended it.
@@ -141,7 +142,7 @@ impl Link {
         self: &Rc<Self>,
         worker: &Worker,
         conn: &mut Conn,
-        first: &[u8],
+        first: Option<Held>,
         side: &RefCell<impl Side>,
     ) -> Result<(), ConnectionError> {
         // Also after a panic nobody is to wait for it.
@@ -202,14 +203,16 @@ impl Link {
         worker: &Worker,
         half: &mut ReadHalf,
         timer: &Timer,
-        first: &[u8],
+        first: Option<Held>,
         side: &RefCell<impl Side>,
     ) -> Result<(), ConnectionError> {
         let mut input = Input::new(self.pool.lazy());
-        if !first.is_empty() {
-            input.extend(first);
+        let mut count = first.as_ref().map_or(0, |first| first.len());
+        if count > 0 {
+            first.iter().for_each(|first| input.extend(first));
         }
-        let (mut count, mut reads): (usize, u32) = (first.len(), 0);
+        let mut reads: u32 = 0;
+        drop(first);
         loop {
             self.received_bytes.set(self.received_bytes.get() + count as u64);
             while !input.is_empty() {
@@ -280,6 +283,7 @@ impl Link {
         let mut scratch = worker.http2_scratch.borrow_mut();
         scratch.key = worker.random.bytes();
         self.with(|protocol, out| {
+            protocol.crowd(worker.crowded());
             protocol.receive(bytes, &mut scratch, out).inspect_err(|&error| protocol.fail(error, out))
         })
     }

@@ -50,7 +50,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, conn: &mut Conn, listener: &Rc<Li
         timer,
         bell,
     });
-    let result = link.run(worker, conn, &first, &server).await;
+    let result = link.run(worker, conn, Some(first), &server).await;
     if let Err(error) = &result {
         worker.log_refusal(code(*error), conn.peer(), &format_args!("HTTP/2 connection ended: {error}"));
         worker.stats.add(Counter::Http2ConnectionErrors, 1);
@@ -96,6 +96,12 @@ impl Side for Server<'_> {
                 Event::Malformed(malformed) => {
                     self.worker.stats.add(Counter::RequestsRefused, 1);
                     self.worker.log_refused_stream(malformed.code(), &self.origin, &malformed);
+                }
+                Event::Crowded => {
+                    self.worker.stats.add(Counter::RequestsOverload, 1);
+                    let what =
+                        "the worker's memory for messages is more than used up: a request that nobody reads is ended";
+                    self.worker.log_refused_stream("overload", &self.origin, &what);
                 }
             }
         }

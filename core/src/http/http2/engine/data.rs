@@ -47,6 +47,10 @@ impl<T: Wake + Default> Engine<T> {
                 None
             }
             Some(key) => match self.judge_data(key, len, overhead, ends)? {
+                Ok(()) if len > 0 && self.is_too_much(key) => {
+                    self.let_go(key, out);
+                    None
+                }
                 Ok(()) => Some(key),
                 Err(Some((code, malformed))) => {
                     self.break_stream(key, code, malformed, out)?;
@@ -64,6 +68,23 @@ impl<T: Wake + Default> Engine<T> {
             self.data_part(key, (0, 0), ends, b"", out);
         }
         Ok(())
+    }
+
+    /// Whether more may not be kept for a request.
+    fn is_too_much(&self, key: StreamKey) -> bool {
+        let has_unread = || self.streams.get(key).is_some_and(|stream| stream.inbox.has_data());
+        self.is_crowded && self.role == Role::Server && has_unread()
+    }
+
+    /// Ends a request for want of memory. What has come of it is for nobody.
+    fn let_go(&mut self, key: StreamKey, out: &mut Vec<u8>) {
+        let Some((stream, spare)) = self.streams.with_spare(key) else { return };
+        let unread = stream.inbox.discard(spare) as u32;
+        stream.count(&mut self.waiting_bytes);
+        stream.waiter.wake();
+        self.reset(key, Code::ENHANCE_YOUR_CALM, out);
+        self.give_back(unread, out);
+        self.events.push_back(Event::Crowded);
     }
 
     /// Whether data may come on a stream, and if not, why the stream is to be reset, unless it has its end already.

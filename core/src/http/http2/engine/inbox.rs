@@ -113,6 +113,11 @@ impl Inbox {
         &self.data[self.data_read as usize..]
     }
 
+    /// Whether data waits in it.
+    pub(super) fn has_data(&self) -> bool {
+        !self.unread_data().is_empty()
+    }
+
     /// Where a head is appended, whole or not at all.
     pub(super) fn head(&mut self, spare: &mut Spare) -> &mut Vec<u8> {
         spare.lend(&mut self.text);

@@ -78,6 +78,8 @@ pub enum Event {
     Opened(Opening),
     /// A request that was refused with RST_STREAM, or a response or trailers on whose account the stream was.
     Malformed(Malformed),
+    /// A request that was ended for want of memory, see [`Engine::crowd`].
+    Crowded,
 }
 
 /// A request of the other side.
@@ -181,6 +183,7 @@ pub struct Engine<T> {
     /// WINDOW_UPDATE frames that our data accounts for.
     updates_due: u32,
     local_resets: usize,
+    is_crowded: bool,
     /// Calls of [`forgive`](Self::forgive): about half a minute each.
     age: u32,
     opened: u64,
@@ -236,6 +239,7 @@ impl<T: Wake + Default> Engine<T> {
             useless_frames: 0,
             updates_due: 0,
             local_resets: 0,
+            is_crowded: false,
             age: 0,
             opened: 0,
             premature_resets: 0,
@@ -318,6 +322,12 @@ impl<T: Wake + Default> Engine<T> {
     pub fn waiting_bytes(&self) -> usize {
         let block = self.block.as_ref().map_or(0, |block| block.bytes.capacity());
         self.waiting_bytes + self.partial.capacity() + block
+    }
+
+    /// Says whether memory for what waits in streams is used up. Then a request ends with ENHANCE_YOUR_CALM of which more comes than one
+    /// frame that nobody has read: windows alone would let the streams of many connections have as much as there are of them.
+    pub fn crowd(&mut self, is_crowded: bool) {
+        self.is_crowded = is_crowded;
     }
 
     /// Whether the answer to [`ping`](Self::ping) has come since the last call.

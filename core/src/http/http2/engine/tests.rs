@@ -368,6 +368,34 @@ fn requests_that_are_taken_back_at_once_end_their_connection() {
 }
 
 #[test]
+fn where_there_is_no_memory_a_request_that_nobody_reads_ends() {
+    let mut pair = Pair::new();
+    let open = |pair: &mut Pair| (pair.request("POST", false, &[]), pair.opened().key);
+    let (read, unread) = (open(&mut pair), open(&mut pair));
+    pair.server.crowd(true);
+    for (ours, theirs) in [read, unread] {
+        pair.client.data(ours, &[b'x'; 1_000], false, &mut pair.to_server);
+        pair.exchange();
+        assert_eq!(pair.server.fault(theirs), None, "one frame has room");
+    }
+    while pair.read(read.1).is_ok_and(|text| !text.is_empty()) {}
+    for (ours, _) in [read, unread] {
+        pair.client.data(ours, &[b'x'; 1_000], false, &mut pair.to_server);
+    }
+    pair.exchange();
+    assert_eq!(pair.server.fault(read.1), None);
+    assert_eq!(pair.server.fault(unread.1), Some(Fault::Given(Code::ENHANCE_YOUR_CALM)));
+    assert_eq!(pair.client.fault(unread.0), Some(Fault::Reset(Code::ENHANCE_YOUR_CALM)));
+    assert_eq!(pair.server.next_event(), Some(Event::Crowded));
+    assert!(pair.server.waiting_bytes() < 4_000, "{} bytes", pair.server.waiting_bytes());
+    // Late data of it are no error, and there is room again for others.
+    pair.server.crowd(false);
+    pair.client.data(read.0, &[b'x'; 1_000], true, &mut pair.to_server);
+    pair.exchange();
+    assert_eq!((pair.server.fault(read.1), pair.server.has_failed()), (None, false));
+}
+
+#[test]
 fn a_smaller_table_is_acknowledged_in_the_next_block() {
     let mut pair = Pair::new();
     let smaller = frame(kind::SETTINGS, 0, 0, &[0, 1, 0, 0, 0, 0]);
