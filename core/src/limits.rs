@@ -211,6 +211,8 @@ pub const HTTP2_USELESS_FRAMES_MAX: u32 = 10_000;
 /// Frames of one connection that are taken in a row before others get their turn: the dearest, a small request or SETTINGS that move the
 /// windows of a hundred streams, take a microsecond each.
 pub const HTTP2_FRAMES_IN_A_ROW_MAX: usize = 64;
+/// Requests among them: each is a task, and takes some microseconds, or tens of them where its upstream has to be connected to.
+pub const HTTP2_REQUESTS_IN_A_ROW_MAX: usize = 16;
 /// Streams of a client that we have reset and whose late frames are still put up with: all that it may have, four times over. A frame of
 /// a forgotten one counts as an error.
 pub const HTTP2_RESETS_REMEMBERED_MAX: usize = 4 * HTTP2_STREAMS_MAX as usize;

@@ -282,8 +282,8 @@ impl Stream {
         result
     }
 
-    /// As [`write_all`](Self::write_all), to a client that may take nothing for long: how much is written when it has to be waited
-    /// for, at once where `hot` has no place, or else when a read was cancelled. `None`: all is.
+    /// As [`write_all`](Self::write_all), to a client that may take nothing for long: how much is written when it has been waited for
+    /// until a read was cancelled, or at once where its stream has no window and `hot` no place. `None`: all is.
     pub(crate) async fn write_or_stall(&self, buffer: &Buffer, hot: &Places) -> io::Result<Option<usize>> {
         let (mut written, mut place) = (0, None);
         self.interrupt.begin_read();
@@ -291,11 +291,16 @@ impl Stream {
             if let Poll::Ready(result) = self.poll_write(cx, buffer, &mut written) {
                 return Poll::Ready(result.map(|()| None));
             }
-            if place.is_none() {
+            // Who waits for its turn on a connection that moves gets it soon.
+            let is_shut = self.key.get().is_some_and(|key| self.link.ask(|protocol| protocol.is_shut(key)));
+            if place.is_none() && is_shut {
                 place = hot.enter();
+                if place.is_none() {
+                    return Poll::Ready(Ok(Some(written)));
+                }
             }
-            match (&place, self.interrupt.read_end()) {
-                (None, _) | (_, Some(Err(_))) => Poll::Ready(Ok(Some(written))),
+            match self.interrupt.read_end() {
+                Some(Err(_)) => Poll::Ready(Ok(Some(written))),
                 _ => Poll::Pending,
             }
         })

@@ -4,7 +4,8 @@ use super::super::code::{Code, ConnectionError};
 use super::super::frame::{self, FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FrameHeader, STREAM_MAX, flag, kind};
 use super::*;
 use crate::limits::{
-    HTTP2_FRAMES_IN_A_ROW_MAX, HTTP2_HEADER_BLOCK_BYTES_MAX, HTTP2_HEADER_FRAMES_MAX, HTTP2_UNWRITTEN_BYTES_MAX,
+    HTTP2_FRAMES_IN_A_ROW_MAX, HTTP2_HEADER_BLOCK_BYTES_MAX, HTTP2_HEADER_FRAMES_MAX, HTTP2_REQUESTS_IN_A_ROW_MAX,
+    HTTP2_UNWRITTEN_BYTES_MAX,
 };
 
 /// What has come, or why it ends the connection.
@@ -19,8 +20,13 @@ impl<T: Wake + Default> Engine<T> {
     pub fn receive(&mut self, bytes: &[u8], scratch: &mut Scratch, out: &mut Vec<u8>) -> Received<usize> {
         let (mut at, mut left) = (0, HTTP2_FRAMES_IN_A_ROW_MAX);
         while at < bytes.len() && out.len() < HTTP2_UNWRITTEN_BYTES_MAX && left > 0 {
+            let opened = self.opened;
             at += self.step(&bytes[at..], scratch, out)?;
-            left -= usize::from(matches!(self.reading, Reading::Frame));
+            left = left.saturating_sub(match self.reading {
+                _ if self.opened > opened => HTTP2_FRAMES_IN_A_ROW_MAX / HTTP2_REQUESTS_IN_A_ROW_MAX,
+                Reading::Frame => 1,
+                _ => 0,
+            });
         }
         Ok(at)
     }

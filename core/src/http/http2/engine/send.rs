@@ -125,6 +125,12 @@ impl<T: Wake + Default> Engine<T> {
         usize::try_from(window).unwrap_or(0)
     }
 
+    /// Whether the other side takes nothing on a stream until it says so.
+    #[must_use]
+    pub fn is_shut(&self, key: StreamKey) -> bool {
+        self.streams.get(key).is_some_and(|stream| stream.send_window <= 0)
+    }
+
     /// Whether a head can be sent: as [`room`](Self::room), but windows do not matter.
     pub fn head_room(&mut self, key: StreamKey, out: &[u8]) -> bool {
         if out.len() < BUFFER_BYTES || self.failed.is_some() {

@@ -719,3 +719,18 @@ fn many_frames_are_taken_in_turns() {
     }
     assert!(turns > 10);
 }
+
+#[test]
+fn many_requests_are_taken_in_turns() {
+    let mut out = Vec::new();
+    let mut server = Engine::<()>::new(Role::Server, &mut out);
+    let requests: Vec<u8> = (0..80).flat_map(|number| get(2 * number + 1, 5)).collect();
+    let bytes = [PREFACE, &frame(kind::SETTINGS, 0, 0, b""), &requests].concat();
+    let (mut at, mut requests) = (0, Vec::new());
+    while at < bytes.len() {
+        at += server.receive(&bytes[at..], &mut Scratch::default(), &mut out).unwrap();
+        requests.push(std::iter::from_fn(|| server.next_event()).count());
+    }
+    assert_eq!(requests.iter().sum::<usize>(), 80);
+    assert!(requests.iter().all(|&count| count <= 16), "{requests:?}");
+}
