@@ -164,11 +164,8 @@ impl Head {
     }
 }
 
-/// The data of a body, its trailer fields, and what follows it.
-pub type Ended<'b> = (Vec<u8>, Vec<Field>, &'b [u8]);
-
 /// A body: data, trailer fields, and what follows it. `Err` where it does not end within the bytes.
-pub fn body(bytes: &[u8], framing: Framing) -> Result<Ended<'_>, &'static str> {
+pub fn body(bytes: &[u8], framing: Framing) -> Result<(Vec<u8>, Vec<Field>, &[u8]), &'static str> {
     match framing {
         Framing::None => Ok((Vec::new(), Vec::new(), bytes)),
         Framing::UntilClose => Ok((bytes.to_vec(), Vec::new(), b"")),
@@ -181,7 +178,7 @@ pub fn body(bytes: &[u8], framing: Framing) -> Result<Ended<'_>, &'static str> {
     }
 }
 
-fn chunks(bytes: &[u8]) -> Result<Ended<'_>, &'static str> {
+fn chunks(bytes: &[u8]) -> Result<(Vec<u8>, Vec<Field>, &[u8]), &'static str> {
     let (mut data, mut rest) = (Vec::new(), bytes);
     loop {
         let (size_line, after) = line(rest)?;
