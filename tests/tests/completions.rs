@@ -1,4 +1,5 @@
 //! The completion scripts, in the shells that they are for. A shell that this machine does not have is left out, and said so.
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
 use std::process::Command;
 

@@ -1,5 +1,6 @@
 //! The two commands of the README do their own set-up, Rust included: `.ci/setup` on a machine that has none, or only an old one. What it
 //! fetches is played here; what it asks for, and where it puts it, is what counts.
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
 use std::{
     fs,

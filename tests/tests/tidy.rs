@@ -1,4 +1,5 @@
 //! What ARCHITECTURE.md says of the sources, and the compiler does not check.
+#![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
 use std::{
     fs,

@@ -144,6 +144,8 @@ impl Publisher {
             publisher.problem(&refusal);
         }
         publisher.show();
+        // Nobody is served before a successor would find what is served. Logged where it has failed.
+        let _ = publisher.settled().wait();
         Ok(publisher)
     }
 

@@ -243,7 +243,10 @@ fn hint(message: &str) -> &'static str {
             &["block scalar"],
             "indent each line of a text after `|` or `>` by the same number of spaces, more than its key",
         ),
-        (&["mapping values", "':'"], "write one `key: value` a line; quote a text that contains `: `"),
+        (
+            &["mapping values", "':'"],
+            "write one `key: value` a line, the fields of one object in one column; quote a text that contains `: `",
+        ),
         (&["tag", "TAG"], "quote a text that begins with `!`: no value needs a tag here"),
         (&["directive", "document"], "begin each document with a line `---` of its own"),
         (&["unexpected character"], "quote a text that begins with a character that is special in YAML"),

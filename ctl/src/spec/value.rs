@@ -287,8 +287,8 @@ impl Hostname {
     }
 }
 
-const HOST_HINT: &str = "write letters, digits, `-` and `.`, such as `reviews`, `reviews.default.svc.cluster.local` or, where a wildcard may \
-                         stand, `*.example.com`";
+const HOST_HINT: &str = "write labels of at most 63 letters, digits and `-`, with `.` between them, such as `reviews` or \
+                         `reviews.default.svc.cluster.local`";
 
 fn host_length(text: &str) -> Result<(), InvalidValue> {
     match text.len() {
@@ -296,7 +296,7 @@ fn host_length(text: &str) -> Result<(), InvalidValue> {
         0 => Err(InvalidValue::with_hint("host name is empty", HOST_HINT)),
         length => {
             let message = format!("host name has {length} characters; at most {} are allowed", limits::HOST_BYTES_MAX);
-            Err(InvalidValue::with_hint(message, HOST_HINT))
+            Err(InvalidValue::with_hint(message, "write a shorter name"))
         }
     }
 }

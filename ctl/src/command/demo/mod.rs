@@ -191,7 +191,7 @@ fn next_steps(mesh: &Mesh, hold: bool) -> String {
             "That was all: no service was restarted or changed, only the file. Everything is shut down again.\n\n\
              To try it yourself:  {meshring} demo --hold     keeps this mesh up and prints commands for it\n\
              To use it:           {meshring} control --config YOUR_YAML_DIR --run-dir DIR\n\
-             \u{20}                    meshring-proxy --run-dir DIR --workload NAMESPACE/NAME --outbound ADDR --inbound ADDR=APP\n\
+             \u{20}                    {meshring}-proxy --run-dir DIR --workload NAMESPACE/NAME --outbound ADDR --inbound ADDR=APP\n\
              \u{20}                    {meshring} --help\n"
         );
     }
