@@ -4,6 +4,7 @@
 
 use meshring_tests::{
     checklist::{Chain, Sidecar, with},
+    client::Client,
     on_both_drivers,
     proxy::Driver,
 };
@@ -508,9 +509,12 @@ fn item_28_other_versions_are_505(driver: Driver) {
     // It begins like the preface of HTTP/2, and is none.
     requests.push(("PRI * HTTP/2.0\r\n\r\nSN\r\n\r\n".into(), 505, "http1.version_unsupported"));
     refused(driver, &requests);
-    // A TLS client at the application's side: from another workload it is expected.
+    // A TLS client at the application's side, where none is expected, hears of it in its own words: handshake_failure.
     let sidecar = Sidecar::new(driver);
-    sidecar.refuses_at(sidecar.outbound(), b"\x16\x03\x01\x02", 400, "http1.bad_method");
+    let mut client = Client::connect(sidecar.outbound());
+    client.send(b"\x16\x03\x01\x02");
+    assert_eq!(client.bytes(7), [21, 3, 3, 0, 2, 2, 40]);
+    client.expect_end();
 }
 
 fn item_29_a_request_without_host_is_refused(driver: Driver) {

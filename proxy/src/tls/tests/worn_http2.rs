@@ -234,7 +234,7 @@ async fn ask(worker: &Worker, conn: &mut Conn) {
     let mut response = Vec::new();
     loop {
         conn.readable().await.unwrap();
-        match input.fill_now(&conn.read, BUFFER_BYTES) {
+        match input.fill_now(&conn.read, BUFFER_BYTES, BUFFER_BYTES) {
             Ok(0) => break,
             Ok(_) => {
                 response.extend_from_slice(input.unread());
