@@ -4,6 +4,7 @@
 
 use meshring_tests::{
     checklist::{Chain, Sidecar, with},
+    client::Client,
     on_both_drivers,
     proxy::Driver,
 };
@@ -510,7 +511,10 @@ fn item_28_other_versions_are_505(driver: Driver) {
     refused(driver, &requests);
     // A TLS client at the application's side: from another workload it is expected.
     let sidecar = Sidecar::new(driver);
-    sidecar.refuses_at(sidecar.outbound(), b"\x16\x03\x01\x02", 400, "http1.bad_method");
+    let mut client = Client::connect(sidecar.outbound());
+    client.send(b"\x16\x03\x01\x02");
+    assert_eq!(client.bytes(7), [21, 3, 3, 0, 2, 2, 40], "handshake_failure");
+    client.expect_end();
 }
 
 fn item_29_a_request_without_host_is_refused(driver: Driver) {
