@@ -495,9 +495,8 @@ fn files_that_change_under_load_are_in_use_within_a_second_and_fail_no_request()
     let (median, slowest) = (latencies[CHANGES_OF_FILES / 2], latencies[CHANGES_OF_FILES - 1]);
     let figures = loads.map(Paced::finish);
     println!("{figures:?} requests and per second; in use after {median:?}, at the most {slowest:?}");
-    // What a busy machine did not send in time is no failure; too little of it would be no load.
     assert_loaded(figures[0]);
-    assert!(figures[1].1 >= 5.0, "{figures:?}");
+    assert!(figures[1].0 >= 50, "{figures:?}");
     // A loaded machine may lose a moment here and there.
     assert!(median < Duration::from_secs(1), "{latencies:?}");
     wait::until("the line that tells of it", || edge.control.process.line("the last good one stays in use"));

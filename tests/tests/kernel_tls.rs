@@ -9,7 +9,7 @@ use meshring_tests::{
     binaries::is_installed,
     client::request,
     generate::{assert_same_bytes, body},
-    load::{DRILL_PER_S, Load, Paced, assert_loaded, is_exactly, sha256},
+    load::{DRILL_PER_S, Paced, assert_loaded, sha256},
     on_both_drivers,
     openssl::Session,
     pki::{Leaf, spiffe},
@@ -125,18 +125,18 @@ fn keys_change_under_load_and_every_byte_is_right_whoever_seals_them(driver: Dri
     let mesh = start(driver, &application, choice);
     let expected = body(LOAD_BODY_BYTES as u64, LOAD_BODY_BYTES);
     let target = format!("/{LOAD_BODY_BYTES}");
-    let requests = || mesh.server_metric("downstream_requests_total");
-    // What is emulated is too slow for a rate.
-    let (paced, closed) = if kernel.is_none() {
+    // What is emulated is too slow for a load: there requests come between the changes of keys.
+    let load = kernel.is_none().then(|| {
         let url = format!("http://{}{target}", mesh.client.outbound());
         let hash = sha256(&expected);
         let arguments = ["--header", "host: reviews", "--connections", "8", "--body-sha256", &hash];
-        (Some(Paced::start(&url, DRILL_PER_S, &arguments)), None)
-    } else {
-        let request = request("GET", "reviews", &target, &[]);
-        (None, Some(Load::start(mesh.client.outbound(), 2, request, is_exactly(expected))))
-    };
-    mesh.wait_for_metric_above("downstream_requests_total", 20);
+        let load = Paced::start(&url, DRILL_PER_S, &arguments);
+        mesh.wait_for_metric_above("downstream_requests_total", 20);
+        load
+    });
+    let mut client = mesh.client.connect();
+    let mut ask = || assert_same_bytes(&client.get("reviews", &target).expect(200).body, &expected);
+    ask();
     let dir = TempDir::new().unwrap();
     let (certificate, key) = mesh.authority.issue(&Leaf::workload("visitor")).write(dir.path(), "visitor");
     let mut command = Command::new("openssl");
@@ -155,6 +155,7 @@ fn keys_change_under_load_and_every_byte_is_right_whoever_seals_them(driver: Dri
         session.say("GET /0 HTTP/1.1\r\nhost: reviews\r\n\r\n");
         answers += 1;
         session.wait_for("HTTP/1.1 200", answers);
+        ask();
     }
     if !can_update {
         // Nothing behind the new key can be read: the connection ends as TLS connections should, and nothing else does.
@@ -163,12 +164,13 @@ fn keys_change_under_load_and_every_byte_is_right_whoever_seals_them(driver: Dri
         assert!(session.wait_for_exit().success() && !said.contains("alert") && !said.contains("error:"), "{said}");
         mesh.get("reviews", "/5").expect(200);
     }
-    mesh.wait_for_metric_above("downstream_requests_total", requests() + if kernel.is_none() { 1_000 } else { 20 });
-    if let Some(load) = paced {
+    ask();
+    if let Some(load) = load {
+        mesh.wait_for_metric_above(
+            "downstream_requests_total",
+            mesh.server_metric("downstream_requests_total") + 1_000,
+        );
         assert_loaded(load.finish());
-    }
-    if let Some(load) = closed {
-        println!("{} requests beside", load.finish());
     }
     let listener = format!("listener=\"inbound {}={}\"", mesh.inbound(), application.address());
     let mut accepted = ran(&mesh, "listener", &listener);
