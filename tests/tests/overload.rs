@@ -4,8 +4,8 @@
 
 use std::{
     fs,
-    io::Read as _,
-    net::TcpStream,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -14,17 +14,24 @@ use meshring_core::limits::{BUFFER_BYTES, CONNECTIONS_TURNED_AWAY_MAX, DEADLINE_
 use meshring_tests::{
     alone,
     client::{Client, Response, request},
+    frames::{self, PREFACE, block, code, data, headers},
+    h2::{self, Connection, Opening},
     on_both_drivers,
     proxy::{Driver, Proxy},
     table::{World, rule},
     upstream::{Upstream, ok},
     wait,
 };
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use rustix::{
+    net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, listen, socket_with},
+    process::{Pid, Resource, Rlimit, prlimit},
+};
 
 on_both_drivers! {
     a_used_up_byte_budget_is_503_until_it_is_free_again
     partial_heads_get_a_part_of_the_byte_budget_and_others_the_rest
+    what_a_connection_of_http_2_began_with_is_not_kept
+    streams_that_nobody_reads_end_where_there_is_no_memory_for_them
     a_connection_beyond_the_limit_is_503_until_one_has_gone
     many_connections_beyond_the_limit_leave_those_within_it_alone
     without_descriptors_for_clients_the_proxy_waits_and_recovers
@@ -110,6 +117,72 @@ fn a_used_up_byte_budget_is_503_until_it_is_free_again(driver: Driver) {
     let mut client = proxy.connect();
     assert_eq!(client.get("echo", "/small").expect(200).text(), "small");
     assert_eq!(stalled[0].get("echo", "/small").expect(200).text(), "small");
+}
+
+/// Of a body in one frame, less than a buffer holds.
+const FRAME: [u8; 16_000] = [b'x'; 16_000];
+
+fn what_a_connection_of_http_2_began_with_is_not_kept(driver: Driver) {
+    let upstream = Upstream::answering(|request| ok(&request.body.len().to_string()));
+    let proxy = with_buffers(&upstream, driver, 8);
+    // What is read first has all of a request in it. The connections stay.
+    let begin = [
+        PREFACE,
+        &frames::settings(&[]),
+        &headers(1, block(&h2::request("POST", "echo", "/")), false),
+        &data(1, FRAME, true),
+    ]
+    .concat();
+    let mut clients = Vec::new();
+    for number in 0..16 {
+        // Each holds a buffer for a moment after it was of use.
+        clients.push(wait::until(&format!("room for connection {number}"), || {
+            let mut stream = TcpStream::connect(proxy.outbound()).unwrap();
+            stream.write_all(&begin).unwrap();
+            let mut client = Connection::resumed(stream, &Opening::default());
+            let response = client.response(1);
+            (response.status() == 200 && response.text() == "16000").then_some(client)
+        }));
+    }
+    for client in &mut clients {
+        client.settle();
+    }
+}
+
+fn streams_that_nobody_reads_end_where_there_is_no_memory_for_them(driver: Driver) {
+    // Its queue has room for one connection: any other request for it waits to be connected.
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+    bind(&socket, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    listen(&socket, 0).unwrap();
+    let full = SocketAddr::try_from(getsockname(&socket).unwrap()).unwrap();
+    let upstream = Upstream::echoing();
+    let mut world = World::new();
+    for (name, endpoint) in [("echo", upstream.address()), ("full", full)] {
+        let cluster = world.cluster(name, &[endpoint]);
+        let action = world.forward(&[(cluster, 1)]);
+        world.host(name, vec![rule(action)]);
+    }
+    let bytes = (16 * BUFFER_BYTES).to_string();
+    let proxy = Proxy::alone_with(&world.snapshot(), |builder| {
+        builder.driver(driver).arguments(&["--buffer-bytes-max", &bytes])
+    });
+    let mut client = Connection::connect(proxy.outbound());
+    let streams: Vec<u32> = (0..12).map(|_| client.request(&h2::request("POST", "full", "/"), false)).collect();
+    // Within the windows, and more than all of them may have together.
+    for _ in 0..4 {
+        for &stream in &streams {
+            client.send(data(stream, FRAME, false));
+        }
+    }
+    let ended = client.wait("the end of a stream", |client| {
+        streams.iter().copied().find(|&stream| client.message(stream).reset == Some(code::ENHANCE_YOUR_CALM))
+    });
+    assert!(client.message(ended).fields.0.is_empty(), "no answer came before");
+    wait::until("a line in the log", || proxy.process.line("code=\"overload\""));
+    // The connection goes on, and with the other streams all that they hold goes.
+    client.settle();
+    drop(client);
+    wait::until("room for others", || (proxy.connect().get("echo", "/").status == 200).then_some(()));
 }
 
 fn partial_heads_get_a_part_of_the_byte_budget_and_others_the_rest(driver: Driver) {

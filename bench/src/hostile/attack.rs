@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -116,6 +116,8 @@ struct Connection {
 
 struct Attacker {
     attack: Attack,
+    /// Its own part of the addresses that connections come from.
+    origin: u8,
     progress: Arc<Progress>,
     poller: Poller,
     connections: Vec<Connection>,
@@ -131,6 +133,7 @@ impl Attacker {
         let poller = Poller::new().context("cannot create an epoll set")?;
         Ok(Self {
             attack,
+            origin: ATTACKS.fetch_add(1, Ordering::Relaxed),
             progress,
             poller,
             connections: Vec::new(),
@@ -179,7 +182,7 @@ impl Attacker {
     fn open(&mut self) -> anyhow::Result<()> {
         let slot = self.connections.len();
         let address = self.attack.addresses[slot % self.attack.addresses.len()];
-        let stream = begun(address, slot, self.attack.reads).with_context(|| self.name(slot))?;
+        let stream = begun(address, (self.origin, slot), self.attack.reads).with_context(|| self.name(slot))?;
         self.poller.add(&stream, Token { slot: slot as u32, turn: 0 }, Interest::Write)?;
         let connection =
             Connection { stream: Some(stream), is_open: false, begun: Instant::now(), sent: 0, status: None };
@@ -280,9 +283,13 @@ fn status(bytes: &[u8]) -> Option<u16> {
     std::str::from_utf8(bytes.strip_prefix(b"HTTP/1.1 ")?.get(..3)?).ok()?.parse().ok()
 }
 
+/// Attacks of this process so far. Each comes from addresses of its own: the ports of the one before are taken for a minute still, and
+/// where few are left the kernel takes longer and longer to find one.
+static ATTACKS: AtomicU8 = AtomicU8::new(1);
+
 /// A connection from an address that still has ports: each has some ten thousand of them towards one peer.
 pub(super) fn connected(address: SocketAddr, number: usize, reads: bool) -> io::Result<TcpStream> {
-    let socket = bound(address, number, reads, SocketFlags::CLOEXEC)?;
+    let socket = bound(address, (0, number), reads, SocketFlags::CLOEXEC)?;
     // Bounds connecting, too, should the other side's queue be full.
     sockopt::set_socket_timeout(socket.as_fd(), sockopt::Timeout::Send, Some(HOSTILE_CONNECT_MAX))?;
     connect(socket.as_fd(), &address)?;
@@ -293,7 +300,7 @@ pub(super) fn connected(address: SocketAddr, number: usize, reads: bool) -> io::
 }
 
 /// As [`connected`], without waiting for it: writable means connected, or that it failed.
-fn begun(address: SocketAddr, number: usize, reads: bool) -> io::Result<TcpStream> {
+fn begun(address: SocketAddr, number: (u8, usize), reads: bool) -> io::Result<TcpStream> {
     let socket = bound(address, number, reads, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
     match connect(socket.as_fd(), &address) {
         Ok(()) | Err(Errno::INPROGRESS) => Ok(socket.into()),
@@ -301,10 +308,12 @@ fn begun(address: SocketAddr, number: usize, reads: bool) -> io::Result<TcpStrea
     }
 }
 
-fn bound(address: SocketAddr, number: usize, reads: bool, flags: SocketFlags) -> io::Result<OwnedFd> {
+/// `number`: of the attack, and of the connection in it.
+fn bound(address: SocketAddr, number: (u8, usize), reads: bool, flags: SocketFlags) -> io::Result<OwnedFd> {
     let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
     if address.ip().is_loopback() {
-        let from = Ipv4Addr::new(127, 0, 1, 1 + (number / HOSTILE_PORTS_PER_ADDRESS) as u8);
+        let of_process = 1 + (std::process::id() % 250) as u8;
+        let from = Ipv4Addr::new(127, of_process, number.0, 1 + (number.1 / HOSTILE_PORTS_PER_ADDRESS) as u8);
         bind(socket.as_fd(), &SocketAddr::from((from, 0)))?;
     }
     if !reads {
