@@ -100,7 +100,8 @@ fn a_deadline_is_known_to_both_ends(driver: Driver) {
     assert!((3.5..20.0).contains(&seconds), "{seen}");
     let began = hop.server.wait_for("event", "slow began", 1).remove(0);
     let remaining = began["remaining"].as_f64().unwrap();
-    assert!((0.0..=4.0).contains(&remaining), "the server was given {remaining} s");
+    // gRPC's C core rounds what it sends up to ten milliseconds.
+    assert!((0.0..=4.02).contains(&remaining), "the server was given {remaining} s");
     hop.server.wait_for("event", "slow ended", 1);
 }
 
