@@ -97,10 +97,11 @@ fn a_deadline_is_known_to_both_ends(driver: Driver) {
     let seen = hop.run("deadline").remove(0);
     assert_eq!(seen["code"], "DEADLINE_EXCEEDED", "{seen}");
     let seconds = seen["seconds"].as_f64().unwrap();
-    assert!((0.9..5.0).contains(&seconds), "{seen}");
+    assert!((3.5..20.0).contains(&seconds), "{seen}");
     let began = hop.server.wait_for("event", "slow began", 1).remove(0);
     let remaining = began["remaining"].as_f64().unwrap();
-    assert!((0.0..=1.0).contains(&remaining), "the server was given {remaining} s");
+    // gRPC's C core rounds what it sends up to ten milliseconds.
+    assert!((0.0..=4.02).contains(&remaining), "the server was given {remaining} s");
     hop.server.wait_for("event", "slow ended", 1);
 }
 
