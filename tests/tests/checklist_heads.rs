@@ -45,8 +45,8 @@ fn refused<R: AsRef<[u8]>>(driver: Driver, requests: &[(R, u16, &str)]) {
     for (request, status, code) in requests {
         sidecar.refuses(request, *status, code);
     }
-    let (request, status, _) = &requests[0];
-    sidecar.refuses_in_pieces(request, *status);
+    let (request, status, code) = &requests[0];
+    sidecar.refuses_in_pieces(request, *status, code);
     sidecar.expect_untouched();
 }
 
@@ -93,15 +93,15 @@ fn item_2_a_bare_cr_is_refused(driver: Driver) {
             ("GET / HTTP/1.1\r\nhost: echo\r\nx: a\r\r\n\r\n", 400, "http1.bare_cr"),
             ("GET / HTTP/1.1\r\nhost: echo\r\nx: a\ry: b\r\n\r\n", 400, "http1.bare_cr"),
             ("GET / HTTP/1.1\r\nhost: echo\r\nx: a\r\rtransfer-encoding: chunked\r\n\r\n", 400, "http1.bare_cr"),
-            ("GET / HTTP/1.1\rhost: echo\r\n\r\n", 400, "http1.bad_request_line"),
+            ("GET / HTTP/1.1\rhost: echo\r\n\r\n", 400, "http1.bare_cr"),
             ("GET / HTTP/1.1\r\r\nhost: echo\r\n\r\n", 400, "http1.bare_cr"),
             ("GET /\r HTTP/1.1\r\nhost: echo\r\n\r\n", 400, "http1.bare_cr"),
             ("\rGET / HTTP/1.1\r\nhost: echo\r\n\r\n", 400, "http1.bare_cr"),
             ("\r\rGET / HTTP/1.1\r\nhost: echo\r\n\r\n", 400, "http1.bare_cr"),
             ("GET / HTTP/1.1\r\nhost: ec\rho\r\n\r\n", 400, "http1.bare_cr"),
-            ("GET / HTTP/1.1\r\nhost: echo\r\n\rx: a\r\n\r\n", 400, "http1.bad_field_name"),
-            ("GET / HTTP/1.1\r\nhost: echo\r\nx\r: a\r\n\r\n", 400, "http1.malformed"),
-            ("GET\r/ HTTP/1.1\r\nhost: echo\r\n\r\n", 400, "http1.bad_method"),
+            ("GET / HTTP/1.1\r\nhost: echo\r\n\rx: a\r\n\r\n", 400, "http1.bare_cr"),
+            ("GET / HTTP/1.1\r\nhost: echo\r\nx\r: a\r\n\r\n", 400, "http1.bare_cr"),
+            ("GET\r/ HTTP/1.1\r\nhost: echo\r\n\r\n", 400, "http1.bare_cr"),
         ],
     );
 }
@@ -509,11 +509,11 @@ fn item_28_other_versions_are_505(driver: Driver) {
     // It begins like the preface of HTTP/2, and is none.
     requests.push(("PRI * HTTP/2.0\r\n\r\nSN\r\n\r\n".into(), 505, "http1.version_unsupported"));
     refused(driver, &requests);
-    // A TLS client at the application's side: from another workload it is expected.
+    // A TLS client at the application's side, where none is expected, hears of it in its own words: handshake_failure.
     let sidecar = Sidecar::new(driver);
     let mut client = Client::connect(sidecar.outbound());
     client.send(b"\x16\x03\x01\x02");
-    assert_eq!(client.bytes(7), [21, 3, 3, 0, 2, 2, 40], "handshake_failure");
+    assert_eq!(client.bytes(7), [21, 3, 3, 0, 2, 2, 40]);
     client.expect_end();
 }
 

@@ -267,7 +267,7 @@ fn nothing_new_goes_on_an_upstream_connection_of_http2_whose_key_is_worn() {
             drop(shared);
             // It ends on a task of its own.
             while !upstream.is_finished() {
-                monoio::time::sleep(Duration::from_millis(1)).await;
+                crate::worker::pause(Duration::from_millis(1)).await;
             }
             let (answers, goaways, how) = joined(upstream).await;
             assert_eq!((answers as u64, how), (asked + 1, Some(Received::End)), "{version:?}");
