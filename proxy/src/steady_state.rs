@@ -12,11 +12,12 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use meshring_core::{
     id::Generation,
+    limits::HOLD_BUFFER_MS_MAX,
     snapshot::{
         Snapshot, encode,
         page::{PageReader, PageWriter},
@@ -191,8 +192,10 @@ fn listener() -> (TcpListener, SocketAddr) {
     (socket, address)
 }
 
-/// `is_secured`: through two sidecars with mutual TLS between them, which are two listeners of the same worker.
-fn allocations_of_a_thousand(exchange: fn(&mut TcpStream), is_secured: bool, driver: Driver) -> (u64, u64) {
+/// `is_secured`: through two sidecars with mutual TLS between them, which are two listeners of the same worker. `None`: the connections
+/// have got into a state in which the kernel takes some hundred milliseconds for each exchange, as those of emulated machines now and then
+/// do. Who waits for so long gives back what it has, and that is no steady state.
+fn allocations_of_a_thousand(exchange: fn(&mut TcpStream), is_secured: bool, driver: Driver) -> Option<(u64, u64)> {
     let page = PageWriter::create(Generation(1)).unwrap();
     let generations = Arc::<Generations>::default();
     let (socket, address) = listener();
@@ -233,11 +236,25 @@ fn allocations_of_a_thousand(exchange: fn(&mut TcpStream), is_secured: bool, dri
         worker::run(start)
     });
     let mut client = TcpStream::connect(address).unwrap();
-    (0..200).for_each(|_| exchange(&mut client));
+    // Of one exchange: how many, and whether it was quick.
+    let mut counted = || {
+        let (begun, before) = (Instant::now(), ALLOCATIONS.load(Ordering::Relaxed));
+        exchange(&mut client);
+        let count = ALLOCATIONS.load(Ordering::Relaxed) - before;
+        (count, begun.elapsed() < Duration::from_millis(HOLD_BUFFER_MS_MAX))
+    };
+    let is_quick = (0..200).filter(|_| counted().1).count() >= 100;
     let begun = Instant::now();
-    let before = ALLOCATIONS.load(Ordering::Relaxed);
-    (0..1_000).for_each(|_| exchange(&mut client));
-    let after = ALLOCATIONS.load(Ordering::Relaxed);
+    let exchanges = if is_quick { 1_000 } else { 0 };
+    let quick: Vec<u64> =
+        (0..exchanges).map(|_| counted()).filter(|(_, quick)| *quick).map(|(count, _)| count).collect();
+    if quick.len() < 500 {
+        drop(client);
+        mailboxes.send(0, Message::Drain);
+        worker.join().unwrap().unwrap();
+        return None;
+    }
+    let allocations = quick.iter().sum();
     let allowed = ALLOWED + ALLOWED_PER_S * begun.elapsed().as_secs();
     drop(client);
     mailboxes.send(0, Message::Drain);
@@ -259,9 +276,11 @@ fn allocations_of_a_thousand(exchange: fn(&mut TcpStream), is_secured: bool, dri
     assert!(by_listener == expected || is_kernel && by_listener.iter().sum::<u64>() == handshakes, "{by_listener:?}");
     println!("listener: {by_listener:?} handshakes by kernel and userspace");
     assert_eq!(stats.total(Counter::ConnectionsActive), 0);
-    (after - before, allowed)
+    Some((allocations, allowed))
 }
 
+/// Connections until one is found on which the kernel is quick.
+const CONNECTIONS_MAX: usize = 3;
 /// The ticks of the clock go on meanwhile and may allocate now and then; a request that did would show a thousand times.
 const ALLOWED: u64 = 50;
 /// Likewise, where a thousand requests take long: in an emulated machine.
@@ -276,8 +295,15 @@ fn a_request_in_steady_state_allocates_nothing() {
             let ways: &[bool] = if kernel_tls().is_some() { &[true] } else { &[false, true] };
             for &is_secured in ways {
                 let driver = probe(choice).unwrap();
-                let (count, allowed) = allocations_of_a_thousand(exchange, is_secured, driver.clone());
                 let how = if is_secured { "mutual TLS" } else { "plain text" };
+                let measured = (0..CONNECTIONS_MAX).find_map(|_| {
+                    let measured = allocations_of_a_thousand(exchange, is_secured, driver.clone());
+                    if measured.is_none() {
+                        println!("{what} over {how} on {driver} WAIT FOR THE KERNEL; on other connections once more");
+                    }
+                    measured
+                });
+                let (count, allowed) = measured.expect("a connection on which the kernel is quick");
                 assert!(count <= allowed, "{count} allocations in 1,000 {what} over {how} on {driver}");
             }
         }
