@@ -2,12 +2,13 @@
 
 use meshring_core::table::security::MtlsMode;
 
+use super::scope::selector;
 use crate::{
     diagnostic::Code,
     source::{
         decode::{Fields, Object, Path, Reader},
         node::Node,
-        resource::{Metadata, labels},
+        resource::Metadata,
     },
     spec::{
         peer_authentication::{PeerAuthentication, PortMode},
@@ -16,7 +17,6 @@ use crate::{
 };
 
 const SPEC: Fields = Fields { honoured: &["selector", "mtls", "portLevelMtls"], not_yet: &[], silent: &[] };
-const SELECTOR: Fields = Fields { honoured: &["matchLabels"], not_yet: &[], silent: &[] };
 const MTLS: Fields = Fields { honoured: &["mode"], not_yet: &[], silent: &[] };
 
 pub(crate) fn read(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, _: &Metadata) -> Option<PeerAuthentication> {
@@ -58,16 +58,6 @@ pub(crate) fn read(r: &mut Reader<'_>, root: &mut Object<'_, '_, '_>, _: &Metada
     ports.sort_by_key(|(port, _)| *port);
     spec.finish(r, &SPEC);
     Some(PeerAuthentication { selector, mtls, ports })
-}
-
-fn selector(r: &mut Reader<'_>, spec: &mut Object<'_, '_, '_>) -> Labels {
-    let path = spec.path.field("selector");
-    let Some(mut object) = spec.field("selector").and_then(|node| r.object(node, &path)) else {
-        return Labels::default();
-    };
-    let found = object.field("matchLabels").map(|node| labels(r, node, &path.field("matchLabels")));
-    object.finish(r, &SELECTOR);
-    found.unwrap_or_default()
 }
 
 fn mode(r: &mut Reader<'_>, node: &Node<'_>, path: &Path<'_>) -> Option<MtlsMode> {

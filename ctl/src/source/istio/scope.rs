@@ -41,7 +41,8 @@ pub(super) fn read(r: &mut Reader<'_>, spec: &mut Object<'_, '_, '_>) -> Scope {
     if one.is_some() || !list.is_empty() { Scope::Gateways(gateways) } else { Scope::Selector(selector) }
 }
 
-fn selector(r: &mut Reader<'_>, spec: &mut Object<'_, '_, '_>) -> Labels {
+/// Of a `spec`: the labels of the workloads that it is for; none for all.
+pub(super) fn selector(r: &mut Reader<'_>, spec: &mut Object<'_, '_, '_>) -> Labels {
     let path = spec.path.field("selector");
     let Some(mut object) = spec.field("selector").and_then(|node| r.object(node, &path)) else {
         return Labels::default();
