@@ -58,8 +58,9 @@ pub const CLUSTER_NAME_BYTES_MAX: usize = 184;
 /// Size of one pooled I/O buffer, in bytes: a whole TLS record fits (16 KiB of data and up to 261 bytes around it). A
 /// typical request or small response fits; bodies are relayed through it.
 pub const BUFFER_BYTES: usize = 17 * 1024;
-/// Free buffers that a worker keeps for reuse; more are returned to the allocator (64 x 17 KiB = 1.1 MiB).
-pub const BUFFERS_POOLED_MAX: usize = 64;
+/// Free buffers that a worker keeps for reuse, for a second at most; more are returned to the allocator at once (256 x 17 KiB =
+/// 4.3 MiB). A stream of HTTP/2 that waits for its response takes two, and 64 of them may wait with all in hand.
+pub const BUFFERS_POOLED_MAX: usize = 256;
 /// Of what a worker has freed, in bytes, this may stay with the allocator when a burst is over.
 pub const FREED_BYTES_KEPT_MAX: usize = 1024 * 1024;
 /// Connections per worker that may wait for their next request with a buffer in hand. Beyond it a connection goes
@@ -208,11 +209,24 @@ pub const HTTP2_UNWRITTEN_BYTES_MAX: usize = 2 * BUFFER_BYTES + HTTP2_HEADER_LIS
 /// Frames in a row that are of no use (empty DATA, PING, PRIORITY, SETTINGS, ...) before a peer is told to calm down. Each one that is
 /// of use makes up for two, and half a minute for all.
 pub const HTTP2_USELESS_FRAMES_MAX: u32 = 10_000;
+/// Data of a response that is less than so many bytes because its client's window takes no more, again and again, is no use of a connection:
+/// a few thousand WINDOW_UPDATEs of a byte end it.
+pub const HTTP2_DRIBBLE_BYTES: usize = 16;
 /// Frames of one connection that are taken in a row before others get their turn: the dearest, a small request or SETTINGS that move the
 /// windows of a hundred streams, take a microsecond each.
 pub const HTTP2_FRAMES_IN_A_ROW_MAX: usize = 64;
 /// Requests among them: each is a task, and takes some microseconds, or tens of them where its upstream has to be connected to.
 pub const HTTP2_REQUESTS_IN_A_ROW_MAX: usize = 16;
+/// Streams of a connection that has ended which are told so before others get their turn: each takes its
+/// task and its connection upstream along, which is some tens of microseconds of closing, and a connection may have a thousand.
+pub const HTTP2_TOLD_IN_A_ROW_MAX: usize = 2;
+/// Connections to upstreams that a worker begins before others get their turn: on one host the kernel does all of a handshake in the call
+/// that begins it, which takes some tens of microseconds.
+pub const CONNECTS_IN_A_ROW_MAX: usize = 2;
+/// What all streams of a client's connection together may have read of responses that it has not taken, in bytes, beyond a quarter of what
+/// it has taken so far and 1 KiB each: who asks for much and reads nothing is to hold little, and whoever reads soon has whole
+/// buffers for each of its streams.
+pub const HTTP2_READ_AHEAD_BYTES: usize = 4 * BUFFER_BYTES;
 /// Streams of a client that we have reset and whose late frames are still put up with: all that it may have, four times over. A frame of
 /// a forgotten one counts as an error.
 pub const HTTP2_RESETS_REMEMBERED_MAX: usize = 4 * HTTP2_STREAMS_MAX as usize;
@@ -279,8 +293,8 @@ pub const SPLICE_BYTES_MIN: u64 = 64 * 1024;
 /// What a stream out of kernel TLS is read into at once, in bytes: four records. Reading more at a time saves few calls more, and stays
 /// in fewer caches.
 pub const SPLICE_RECORDS_BYTES: usize = 4 * 16 * 1024;
-/// What must have gone through one direction of a tunnel without a pause before it goes from socket to socket, in bytes. An exchange of
-/// messages never gets there.
+/// What must have gone through one direction of a tunnel before it is tried to pass it on from socket to socket, in bytes. For an
+/// exchange of messages that is seldom.
 pub const SPLICE_TUNNEL_BYTES_MIN: u64 = 256 * 1024;
 /// And what must come at a time for it to go on so, in bytes: half a buffer is copied as cheaply as it is spliced.
 pub const SPLICE_TUNNEL_PART_BYTES_MIN: usize = BUFFER_BYTES / 2;
@@ -427,6 +441,9 @@ pub const TRAILER_FIELDS_MAX: usize = 32;
 /// Input that is still read, and thrown away, after a last response, in bytes: closing with unread input resets the
 /// connection and takes the response from the client.
 pub const LINGER_BYTES_MAX: usize = 64 * 1024;
+/// How long a client may take to read a last response before the connection goes, in milliseconds: a round trip or two over the worst
+/// of networks.
+pub const LINGER_MS_MAX: u64 = 1_000;
 /// Bytes that a socket of the bypass may have unread before the other end goes over to TCP, if half of its receive
 /// buffer (`SO_RCVBUF`, 128 KiB at first) is not less. The kernel sets no bound to what is redirected.
 pub const BYPASS_UNREAD_BYTES_MAX: u32 = 256 * 1024;

@@ -34,7 +34,7 @@ use meshring_core::{
     limits::REQUESTS_IN_A_ROW_MAX,
     stats::Counter,
     table::{
-        model::{ForwardClientCertificate, PathNormalization, Settings},
+        model::{ArchivedClusterKind, ForwardClientCertificate, PathNormalization, Settings},
         security::MtlsMode,
     },
 };
@@ -46,7 +46,7 @@ use self::{
     denial::{Denial, answer, deny, deny_late, refuse_path},
     grpc::Call,
     parked::Parked,
-    plan::{Plan, Target, request_address},
+    plan::{Plan, Target, meant_port, request_address},
     stream::Carries,
     tunnel::Tunnel,
 };
@@ -67,6 +67,7 @@ use crate::{
         conn::Conn,
         generation::Pinned,
         join::yield_now,
+        secure::peer::Peer,
     },
 };
 
@@ -388,7 +389,8 @@ async fn exchange(
         let out = serialized(worker, &request, &how, &rewritten, &hop(false), &mut texts.lines);
         (plan, out)
     } else {
-        match route::decide(&pinned, &request, &worker.random) {
+        let asked_port = head.port.or_else(|| meant_port(conn, listener));
+        match route::decide(&pinned, &request, asked_port, &worker.random) {
             Ok(Decision::Forward(chosen)) => {
                 let edits = Edits::of_request(&chosen);
                 let rewritten = match policy::rewrite(&pinned, &request, &chosen, &edits, &mut texts.rewritten) {
@@ -398,7 +400,10 @@ async fn exchange(
                 let mut extra = if is_debugged { debug_lines(&request, &pinned, &chosen) } else { Vec::new() };
                 extra.extend_from_slice(&passed.to_client);
                 let cluster = pinned.cluster(chosen.cluster(), &worker.clusters, &worker.endpoints);
-                let literal = request_address(&request);
+                // Others have endpoints, and nobody asks whether a name is an address.
+                let is_literal =
+                    pinned.table().cluster(chosen.cluster()).kind == ArchivedClusterKind::OriginalDestination;
+                let literal = if is_literal { request_address(&request) } else { None };
                 let plan = Plan {
                     target: Target::Cluster { chosen, cluster, literal },
                     response_edits: Edits::of_response(&chosen),
@@ -411,8 +416,9 @@ async fn exchange(
                 let out = serialized(worker, &request, &how, &rewritten, &hop, &mut texts.lines);
                 (plan, out)
             }
-            Ok(Decision::Redirect(rule, redirect)) => {
-                let location = policy::location(&request, redirect, head.port);
+            Ok(Decision::Redirect { rule, redirect, service_port }) => {
+                let request_port = asked_port.or(is_guarded.then_some(listener.address.port())).or(service_port);
+                let location = policy::location(&request, redirect, request_port);
                 let mut extra = Vec::new();
                 serialize::field(&mut extra, b"location", &location);
                 if is_debugged {
@@ -459,9 +465,23 @@ fn requires_tls(pinned: &Pinned, listener: &Listener) -> Option<bool> {
 /// might have been asked for a certificate then (RFC 9110 section 7.4).
 fn is_misdirected(pinned: &Pinned, listener: &Listener, conn: &Conn, request: &Request<'_>) -> bool {
     let (Direction::Outbound, Some(peer)) = (listener.direction, conn.secured_peer()) else { return false };
+    let host = request.text(request.head.authority);
+    // Nearly every request is for the host that the handshake was for.
+    let is_named = peer.sni.as_ref().is_some_and(|name| name.as_bytes() == host);
+    if is_named && peer.fits.get() == Some(pinned.number()) {
+        return false;
+    }
+    let is_misdirected = is_held_to_other_terms(pinned, listener, peer, host);
+    if is_named && !is_misdirected {
+        peer.fits.set(Some(pinned.number()));
+    }
+    is_misdirected
+}
+
+fn is_held_to_other_terms(pinned: &Pinned, listener: &Listener, peer: &Peer, host: &[u8]) -> bool {
     let policy = pinned.table().inbound_policy(pinned.viewpoint());
     let gateway = |name: Option<&str>| policy.and_then(|policy| policy.gateway(listener.address.port(), name));
-    let Ok(host) = std::str::from_utf8(request.text(request.head.authority)) else { return true };
+    let Ok(host) = std::str::from_utf8(host) else { return true };
     let host = host.trim_end_matches('.').to_ascii_lowercase();
     match (gateway(peer.sni.as_deref()), gateway(Some(&host))) {
         // Also where the settings have changed since.

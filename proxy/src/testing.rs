@@ -1,6 +1,7 @@
 //! Small worlds for unit tests.
 
 pub(crate) mod peer;
+pub(crate) mod slow;
 
 use std::{
     net::{SocketAddr, TcpListener, TcpStream},

@@ -10,6 +10,7 @@ pub mod bytes;
 pub mod checklist;
 pub mod client;
 pub mod control;
+pub mod envoy;
 pub mod frames;
 pub mod generate;
 pub mod h2;

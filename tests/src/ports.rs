@@ -3,9 +3,13 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     os::fd::{AsFd as _, OwnedFd},
+    process,
 };
 
+use meshring_core::table::protocol::HBONE_PORT;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with, sockopt};
+
+use crate::proxy::Driver;
 
 /// A port on 127.0.0.1 that is bound but does not listen: connecting to it is refused, nobody is given it, and a program
 /// that binds with SO_REUSEADDR and SO_REUSEPORT, as the proxy does, can listen on it beside the reservation.
@@ -35,4 +39,13 @@ impl Reserved {
     pub fn address(&self) -> SocketAddr {
         self.address
     }
+}
+
+/// A loopback address for a server of tunnels, whose port is the same for all, that no other test has, of this process or another.
+/// `test`: up to 90, each test has its own.
+#[must_use]
+pub fn hbone_address(test: u8, driver: Driver) -> SocketAddr {
+    let (pid, of_driver) = (process::id(), u8::from(driver == Driver::Epoll));
+    let ip = Ipv4Addr::new(127, 64 + 2 * test + of_driver, 1 + (pid / 250 % 250) as u8, 1 + (pid % 250) as u8);
+    (ip, HBONE_PORT).into()
 }

@@ -5,12 +5,16 @@ use std::{
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError},
-    thread,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::wait;
+
+/// How long the last lines of a process that has ended may take to be read, on a busy machine.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(5);
 
 /// A running (or ended) child with all that it has printed.
 #[derive(Debug)]
@@ -18,13 +22,15 @@ pub struct Process {
     name: String,
     child: Child,
     output: Output,
+    /// Who reads its output and its errors, each to the end.
+    collecting: [JoinHandle<()>; 2],
 }
 
 #[derive(Debug, Clone, Default)]
 struct Output(Arc<Mutex<Vec<String>>>);
 
 impl Output {
-    fn collect(&self, stream: impl Read + Send + 'static) {
+    fn collect(&self, stream: impl Read + Send + 'static) -> JoinHandle<()> {
         let output = self.clone();
         thread::spawn(move || {
             let mut lines = BufReader::new(stream);
@@ -34,7 +40,7 @@ impl Output {
                 output.0.lock().unwrap_or_else(PoisonError::into_inner).push(text);
                 line.clear();
             }
-        });
+        })
     }
 
     fn lines(&self) -> Vec<String> {
@@ -49,9 +55,9 @@ impl Process {
         command.env("NO_COLOR", "1").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
         let output = Output::default();
-        output.collect(child.stdout.take().expect("a pipe"));
-        output.collect(child.stderr.take().expect("a pipe"));
-        Self { name: name.to_owned(), child, output }
+        let stdout = output.collect(child.stdout.take().expect("a pipe"));
+        let stderr = output.collect(child.stderr.take().expect("a pipe"));
+        Self { name: name.to_owned(), child, output, collecting: [stdout, stderr] }
     }
 
     /// Its process id.
@@ -77,8 +83,8 @@ impl Process {
                 return Some(line);
             }
             if let Some(status) = self.try_exit() {
-                // The collecting threads may still be at its last lines.
-                let last = wait::until_still(std::time::Duration::from_millis(50), &what, || self.line(text));
+                self.wait_for_last_words();
+                let last = self.line(text);
                 return Some(
                     last.unwrap_or_else(|| panic!("{} ended ({status}) without printing {text:?}", self.name)),
                 );
@@ -98,10 +104,20 @@ impl Process {
         self.child.try_wait().expect("waiting for a child of ours")
     }
 
-    /// Waits for its end.
+    /// Waits for its end, and for the last of what it has printed. Whoever has inherited its output and lives on is not waited for.
     pub fn wait_for_exit(&mut self) -> ExitStatus {
         let what = format!("{} to end", self.name);
-        wait::until(&what, || self.try_exit())
+        let status = wait::until(&what, || self.try_exit());
+        self.wait_for_last_words();
+        status
+    }
+
+    /// Of a process that has ended.
+    fn wait_for_last_words(&self) {
+        let begun = Instant::now();
+        while !self.collecting.iter().all(JoinHandle::is_finished) && begun.elapsed() < LAST_WORDS_MAX {
+            thread::park_timeout(Duration::from_millis(1));
+        }
     }
 
     /// Sends a signal.

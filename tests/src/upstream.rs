@@ -8,9 +8,10 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use meshring_core::limits::UPSTREAM_IDLE_ONCE_MS_MAX;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
 
 use crate::{
@@ -33,6 +34,9 @@ pub struct Received {
     pub trailers: FieldLines,
     /// Which connection it came on, from 0.
     pub connection: usize,
+    /// How long the server had sent nothing when its head had been read, over whatever connection; zero for the first one. Nobody has
+    /// kept a connection idle for longer in between, whatever the machine was busy with.
+    pub silence: Duration,
 }
 
 impl Received {
@@ -55,6 +59,8 @@ struct Shared {
     connections: AtomicUsize,
     ended: AtomicUsize,
     received: Mutex<Vec<Received>>,
+    /// When the server began to send what it has sent last.
+    sent: Mutex<Option<Instant>>,
     streams: Mutex<Vec<TcpStream>>,
     tapes: Mutex<Vec<Tape>>,
     markers: Mutex<usize>,
@@ -206,6 +212,28 @@ impl Upstream {
         self.shared.received.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Asserts that requests of one client, one after the other, came on one connection. A request that must not be sent twice gets a
+    /// new one after a second without any: that is right, and a busy machine takes a second for nothing.
+    ///
+    /// # Panics
+    /// When one came on another connection sooner, or there are connections that brought none.
+    #[track_caller]
+    pub fn expect_reuse(&self) {
+        // The proxy reads a clock that is behind by a tick of the kernel, 10 ms at the most.
+        let idle_max = Duration::from_millis(UPSTREAM_IDLE_ONCE_MS_MAX - 20);
+        let received = self.shared.received.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut connections = usize::from(!received.is_empty());
+        for pair in received.windows(2) {
+            let [before, request] = pair else { continue };
+            if request.connection != before.connection {
+                let (line, silence) = (&request.line, request.silence);
+                assert!(silence >= idle_max, "{line}: on a new connection {silence:?} after the answer before it");
+                connections += 1;
+            }
+        }
+        assert_eq!(self.connections(), connections, "connections that brought no request");
+    }
+
     /// Waits for `count` requests.
     #[must_use]
     pub fn wait_for(&self, count: usize) -> Vec<Received> {
@@ -231,9 +259,11 @@ impl Peer {
     /// The next request to the end of its body; `None` when the connection has ended or broke.
     pub fn request(&mut self) -> Option<Received> {
         let head = self.head()?;
+        let sent = *self.shared.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        let silence = sent.map_or(Duration::ZERO, |sent| sent.elapsed());
         let (framing, body, trailers) = self.wire.body(&head.fields, Framing::None).ok()?;
-        let received =
-            Received { line: head.line, fields: head.fields, body, framing, trailers, connection: self.connection };
+        let (line, fields, connection) = (head.line, head.fields, self.connection);
+        let received = Received { line, fields, body, framing, trailers, connection, silence };
         self.shared.received.lock().unwrap_or_else(PoisonError::into_inner).push(received.clone());
         Some(received)
     }
@@ -255,6 +285,7 @@ impl Peer {
 
     /// Sends bytes; false when the connection is gone.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        *self.shared.sent.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         self.wire.stream.write_all(bytes.as_ref()).is_ok()
     }
 

@@ -2,18 +2,24 @@
 //! the reason, where kernel or privilege are missing.
 #![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
-use std::{net::SocketAddr, process::Command};
+use std::{
+    io::{ErrorKind, Read as _, Write as _},
+    net::{Shutdown, SocketAddr, TcpStream},
+    process::Command,
+    thread,
+};
 
 use meshring_tests::{
     alone, binaries,
     bypass::{Cgroup, counter},
-    client::request,
+    client::{Client, request},
     control::{Control, meshring, shop, split},
     generate::{Random, assert_same_bytes, body, pieces},
     load::{Load, is_ok},
     on_both_drivers,
     process::Process,
     proxy::{Driver, Proxy},
+    tunnel::{Application, Ends},
     upstream::{Upstream, response},
     wait,
 };
@@ -63,6 +69,150 @@ fn bodies_arrive_whole_in_every_size(driver: Driver) {
     assert!(counter(&control, "default/client", "bytes_bypass").unwrap() > 100_000);
 }
 
+/// A service that does not speak HTTP, for `outbound_for("db:5432")`.
+fn stream(application: SocketAddr) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: db, namespace: default}}
+spec:
+  hosts: [db.default.svc.cluster.local]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{{number: 5432, name: tcp}}]
+  endpoints:
+  - address: {}
+    ports: {{tcp: {}}}
+",
+        application.ip(),
+        application.port()
+    )
+}
+
+/// A proxy before an application that does not speak HTTP, registered.
+fn stream_proxy(control: &Control, driver: Driver) -> Proxy {
+    let proxy = control.proxy("default/client").driver(driver).outbound_for("db:5432").start();
+    wait_until_registered(control, "default/client");
+    proxy
+}
+
+/// Writes in pieces of 1 byte to 1 MiB, as many small ones as large ones, and ends its direction if that is wanted.
+fn send_pieces(mut stream: &TcpStream, mut bytes: &[u8], seed: u64, is_ended: bool) {
+    let mut random = Random::new(seed);
+    while !bytes.is_empty() {
+        let bits = random.below(21);
+        let size = (1 + random.below(1 << bits)).min(bytes.len());
+        stream.write_all(&bytes[..size]).unwrap();
+        bytes = &bytes[size..];
+    }
+    if is_ended {
+        stream.shutdown(Shutdown::Write).unwrap();
+    }
+}
+
+/// One read. Who waits in a blocking one may be woken for nothing (ARCHITECTURE.md, "The bypass"), here when the thread that
+/// writes gets room.
+fn read(mut stream: &TcpStream, buffer: &mut [u8]) -> usize {
+    let result = wait::until("bytes, or the end", || match stream.read(buffer) {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+        result => Some(result),
+    });
+    result.unwrap()
+}
+
+/// Reads so many bytes.
+fn receive(stream: &TcpStream, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    let mut at = 0;
+    while at < len {
+        let count = read(stream, &mut bytes[at..]);
+        assert!(count > 0, "the end, behind {at} of {len} bytes");
+        at += count;
+    }
+    bytes
+}
+
+fn connections_of_bytes_go_both_ways_at_once_and_each_half_ends_for_itself(driver: Driver) {
+    let _alone = alone();
+    let Some(cgroup) = Cgroup::enter() else { return };
+    let application = Application::start();
+    let control = cgroup.control("on", &[("db.yaml", &stream(application.address()))]);
+    let proxy = stream_proxy(&control, driver);
+    let open = || Ends { client: Client::connect(proxy.services()[0]), upstream: application.accept() };
+    for client_ends_first in [true, false] {
+        let (up, down) = (body(1, 5 << 20), body(2, 3 << 20));
+        let mut ends = open();
+        // Small at first, so that both directions begin in the bypass.
+        ends.expect_open();
+        let (client, upstream) = (ends.client.stream(), ends.upstream.stream());
+        let (from_upstream, from_client) = thread::scope(|scope| {
+            scope.spawn(|| send_pieces(client, &up, 3, client_ends_first));
+            scope.spawn(|| send_pieces(upstream, &down, 4, !client_ends_first));
+            let reader = scope.spawn(|| receive(client, down.len()));
+            let from_client = receive(upstream, up.len());
+            (reader.join().unwrap(), from_client)
+        });
+        assert_same_bytes(&from_client, &up);
+        assert_same_bytes(&from_upstream, &down);
+        // One half has ended, behind all that; the other one goes on, until it ends, too.
+        let (first, mut second) = if client_ends_first { (client, upstream) } else { (upstream, client) };
+        assert_eq!(read(second, &mut [0]), 0);
+        for _ in 0..3 {
+            second.write_all(b"still here").unwrap();
+            assert_eq!(receive(first, 10), b"still here");
+        }
+        second.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(read(first, &mut [0]), 0);
+    }
+    // Both at once, with something before the end.
+    let mut ends = open();
+    ends.client.send("up").finish_sending();
+    ends.upstream.send("down").finish_sending();
+    assert_eq!(ends.upstream.rest().unwrap(), b"up");
+    assert_eq!(ends.client.rest().unwrap(), b"down");
+    let count = |name: &str| counter(&control, "default/client", name).unwrap();
+    assert_eq!((count("connections_bypass"), count("connections_tcp")), (6, 0));
+    assert!(count("bytes_bypass") > 100 && count("switched") > 0);
+    // What is large would be spliced from socket to socket, which looks past the queue of the bypass.
+    let spliced = || control.metric("meshring_spliced_bytes_total", "default/client");
+    assert_eq!(spliced(), 0);
+}
+
+fn what_is_large_is_spliced_only_where_no_bypass_was_offered(driver: Driver) {
+    let _alone = alone();
+    let Some(cgroup) = Cgroup::enter() else { return };
+    let application = Application::start();
+    let control = cgroup.control("off", &[("db.yaml", &stream(application.address()))]);
+    let proxy = control.proxy("default/client").driver(driver).outbound_for("db:5432").start();
+    control.wait_for_proxies(1);
+    let transfer = || {
+        let ends = Ends { client: Client::connect(proxy.services()[0]), upstream: application.accept() };
+        let bytes = body(5, 8 << 20);
+        let (client, upstream) = (ends.client.stream(), ends.upstream.stream());
+        let received = thread::scope(|scope| {
+            scope.spawn(|| (&*client).write_all(&bytes).unwrap());
+            receive(upstream, bytes.len())
+        });
+        assert_same_bytes(&received, &bytes);
+        // Behind these all of it is counted.
+        let mut ends = ends;
+        ends.expect_open();
+        ends.expect_open();
+        ends
+    };
+    let spliced = || control.metric("meshring_spliced_bytes_total", "default/client");
+    // The same transfer by TCP: so what follows can fail.
+    let before = transfer();
+    let by_tcp = wait::until("spliced bytes", || Some(spliced()).filter(|&bytes| bytes > 0));
+    drop(before);
+    let path = cgroup.path().display().to_string();
+    control.meshring(&["bypass", "install", "--cgroup", &path]).expect(0);
+    wait_until_registered(&control, "default/client");
+    let _after = transfer();
+    assert_eq!(counter(&control, "default/client", "connections_bypass"), Some(2));
+    assert_eq!(spliced(), by_tcp, "spliced, though it was captured");
+}
+
 fn an_application_or_a_proxy_that_is_killed_is_noticed_at_once(driver: Driver) {
     let _alone = alone();
     let Some(cgroup) = Cgroup::enter() else { return };
@@ -101,6 +251,30 @@ fn an_application_or_a_proxy_that_is_killed_is_noticed_at_once(driver: Driver) {
     proxy.connect().get("reviews", "/").expect(200);
 }
 
+fn an_application_that_serves_and_is_killed_is_noticed_at_once(driver: Driver) {
+    let _alone = alone();
+    let Some(cgroup) = Cgroup::enter() else { return };
+    let script = "import socket,time\nl=socket.create_server(('127.0.0.1',0))\nprint('port',l.getsockname()[1],flush=True)\n\
+                  s,_=l.accept()\ns.recv(100)\ns.sendall(b'half of it')\ntime.sleep(1000)";
+    let mut application = Process::start("application", Command::new("python3").args(["-c", script]));
+    let port: u16 = application.wait_for_line("port ").rsplit(' ').next().unwrap().trim().parse().unwrap();
+    let control = cgroup.control("on", &[("db.yaml", &stream(SocketAddr::from(([127, 0, 0, 1], port))))]);
+    let proxy = stream_proxy(&control, driver);
+    let mut client = Client::connect(proxy.services()[0]);
+    client.send("question");
+    assert_eq!(client.bytes(10), b"half of it");
+    assert_eq!(counter(&control, "default/client", "connections_bypass"), Some(2));
+    application.kill();
+    client.expect_end();
+    // And nobody is there for the next one.
+    let client = Client::connect(proxy.services()[0]);
+    let outcome = wait::until("the reset", || match client.stream().read(&mut [0]) {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+        result => Some(result.map_err(|error| error.kind())),
+    });
+    assert_eq!(outcome, Err(ErrorKind::ConnectionReset));
+}
+
 fn installing_and_removing_under_load_fails_no_request(driver: Driver) {
     let _alone = alone();
     let Some(cgroup) = Cgroup::enter() else { return };
@@ -134,7 +308,10 @@ fn installing_and_removing_under_load_fails_no_request(driver: Driver) {
 
 on_both_drivers! {
     bodies_arrive_whole_in_every_size
+    connections_of_bytes_go_both_ways_at_once_and_each_half_ends_for_itself
+    what_is_large_is_spliced_only_where_no_bypass_was_offered
     an_application_or_a_proxy_that_is_killed_is_noticed_at_once
+    an_application_that_serves_and_is_killed_is_noticed_at_once
     installing_and_removing_under_load_fails_no_request
 }
 
@@ -216,6 +393,11 @@ fn what_happens_can_be_seen_and_switched_off_for_a_port() {
     for part in ["installed on cgroup", "meshring_ops", "mesh_sockets", "default/client", "2 connections", "socket "] {
         assert!(shown.expect(0).stdout.contains(part), "{part}: {}", shown.stdout);
     }
+    // Both ends of both connections; the offers were taken; and the proxy.
+    for (map, entries) in [("mesh_sockets", 4), ("mesh_pairs", 0), ("mesh_processes", 1)] {
+        let line = shown.stdout.lines().find(|line| line.contains(map)).unwrap();
+        assert!(line.contains(&format!(" {entries} entries, room for ")), "{line}");
+    }
     let explained = control.meshring(&["explain", "--from", "default/client", "--url", "http://reviews/"]);
     let explained = &explained.expect(0).stdout;
     assert!(explained.contains("application to proxy: bypass"), "{explained}");
@@ -270,8 +452,8 @@ fn what_cannot_be_is_said_in_one_line_and_plain_tcp_goes_on() {
     optional.wait_for_line("control serves");
     optional.kill();
     let mut needed = unprivileged("on");
+    needed.wait_for_line("--bypass on: a map of sockets: not permitted");
     assert_eq!(needed.wait_for_exit().code(), Some(1), "{}", needed.output());
-    assert!(needed.output().contains("--bypass on: a map of sockets: not permitted"), "{}", needed.output());
     let wrong = meshring(&["control", "--config", "x", "--bypass", "perhaps"]);
     assert!(wrong.expect(2).stderr.contains("[possible values: off, auto, on]"), "{}", wrong.stderr);
 }

@@ -324,7 +324,7 @@ fn item_41_pipelined_requests_are_answered_in_order(driver: Driver) {
             expect_bytes(&received, &expected, pipeline.as_bytes());
         }
     }
-    assert_eq!(sidecar.upstream.connections(), 1);
+    sidecar.upstream.expect_reuse();
 }
 
 fn item_41_a_malformed_request_in_a_pipeline_is_the_last_one(driver: Driver) {

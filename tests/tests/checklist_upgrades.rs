@@ -312,7 +312,7 @@ fn item_54_bytes_behind_a_refused_websocket_go_nowhere(driver: Driver) {
         assert_eq!(client.send(format!("{head}{WEBSOCKET}\r\n")).response().expect(200).text(), "/chat");
         assert_eq!(client.get("guarded", "/admin").expect(200).text(), "denied");
     }
-    assert_eq!(sidecar.upstream.connections(), 1);
+    sidecar.upstream.expect_reuse();
 }
 
 fn item_54_bytes_behind_a_connect_go_nowhere(driver: Driver) {

@@ -2,21 +2,14 @@
 //! certificates of one authority. Each side checks the other's SPIFFE id, and each refuses who is not meant.
 #![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
-use std::{
-    fs,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{net::SocketAddr, path::PathBuf};
 
 use meshring_tests::{
     client::{Client, Response},
+    envoy::{Envoy, http, mutual_chain, mutual_cluster, tls_context},
     generate::{assert_same_bytes, body},
-    on_both_drivers,
-    peers::envoy,
+    on_both_drivers, peers,
     pki::{Authority, Leaf, spiffe},
-    ports::Reserved,
-    process::Process,
     proxy::Driver,
     tls::{Mesh, peer_authentication},
     upstream::{Received, Upstream, response},
@@ -30,113 +23,16 @@ on_both_drivers! {
     envoy_is_the_server_of_a_sidecar
 }
 
-const EXTENSIONS: &str = "type.googleapis.com/envoy.extensions";
 const FOREIGN: &str = "spiffe://foreign.example/ns/default/sa";
 
-/// A running Envoy, and the ports that are kept for it.
-struct Envoy {
-    process: Process,
-    ports: Vec<Reserved>,
-    _dir: TempDir,
-}
-
-impl Envoy {
-    /// With a listener for each filter chain, and clusters.
-    fn start(program: &Path, dir: TempDir, chains: &[Value], clusters: &[Value]) -> Self {
-        // Envoy sets SO_REUSEPORT, so it can listen beside the reservation.
-        let ports: Vec<Reserved> = chains.iter().map(|_| Reserved::new()).collect();
-        let listener = |(index, chain): (usize, &Value)| {
-            json!({
-                "name": format!("listener{index}"),
-                "address": socket_address(ports[index].address()),
-                "filter_chains": [chain],
-            })
-        };
-        let listeners: Vec<Value> = chains.iter().enumerate().map(listener).collect();
-        let config = json!({"static_resources": {"listeners": listeners, "clusters": clusters}});
-        let path = dir.path().join("envoy.json");
-        fs::write(&path, config.to_string()).unwrap();
-        let mut command = Command::new(program);
-        command.arg("--config-path").arg(&path).args(["--disable-hot-restart", "--concurrency", "1"]);
-        let mut process = Process::start("envoy", command.args(["--log-level", "info"]));
-        process.wait_for_line("starting main dispatch loop");
-        Self { process, ports, _dir: dir }
-    }
-
-    fn address(&self, chain: usize) -> SocketAddr {
-        self.ports[chain].address()
-    }
-}
-
-fn socket_address(address: SocketAddr) -> Value {
-    json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}})
-}
-
-/// Who Envoy is, whom it believes, and whom it wants to speak with.
-fn tls_context(certified: &(PathBuf, PathBuf), root: &Path, peer: &str) -> Value {
-    json!({
-        "tls_certificates": [{"certificate_chain": {"filename": certified.0}, "private_key": {"filename": certified.1}}],
-        "validation_context": {
-            "trusted_ca": {"filename": root},
-            "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": peer}}],
-        },
-    })
-}
-
-/// HTTP with these routes.
-fn http(routes: &Value) -> Value {
-    let manager = format!("{EXTENSIONS}.filters.network.http_connection_manager.v3.HttpConnectionManager");
-    json!([{
-        "name": "envoy.filters.network.http_connection_manager",
-        "typed_config": {
-            "@type": manager,
-            "stat_prefix": "test",
-            "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
-            "http_filters": [{
-                "name": "envoy.filters.http.router",
-                "typed_config": {"@type": format!("{EXTENSIONS}.filters.http.router.v3.Router")},
-            }],
-        },
-    }])
-}
-
 /// A server of mutual TLS that tells in a field whom it has seen.
-fn mutual_server(mut context: Value) -> Value {
-    context["alpn_protocols"] = json!(["h2", "http/1.1"]);
+fn mutual_server(context: Value) -> Value {
     let routes = json!([{
         "match": {"prefix": "/"},
         "direct_response": {"status": 200, "body": {"inline_string": "envoy"}},
         "response_headers_to_add": [{"header": {"key": "x-peer", "value": "%DOWNSTREAM_PEER_URI_SAN%"}}],
     }]);
-    let tls = json!({
-        "@type": format!("{EXTENSIONS}.transport_sockets.tls.v3.DownstreamTlsContext"),
-        "require_client_certificate": true,
-        "common_tls_context": context,
-    });
-    json!({"filters": http(&routes), "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": tls}})
-}
-
-/// A server behind mutual TLS.
-fn mutual_cluster(name: &str, address: SocketAddr, mut context: Value, is_http2: bool) -> Value {
-    context["alpn_protocols"] = json!([if is_http2 { "h2" } else { "http/1.1" }]);
-    let protocol = if is_http2 { "http2_protocol_options" } else { "http_protocol_options" };
-    let options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
-    json!({
-        "name": name,
-        "type": "STATIC",
-        "connect_timeout": "5s",
-        "load_assignment": {
-            "cluster_name": name,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": socket_address(address)}}]}],
-        },
-        "typed_extension_protocol_options": {
-            options: {"@type": format!("type.googleapis.com/{options}"), "explicit_http_config": {protocol: {}}},
-        },
-        "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": {
-            "@type": format!("{EXTENSIONS}.transport_sockets.tls.v3.UpstreamTlsContext"),
-            "common_tls_context": context,
-        }},
-    })
+    mutual_chain(http(&routes, &json!({})), context, &["h2", "http/1.1"])
 }
 
 /// Sends everything that was asked for back, and who has asked in a field.
@@ -146,7 +42,7 @@ fn answer(request: &Received) -> Vec<u8> {
 }
 
 fn envoy_is_a_client_of_a_sidecar(driver: Driver) {
-    let Some(program) = envoy() else { return };
+    let Some(program) = peers::envoy() else { return };
     let application = Upstream::answering(answer);
     let strict = peer_authentication("STRICT", "");
     let mesh = Mesh::start(driver, &[application.address()], &[("mode.yaml", &strict)]);
@@ -173,7 +69,7 @@ fn envoy_is_a_client_of_a_sidecar(driver: Driver) {
         json!({"match": {"prefix": format!("/{name}")}, "route": {"cluster": name, "host_rewrite_literal": "reviews"}})
     };
     let routes: Value = clusters.iter().map(route).collect();
-    let envoy = Envoy::start(&program, dir, &[json!({"filters": http(&routes)})], &clusters);
+    let envoy = Envoy::start(&program, dir, &[json!({"filters": http(&routes, &json!({}))})], &clusters);
 
     let data = body(3, 1_000_000);
     for way in ["/http1", "/http2"] {
@@ -225,7 +121,7 @@ spec:
 }
 
 fn envoy_is_the_server_of_a_sidecar(driver: Driver) {
-    let Some(program) = envoy() else { return };
+    let Some(program) = peers::envoy() else { return };
     let application = Upstream::saying("here");
     let mesh = Mesh::start(driver, &[application.address()], &[]);
     let dir = TempDir::new().unwrap();

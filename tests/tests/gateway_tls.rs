@@ -32,6 +32,7 @@ on_both_drivers! {
     a_gateway_shows_the_certificate_of_the_name_that_is_asked_for
     a_mutual_gateway_wants_a_certificate_of_its_own_roots
     access_rules_hold_at_a_gateway_with_tls_and_without
+    rules_see_the_scheme_and_the_port_of_a_gateway_with_tls_and_without
     a_gateway_tells_of_its_clients_certificates_what_the_mesh_wants
     cve_2025_23419_a_session_of_one_host_opens_no_other
     a_mutual_gateway_can_want_names_and_an_optional_one_nothing
@@ -215,6 +216,35 @@ fn access_rules_hold_at_a_gateway_with_tls_and_without(driver: Driver) {
     let mut client = edge.caller("shop.example.com").connect(edge.gateway.outbound());
     client.get("shop.example.com", "/").expect(200);
     client.get("shop.example.com", "/admin/x").expect(403);
+}
+
+fn rules_see_the_scheme_and_the_port_of_a_gateway_with_tls_and_without(driver: Driver) {
+    let edge = Edge::start(driver);
+    let issued = edge.authority.issue(&Leaf::server(&["shop.example.com"]));
+    let rules = "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: shop, namespace: \
+                 default}\nspec:\n  hosts: [shop.example.com]\n  http:\n  - match: [{uri: {prefix: /moved}}]\n    redirect: \
+                 {uri: /there, derivePort: FROM_REQUEST_PORT}\n  - match: [{scheme: {exact: https}}]\n    directResponse: \
+                 {status: 200, body: {string: secured}}\n  - match: [{scheme: {exact: http}}]\n    directResponse: \
+                 {status: 200, body: {string: plain}}\n";
+    let port = edge.port();
+    let plain = format!("  - port: {{number: {port}, name: http, protocol: HTTP}}\n    hosts: [\"*\"]\n");
+    edge.publish(&(gateway(&[plain]) + rules), 0);
+    let mut client = edge.gateway.connect();
+    assert_eq!(client.get("shop.example.com", "/").expect(200).text(), "plain");
+    let moved = client.get("shop.example.com", "/moved");
+    let location = format!("http://shop.example.com:{port}/there");
+    assert_eq!(moved.expect(301).fields.value("location"), Some(&*location));
+
+    let servers = [server(port, "shop", "shop.example.com", "mode: SIMPLE, credentialName: shop")];
+    edge.publish(&(gateway(&servers) + &secret("shop", &issued, None) + rules), 1);
+    let mut client = edge.caller("shop.example.com").connect(edge.gateway.outbound());
+    assert_eq!(client.get("shop.example.com", "/").expect(200).text(), "secured");
+    // Whatever a client says of it.
+    let claimed = client.get_with("shop.example.com", "/", &[("x-forwarded-proto", "http")]);
+    assert_eq!(claimed.expect(200).text(), "secured");
+    let moved = client.get("shop.example.com", "/moved");
+    let location = format!("https://shop.example.com:{port}/there");
+    assert_eq!(moved.expect(301).fields.value("location"), Some(&*location));
 }
 
 fn a_gateway_tells_of_its_clients_certificates_what_the_mesh_wants(driver: Driver) {

@@ -3,8 +3,7 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    process,
+    net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -13,10 +12,7 @@ use std::{
     time::Duration,
 };
 
-use meshring_core::{
-    limits::{ATTEMPTS_MAX, HOT_STREAMS_MAX},
-    table::protocol::HBONE_PORT,
-};
+use meshring_core::limits::{ATTEMPTS_MAX, HOT_STREAMS_MAX};
 use meshring_tests::{
     client::{Client, request},
     control::Control,
@@ -26,6 +22,7 @@ use meshring_tests::{
     load::{Load, is_ok},
     on_both_drivers,
     pki::{Authority, Leaf},
+    ports::hbone_address,
     proxy::{Driver, Proxy},
     tls::peer_authentication,
     tunnel::{Application, Ends, expect_reset},
@@ -57,13 +54,6 @@ struct Mesh {
     http1: Upstream,
     http2: h2_application::Application,
     bytes: Application,
-}
-
-/// An address that no other test has, of this process or another: the port is the same for all.
-fn own_address(test: u8, driver: Driver) -> SocketAddr {
-    let (pid, of_driver) = (process::id(), u8::from(driver == Driver::Epoll));
-    let ip = Ipv4Addr::new(127, 64 + 2 * test + of_driver, 1 + (pid / 250 % 250) as u8, 1 + (pid % 250) as u8);
-    (ip, HBONE_PORT).into()
 }
 
 fn workloads(address: SocketAddr) -> String {
@@ -136,7 +126,7 @@ impl Mesh {
 
     /// Before an application of one's own for HTTP/1.1.
     fn before(driver: Driver, test: u8, has_server: bool, http1: Upstream) -> Self {
-        let address = own_address(test, driver);
+        let address = hbone_address(test, driver);
         let (http2, bytes) = (h2_application::Application::echoing(), Application::start());
         let dir = TempDir::new().unwrap();
         let config = dir.path().join("config");
@@ -286,7 +276,7 @@ fn next_tunnel(served: &mut Served, seen: &mut Vec<u32>) -> u32 {
 }
 
 fn item_55_length_and_encoding_on_the_answer_to_connect_end_no_tunnel(driver: Driver) {
-    let address = own_address(5, driver);
+    let address = hbone_address(5, driver);
     let dir = TempDir::new().unwrap();
     let authority = Authority::new("operator");
     let (certificate, key) = authority.write(dir.path(), "operator");
@@ -351,7 +341,7 @@ fn without_a_server_of_tunnels_nothing_goes_out(driver: Driver) {
     let mesh = Mesh::start(driver, 3, false);
     let response = mesh.client.connect().get("app", "/");
     let text = response.expect(503).text();
-    assert!(text.contains(&format!("the tunnel through {}", own_address(3, driver))), "{text}");
+    assert!(text.contains(&format!("the tunnel through {}", hbone_address(3, driver))), "{text}");
     expect_reset(&mut Client::connect(mesh.client.services()[0]));
     assert_eq!(mesh.http1.connections(), 0, "in plain text");
 }
@@ -402,7 +392,7 @@ fn responses_that_come_late_come_through_their_tunnels(driver: Driver) {
 
 /// The check of an external authorizer goes to its workload as any request does: through a tunnel.
 fn an_authorizer_behind_a_tunnel_is_asked(driver: Driver) {
-    let address = own_address(6, driver);
+    let address = hbone_address(6, driver);
     let authorizer = Upstream::answering(|request| match request.fields.value("x-key") {
         Some("good") => response(200, &[], b""),
         _ => response(401, &[], b"no key"),

@@ -1,5 +1,5 @@
-//! Connections that the kernel redirects to the outbound listener go where their clients meant them to: in a network namespace of the
-//! test's own, with nftables. Skipped, with the reason, where that cannot be had.
+//! Connections that the kernel redirects to the outbound listener go where their clients meant them to, and rules see the port that they
+//! meant: in a network namespace of each test's own, with nftables. Skipped, with the reason, where that cannot be had.
 #![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
 use std::{
@@ -15,6 +15,7 @@ use meshring_core::table::{
 };
 use meshring_tests::{
     client::Client,
+    control::Control,
     frames::code,
     h2::{Connection, Opening},
     proxy::{Driver, Proxy},
@@ -46,12 +47,28 @@ fn load(ruleset: &str) -> bool {
     nft.wait().unwrap().success()
 }
 
+/// Redirects to a listener from now on.
+fn redirect_to(proxy: &Proxy) {
+    let _ = Command::new("nft").args(["delete", "table", "ip", "intercept"]).output();
+    assert!(load(&ruleset(proxy.outbound().port())));
+}
+
 #[test]
 fn what_is_redirected_goes_where_its_client_meant_it() {
-    const NAME: &str = "what_is_redirected_goes_where_its_client_meant_it";
+    in_a_namespace("what_is_redirected_goes_where_its_client_meant_it", intercepted);
+}
+
+#[test]
+fn rules_see_the_port_that_a_client_meant() {
+    in_a_namespace("rules_see_the_port_that_a_client_meant", by_port);
+}
+
+/// Runs a test, which has that name, in a namespace.
+fn in_a_namespace(name: &str, test: fn(Driver)) {
     if env::var_os(INSIDE).is_some() {
         for driver in [Driver::Auto, Driver::Epoll] {
-            intercepted(driver);
+            let _ = Command::new("sh").args(["-c", PREPARE]).output();
+            test(driver);
         }
         return;
     }
@@ -66,7 +83,7 @@ fn what_is_redirected_goes_where_its_client_meant_it() {
     let inside = Command::new("unshare")
         .args(["--net", "--"])
         .arg(env::current_exe().unwrap())
-        .args(["--exact", NAME, "--nocapture"])
+        .args(["--exact", name, "--nocapture"])
         .env(INSIDE, "1")
         .output()
         .unwrap();
@@ -83,7 +100,6 @@ fn dial(port: u16) -> TcpStream {
 }
 
 fn intercepted(driver: Driver) {
-    let _ = Command::new("sh").args(["-c", PREPARE]).output();
     let saying = |port: &'static str| {
         Upstream::on(&format!("{SERVER}:{port}"), move |request| {
             response(200, &[("x-port", port), ("x-host", request.fields.value("host").unwrap_or_default())], b"")
@@ -99,8 +115,7 @@ fn intercepted(driver: Driver) {
     let route = world.stream_rule(Vec::new(), &[(cluster, 1)]);
     world.stream("db", 5432, TcpProtocol::Tcp, &[SERVER.into()], vec![route]);
     let proxy = Proxy::alone(&world.snapshot(), driver);
-    let _ = Command::new("nft").args(["delete", "table", "ip", "intercept"]).output();
-    assert!(load(&ruleset(proxy.outbound().port())));
+    redirect_to(&proxy);
 
     // By the address, whatever the name.
     for (port, expected) in [(80, "80"), (81, "81")] {
@@ -122,4 +137,61 @@ fn intercepted(driver: Driver) {
     ends.upstream.send("220 ready");
     assert_eq!(ends.client.bytes(9), b"220 ready");
     ends.expect_open();
+}
+
+/// A service of two ports, with rules for each, and one that redirects to the port of the request.
+const SHOP: &str = "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: shop, namespace: default}
+spec:
+  hosts: [shop.default.svc.cluster.local]
+  resolution: STATIC
+  ports: [{number: 80, name: http, protocol: HTTP}, {number: 81, name: http-admin, protocol: HTTP}]
+  endpoints: [{address: 127.0.0.1}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: shop, namespace: default}
+spec:
+  hosts: [shop]
+  http:
+  - match: [{uri: {prefix: /moved}}]
+    redirect: {uri: /there, derivePort: FROM_REQUEST_PORT}
+  - match: [{port: 81}]
+    directResponse: {status: 200, body: {string: admin}}
+  - match: [{port: 80}]
+    directResponse: {status: 200, body: {string: shop}}
+";
+
+fn by_port(driver: Driver) {
+    let control = Control::start(&[("shop.yaml", SHOP)]);
+    let proxy = control.proxy("default/client").driver(driver).start();
+    control.wait_for_proxies(1);
+    redirect_to(&proxy);
+    for (port, host, expected, location) in [
+        (80, "shop", "shop", "http://shop/there"),
+        (81, "shop", "admin", "http://shop:81/there"),
+        // Who names a port means it.
+        (80, "shop:81", "admin", "http://shop:81/there"),
+        (81, "shop:80", "shop", "http://shop/there"),
+        // A port of a pod, say: Host tells the service, which has no such port.
+        (5432, "shop", "shop", "http://shop:5432/there"),
+    ] {
+        let mut client = Client::over(dial(port));
+        // More than one request: the connection remembers.
+        for _ in 0..2 {
+            assert_eq!(client.get(host, "/").expect(200).text(), expected, "{host} on {port}");
+            let moved = client.get(host, "/moved");
+            assert_eq!(moved.expect(301).fields.value("location"), Some(location), "{host} on {port}");
+        }
+        let mut client = Connection::client(dial(port), &Opening::default());
+        assert_eq!(client.get(host, "/").expect(200).text(), expected, "{host} on {port} over HTTP/2");
+        let moved = client.get(host, "/moved");
+        assert_eq!(moved.expect(301).fields.value("location"), Some(location), "{host} on {port} over HTTP/2");
+        client.send(meshring_tests::frames::goaway(0, code::NO_ERROR));
+    }
+    // Who comes to the listener itself has met none but the service's.
+    let mut client = proxy.connect();
+    assert_eq!(client.get("shop", "/").expect(200).text(), "shop");
+    assert_eq!(client.get("shop", "/moved").expect(301).fields.value("location"), Some("http://shop/there"));
 }

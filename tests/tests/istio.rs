@@ -186,6 +186,9 @@ fn headers_rewrites_redirects_and_timeouts_are_honoured() {
         let response = client.get("reviews:9080", target);
         assert_eq!(response.expect(status).fields.value("location"), Some(location), "{target}");
     }
+    // The port that Host leaves out is the service's.
+    let kept = client.get("reviews", "/kept");
+    assert_eq!(kept.expect(308).fields.value("location"), Some("https://reviews:9080/kept"));
     let encrypted = client.get_with("reviews", "/fixed", &[("x-forwarded-proto", "https")]);
     assert_eq!(encrypted.expect(301).fields.value("location"), Some("https://reviews:8443/fixed"));
     assert_eq!(client.get("reviews", "/gone").expect(410).text(), "gone");

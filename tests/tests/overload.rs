@@ -288,8 +288,14 @@ fn descriptors(proxy: &Proxy) -> Vec<u64> {
 
 /// Takes the last free descriptor away from a running proxy: a limit below those that are open forbids further ones.
 fn limit_descriptors(proxy: &Proxy) {
-    let used = descriptors(proxy);
-    set_limit(proxy, (0..).find(|number| !used.contains(number)).unwrap());
+    let mut lowest = u64::MAX;
+    // A file that is open for a moment only, such as one of /proc, leaves a number below the limit when it is closed.
+    wait::until_still(Duration::from_millis(500), "all descriptors below the limit to be open", || {
+        let used = descriptors(proxy);
+        lowest = lowest.min((0..).find(|number| !used.contains(number)).unwrap());
+        set_limit(proxy, lowest);
+        lowest
+    });
 }
 
 fn set_limit(proxy: &Proxy, number: u64) {

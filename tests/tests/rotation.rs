@@ -27,66 +27,94 @@ fn start(application: &Upstream) -> Mesh {
     Mesh::self_signed(Driver::Auto, &[application.address(); 2], &files, &["--svid-lifetime", "10s"])
 }
 
-/// What every process has installed, by its number: one of the strings that control tells.
-fn strings(mesh: &Mesh, field: &str) -> BTreeSet<(u64, String)> {
-    let certs = mesh.control.api("/v1/certs");
-    let list = certs["identities"].as_array().unwrap();
-    let pair = |item: &serde_json::Value| Some((item["pid"].as_u64()?, item[field].as_str()?.to_owned()));
-    list.iter().filter(|item| item["state"] == "installed").filter_map(pair).collect()
+/// What control tells of a process's certificate.
+struct Told {
+    pid: u64,
+    /// Of what it was sent last.
+    serial: String,
+    root: String,
+    /// It says that it uses what it was sent last.
+    is_installed: bool,
 }
 
-/// The serial number of what every process was sent last, by its number.
-fn issued(mesh: &Mesh) -> BTreeMap<u64, String> {
+fn identities(mesh: &Mesh) -> Vec<Told> {
     let certs = mesh.control.api("/v1/certs");
     let list = certs["identities"].as_array().unwrap();
-    list.iter().filter_map(|item| Some((item["pid"].as_u64()?, item["serial"].as_str()?.to_owned()))).collect()
+    let told = list.iter().filter_map(|item| {
+        let text = |field: &str| Some(item[field].as_str()?.to_owned());
+        let is_installed = item["state"] == "installed";
+        Some(Told { pid: item["pid"].as_u64()?, serial: text("serial")?, root: text("root")?, is_installed })
+    });
+    told.collect()
 }
 
-/// From when on a client's sidecar shows a new certificate on new connections, by what the application hears of it.
+/// The roots that processes go by.
+fn roots(told: &[Told]) -> BTreeSet<String> {
+    told.iter().filter(|each| each.is_installed).map(|each| each.root.clone()).collect()
+}
+
+/// What a client's sidecar shows on new connections, by what the application hears of it.
 struct Witness {
     proxy: Proxy,
     client: Client,
     asked: Instant,
-    /// What was issued last, and when that was seen.
-    serial: (String, Instant),
-    /// Which certificate, by its hash, was shown while which one was the last that was issued.
+    /// What was issued last, when that was seen, and the longest round of looks since then.
+    issued: (String, Instant, Duration),
+    is_installed: bool,
+    /// Which certificate, by its hash, was shown while which one was installed.
     shown: BTreeMap<String, String>,
 }
 
 impl Witness {
     fn new(proxy: Proxy) -> Self {
         let (client, now) = (proxy.connect(), Instant::now());
-        Self { proxy, client, asked: now, serial: (String::new(), now), shown: BTreeMap::new() }
+        let issued = (String::new(), now, Duration::ZERO);
+        Self { proxy, client, asked: now, issued, is_installed: false, shown: BTreeMap::new() }
     }
 
     fn pid(&self) -> u64 {
         self.proxy.process.pid().into()
     }
 
-    /// Asks on a new connection, if the last one is too old by now. `serial`: of what was issued last.
-    fn look(&mut self, serial: Option<&String>) {
-        if let Some(serial) = serial.filter(|serial| **serial != self.serial.0) {
-            self.serial = (serial.clone(), Instant::now());
+    /// Asks on a new connection, if the last one is too old by now. `round`: how long the last round of looks took.
+    fn look(&mut self, mesh: &Mesh, told: &[Told], round: Duration) {
+        let Some(told) = told.iter().find(|told| told.pid == self.pid()) else { return };
+        if told.serial != self.issued.0 {
+            self.issued = (told.serial.clone(), Instant::now(), round);
+            self.is_installed = false;
+        }
+        self.issued.2 = self.issued.2.max(round);
+        if !self.is_installed {
+            let (_, since, longest) = self.issued;
+            let (late, late_max) = (since.elapsed(), IN_USE_WITHIN + longest * ROUNDS);
+            assert!(late < late_max, "a new certificate is not in use after {late:?}; a round takes {longest:?}");
+            self.is_installed = told.is_installed;
         }
         if self.asked.elapsed() < REUSE {
             return;
         }
-        let is_due = self.serial.1.elapsed() >= IN_USE_WITHIN;
         self.client.send(request("POST", "reviews", "/", &[("content-length", "0")]));
         let text = self.client.response().expect(200).text();
         self.asked = Instant::now();
         let (_, rest) = text.split_once(";Hash=").unwrap_or_else(|| panic!("no certificate in {text}"));
         let hash = rest.split(';').next().unwrap().to_owned();
-        if is_due {
-            let issued = self.shown.entry(hash).or_insert_with(|| self.serial.0.clone());
-            assert_eq!(*issued, self.serial.0, "an old certificate, {:?} after the new one", self.serial.1.elapsed());
+        // It was in use before the connection was made, and there is no newer one yet.
+        let is_last = |last: &Told| (last.pid, &last.serial) == (told.pid, &told.serial);
+        if self.is_installed && identities(mesh).iter().any(is_last) {
+            let installed = self.shown.entry(hash).or_insert_with(|| told.serial.clone());
+            assert_eq!(*installed, told.serial, "another certificate than the one that is in use");
         }
     }
 }
 
 /// A POST goes on a connection that was in use within the last second, or on a new one.
 const REUSE: Duration = Duration::from_millis(1_100);
+/// A new certificate is in use, on a machine that has time for it; one that has not takes as long for a round of looks (which asks
+/// control, and now and then each witness), and gets this many of them.
 const IN_USE_WITHIN: Duration = Duration::from_secs(1);
+const ROUNDS: u32 = 10;
+/// What the rotations may take: below the length of the load.
+const ROTATING: Duration = Duration::from_secs(200);
 /// Sidecars that carry the load, beside the one of the application.
 const LOADED: usize = 15;
 const WITNESSES: usize = 4;
@@ -115,27 +143,30 @@ fn a_hundred_rotations_and_a_new_root_under_load_fail_no_request() {
     let loads: Vec<Paced> = outbound.map(load).collect();
     wait::until("the load", || (mesh.server_metric("downstream_requests_total") >= 100).then_some(()));
     let handshakes = mesh.server_metric("downstream_tls_handshakes_total");
-    let roots: BTreeSet<String> = strings(&mesh, "root").into_iter().map(|(_, root)| root).collect();
-    assert_eq!(roots.len(), 1, "{roots:?}");
+    let old = roots(&identities(&mesh));
+    assert_eq!(old.len(), 1, "{old:?}");
     mesh.control.meshring(&["certs", "rotate-root"]).expect(0);
 
     let without_load: BTreeSet<u64> = witnesses.iter().map(Witness::pid).collect();
-    let under_load = || strings(&mesh, "serial").into_iter().filter(|(pid, _)| !without_load.contains(pid));
-    let first = under_load().count();
+    let is_under_load = |told: &&Told| told.is_installed && !without_load.contains(&told.pid);
     let mut seen = BTreeSet::new();
-    wait::until_within(Duration::from_secs(55), "100 rotations under load and the new root everywhere", || {
-        seen.extend(under_load());
-        let serials = issued(&mesh);
+    let (mut first, mut begun, mut longest) = (None, Instant::now(), Duration::ZERO);
+    wait::until_within(ROTATING, "100 rotations under load and the new root everywhere", || {
+        let round = begun.elapsed();
+        longest = longest.max(round);
+        begun = Instant::now();
+        let told = identities(&mesh);
+        seen.extend(told.iter().filter(is_under_load).map(|told| (told.pid, told.serial.clone())));
+        let first = *first.get_or_insert(seen.len());
         for witness in &mut witnesses {
-            witness.look(serials.get(&witness.pid()));
+            witness.look(&mesh, &told, round);
         }
-        let now: BTreeSet<String> = strings(&mesh, "root").into_iter().map(|(_, root)| root).collect();
-        (seen.len() >= first + ROTATIONS && now.is_disjoint(&roots)).then_some(())
+        (seen.len() >= first + ROTATIONS && roots(&told).is_disjoint(&old)).then_some(())
     });
     let figures: Vec<(u64, f64)> = loads.into_iter().map(Paced::finish).collect();
     let (requests, per_second) = figures.iter().fold((0, 0.0), |sum, each| (sum.0 + each.0, sum.1 + each.1));
     let server = seen.iter().filter(|(pid, _)| *pid == u64::from(mesh.server.process.pid())).count() - 1;
-    println!("{} rotations, {server} of the server", seen.len() - first);
+    println!("{} rotations, {server} of the server, the longest round {longest:?}", seen.len() - first.unwrap());
     assert_loaded((requests, per_second));
     let shown: usize = witnesses.iter().map(|witness| witness.shown.len()).sum();
     assert!(shown >= 2 * WITNESSES, "only {shown} certificates of {WITNESSES} witnesses");

@@ -98,6 +98,7 @@ fn attack(driver: Driver, arguments: &[&str]) {
             && sockets_max > sockets_before + CONNECTIONS / 2
             && sockets < sockets_before + CONNECTIONS / 20;
     }
+    slowhttptest.wait_for_exit();
     latencies.sort();
     let p99 = latencies[latencies.len() * 99 / 100];
     let output = slowhttptest.output();

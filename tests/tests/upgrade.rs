@@ -162,7 +162,7 @@ fn a_refused_handshake_is_answered_as_any_request(driver: Driver) {
         }
     }
     // Nobody has changed his protocol: all of it went over one connection.
-    assert_eq!(sidecar.upstream.connections(), 1);
+    sidecar.upstream.expect_reuse();
 }
 
 fn a_handshake_is_sent_once(driver: Driver) {

@@ -352,6 +352,12 @@ fn authority(
     if host.value.is_empty() {
         return Err(Refusal::NoHost);
     }
+    if let Some(authority) = target.authority
+        && authority.0.of(window) == host.value.of(window)
+    {
+        // It has been judged.
+        return Ok(authority);
+    }
     let (host_len, port) = authority::split(host.value.of(window)).ok_or(Refusal::BadAuthority)?;
     Ok(target.authority.unwrap_or((host.value, host_len, port)))
 }

@@ -5,9 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::{
     model::{
-        ArchivedCluster, ArchivedCondition, ArchivedForwardClientCertificate, ArchivedMatch, ArchivedPathNormalization,
-        ArchivedRoute, ArchivedSettings, ArchivedStringMatch, ArchivedTable, ArchivedVirtualHost,
-        ForwardClientCertificate, PORT_ANY, PathNormalization, Reach, SCOPE_ALL, Settings,
+        ArchivedCluster, ArchivedCondition, ArchivedMatch, ArchivedRoute, ArchivedStringMatch, ArchivedTable,
+        ArchivedVirtualHost, PORT_ANY, Reach, SCOPE_ALL,
     },
     protocol::PROTOCOLS_NONE,
     regexes::Regexes,
@@ -299,27 +298,6 @@ impl ArchivedTable {
             }
         }
         Err(NoRoute::NoRule(virtual_host))
-    }
-
-    /// What holds for every request.
-    #[inline]
-    #[must_use]
-    pub fn settings(&self) -> Settings {
-        let path_normalization = match self.settings.path_normalization {
-            ArchivedPathNormalization::None => PathNormalization::None,
-            ArchivedPathNormalization::Base => PathNormalization::Base,
-            ArchivedPathNormalization::MergeSlashes => PathNormalization::MergeSlashes,
-            ArchivedPathNormalization::DecodeAndMergeSlashes => PathNormalization::DecodeAndMergeSlashes,
-        };
-        let gateway_client_certificate = match self.settings.gateway_client_certificate {
-            ArchivedForwardClientCertificate::Sanitize => ForwardClientCertificate::Sanitize,
-            ArchivedForwardClientCertificate::ForwardOnly => ForwardClientCertificate::ForwardOnly,
-            ArchivedForwardClientCertificate::AppendForward => ForwardClientCertificate::AppendForward,
-            ArchivedForwardClientCertificate::SanitizeSet => ForwardClientCertificate::SanitizeSet,
-            ArchivedForwardClientCertificate::AlwaysForwardOnly => ForwardClientCertificate::AlwaysForwardOnly,
-        };
-        let ArchivedSettings { trusted_hops, request_id, mesh_tls12, .. } = self.settings;
-        Settings { path_normalization, trusted_hops, request_id, mesh_tls12, gateway_client_certificate }
     }
 
     /// A cluster.

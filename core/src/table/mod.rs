@@ -1,6 +1,7 @@
 //! The routing table: what control compiles, what a proxy looks up. Immutable; one per generation.
 //!
-//! [`model`] holds the archived types ([`security`] and [`access`] those of the security API, [`protocol`] what is spoken with whom), [`tcp`] connections that are bytes, [`build`] is how a compiler fills them, [`lookup`] finds virtual host and route,
+//! [`model`] holds the archived types ([`security`] and [`access`] those of the security API, [`protocol`] what is spoken with whom,
+//! [`settings`] what holds for the whole mesh), [`tcp`] connections that are bytes, [`build`] is how a compiler fills them, [`lookup`] finds virtual host and route,
 //! [`validate`] proves that every index is in bounds before a proxy uses a table that somebody else wrote, [`text`] says
 //! which of its texts may become part of a message.
 
@@ -11,6 +12,7 @@ pub mod model;
 pub mod protocol;
 pub mod regexes;
 pub mod security;
+pub mod settings;
 pub mod tcp;
 pub mod text;
 pub mod validate;

@@ -5,6 +5,7 @@ mod number;
 pub mod overlay;
 pub mod publish;
 mod refusal;
+mod request;
 
 pub use change::{Change, Verb};
 pub use overlay::Overlay;

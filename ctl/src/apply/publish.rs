@@ -17,7 +17,7 @@ use meshring_core::{
 };
 
 use super::{
-    change::{self, Change, Verb},
+    change::{self, Change},
     overlay::Overlay,
     refusal::Refusal,
 };
@@ -33,9 +33,9 @@ use crate::{
         view::{Problem, View},
     },
     diagnostic::{self, Code, Diagnostic, Severity, has_errors},
-    source::{self, Cache, SourceFile},
+    source::{self, Cache},
     spec::{
-        Hostname, Key, Place, Resource, World,
+        Hostname, Place, Resource, World,
         request_authentication::{KeySource, key_sources},
     },
 };
@@ -73,7 +73,7 @@ pub struct Published {
 /// The files' resources, last read without errors.
 #[derive(Debug, Clone, Default)]
 pub(super) struct FileSet {
-    resources: Vec<Resource>,
+    pub(super) resources: Vec<Resource>,
     notes: Vec<Diagnostic>,
 }
 
@@ -81,7 +81,7 @@ pub(super) struct FileSet {
 pub(super) struct Compiled {
     world: World,
     pub(super) encoded: Encoded,
-    diagnostics: Vec<Diagnostic>,
+    pub(super) diagnostics: Vec<Diagnostic>,
     compile_ms: f64,
 }
 
@@ -103,9 +103,9 @@ pub struct Publisher {
     /// The highest number that this process or one before it can have given to a proxy.
     pub(super) given: Generation,
     scribe: Scribe,
-    world: Arc<World>,
-    diagnostics: Vec<Diagnostic>,
-    problem: Option<Problem>,
+    pub(super) world: Arc<World>,
+    pub(super) diagnostics: Vec<Diagnostic>,
+    pub(super) problem: Option<Problem>,
 }
 
 impl Publisher {
@@ -342,7 +342,7 @@ impl Publisher {
     }
 
     /// Publishes a compiled world under the next number, unless it says what the last one said.
-    fn publish(
+    pub(super) fn publish(
         &mut self,
         compiled: Compiled,
         files: FileSet,
@@ -515,82 +515,6 @@ impl Publisher {
             rolled_back: self.state.rolled_back,
         }
     }
-
-    fn current_files(&self) -> Result<FileSet, Refusal> {
-        self.files.clone().ok_or_else(|| {
-            Refusal::NoConfiguration(
-                self.problem.as_ref().map(|problem| problem.diagnostics.clone()).unwrap_or_default(),
-            )
-        })
-    }
-
-    /// Puts the resources of these files over the configuration.
-    pub fn apply(&mut self, sources: &[SourceFile], dry_run: bool) -> Result<Published, Refusal> {
-        let files = self.current_files()?;
-        let (resources, notes) = read_applied(sources)?;
-        // Two of the same key in one call: `World::assemble` tells them apart from an override only if it sees both.
-        let duplicates: Vec<Resource> = duplicates(&resources);
-        let overlay = self.overlay.with(&resources, &notes);
-        let compiled = self.compile(&files, &overlay, &duplicates)?;
-        let asked: Vec<Change> = resources.iter().map(|resource| self.change_of(resource)).collect();
-        let known = self.diagnostics.clone();
-        let mut published = if dry_run {
-            Published { diagnostics: compiled.diagnostics, bytes: compiled.encoded.len(), ..self.nothing_new() }
-        } else {
-            self.publish(compiled, files, overlay, "apply")?
-        };
-        let about = |diagnostic: &Diagnostic| sources.iter().any(|source| source.path == diagnostic.place.file);
-        published.diagnostics.retain(|diagnostic| about(diagnostic) || !known.contains(diagnostic));
-        published.changes = asked;
-        Ok(published)
-    }
-
-    fn change_of(&self, resource: &Resource) -> Change {
-        let Key { kind, namespace, name } = &resource.key;
-        let verb = match self.world.resource(*kind, namespace.as_str(), name.as_str()) {
-            None => Verb::Created,
-            Some(live) if live.means_the_same_as(resource) => Verb::Unchanged,
-            Some(_) => Verb::Configured,
-        };
-        Change { verb, key: resource.key.clone(), place: resource.place.clone() }
-    }
-
-    /// Unified diffs of the resources of these files against what is live.
-    pub fn diff(&self, sources: &[SourceFile]) -> Result<Vec<String>, Refusal> {
-        let (resources, _) = read_applied(sources)?;
-        let live = |key: &Key| self.world.resource(key.kind, key.namespace.as_str(), key.name.as_str());
-        let diffs = resources.iter().map(|resource| change::unified(live(&resource.key), resource));
-        Ok(diffs.filter(|diff| !diff.is_empty()).collect())
-    }
-
-    /// Takes the resources of these files out of what was applied; all of them or none.
-    pub fn delete(&mut self, sources: &[SourceFile], dry_run: bool) -> Result<Published, Refusal> {
-        let files = self.current_files()?;
-        let (resources, _) = read_applied(sources)?;
-        let mut overlay = self.overlay.clone();
-        let mut asked = Vec::new();
-        for resource in &resources {
-            let key = resource.key.clone();
-            let in_file = files.resources.iter().find(|candidate| candidate.key == key);
-            match (self.overlay.resource(&key), in_file) {
-                (Some(applied), None) => asked.push(Change { verb: Verb::Deleted, place: applied.place.clone(), key }),
-                (Some(_), Some(file)) => asked.push(Change { verb: Verb::Restored, place: file.place.clone(), key }),
-                (None, Some(file)) => return Err(Refusal::FromFile { key, place: file.place.clone() }),
-                (None, None) => return Err(Refusal::NotFound { key }),
-            }
-            overlay = overlay.without(&resource.key);
-        }
-        let compiled = self.compile(&files, &overlay, &[])?;
-        let known = self.diagnostics.clone();
-        let mut published = if dry_run {
-            Published { diagnostics: compiled.diagnostics, bytes: compiled.encoded.len(), ..self.nothing_new() }
-        } else {
-            self.publish(compiled, files, overlay, "delete")?
-        };
-        published.diagnostics.retain(|diagnostic| !known.contains(diagnostic));
-        published.changes = asked;
-        Ok(published)
-    }
 }
 
 fn log_publication(generation: Generation, published: &Published, cause: &str) {
@@ -603,25 +527,4 @@ fn log_publication(generation: Generation, published: &Published, cause: &str) {
     for proxy in &prepared.stale {
         tracing::warn!("proxy {proxy} has not answered for generation {generation} within {PREPARE_MS_MAX} ms: stale");
     }
-}
-
-fn read_applied(sources: &[SourceFile]) -> Result<(Vec<Resource>, Vec<Diagnostic>), Refusal> {
-    let reading = source::read_files(sources, &mut Cache::default());
-    if has_errors(&reading.diagnostics) {
-        return Err(Refusal::Invalid(reading.diagnostics));
-    }
-    Ok((reading.resources, reading.diagnostics))
-}
-
-fn duplicates(resources: &[Resource]) -> Vec<Resource> {
-    let mut seen = std::collections::HashSet::new();
-    let mut last_wins: Vec<&Resource> = Vec::new();
-    for resource in resources {
-        if !seen.insert(&resource.key) {
-            last_wins.push(resource);
-        }
-    }
-    // The overlay holds the last of each key; the earlier ones are what `assemble` must see beside it.
-    let earlier = |again: &&Resource| resources.iter().find(|first| first.key == again.key).cloned();
-    last_wins.iter().filter_map(earlier).collect()
 }

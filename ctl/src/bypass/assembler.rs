@@ -65,8 +65,8 @@ pub(super) enum Helper {
     SockHashUpdate = 70,
     MsgRedirectHash = 71,
     SkStorageGet = 107,
-    SkStorageDelete = 108,
     ProbeReadKernel = 113,
+    GetNsCurrentPidTgid = 120,
     GetNetnsCookie = 122,
 }
 
@@ -118,6 +118,11 @@ impl Assembler {
     /// `to = value`.
     pub(super) fn set(&mut self, to: Register, value: i32) -> &mut Self {
         self.push(ALU64 | OP_MOV, to, 0, 0, value)
+    }
+
+    /// `to = value`, of 64 bits.
+    pub(super) fn set_wide(&mut self, to: Register, value: u64) -> &mut Self {
+        self.push(CLASS_LOAD_IMMEDIATE, to, 0, 0, value as i32).push(0, R0, 0, 0, (value >> 32) as i32)
     }
 
     /// `to += value`.

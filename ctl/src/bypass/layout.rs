@@ -16,7 +16,9 @@ pub(super) mod key {
     pub(in super::super) const BYTES: i16 = 56;
 }
 
-/// What a captured socket knows of itself, in its own storage.
+/// What a socket knows of itself, in its own storage: whose it is, which control sets on listeners (accepted sockets inherit
+/// it) and the program on what a proxy connects; and, once it is captured, everything else. One storage for both, since each
+/// costs an allocation when a connection is set up.
 pub(super) mod flow {
     /// The key of the other end; of the pair, too, where that is the accepting one.
     pub(in super::super) const PEER_KEY: i16 = 0;
@@ -26,6 +28,7 @@ pub(super) mod flow {
     pub(in super::super) const STATE: i16 = 64;
     /// The port that the connection was made to.
     pub(in super::super) const PORT: i16 = 68;
+    /// Of the proxy that counts it.
     pub(in super::super) const SLOT: i16 = 72;
     /// Messages since the other end was last seen with nothing unread.
     pub(in super::super) const MESSAGES: i16 = 76;
@@ -33,7 +36,18 @@ pub(super) mod flow {
     pub(in super::super) const IS_ACTIVE: i16 = 80;
     /// See [`pair::KIND`](super::pair::KIND).
     pub(in super::super) const KIND: i16 = 84;
-    pub(in super::super) const BYTES: i16 = 88;
+    /// Messages that may go to the other end before it is looked at again, and bytes likewise: room that it had when it was
+    /// last looked at, of which reading can only make more.
+    pub(in super::super) const UNSEEN_MESSAGES: i16 = 88;
+    pub(in super::super) const UNSEEN_BYTES: i16 = 92;
+    /// Slot of the proxy whose socket it is; 0 for an application's.
+    pub(in super::super) const OWNER: i16 = 96;
+    /// What TCP counts as bytes of a connection though it is none: SYN and FIN, by who has connected.
+    pub(in super::super) const UNCOUNTED: i16 = 100;
+    pub(in super::super) const BYTES: i16 = 104;
+
+    pub(in super::super) const UNCOUNTED_ACCEPTED: i32 = 2;
+    pub(in super::super) const UNCOUNTED_CONNECTED: i32 = 3;
 
     /// Nothing was sent yet.
     pub(in super::super) const UNDECIDED: i32 = 0;
@@ -57,17 +71,6 @@ pub(super) mod pair {
     pub(in super::super) const TO_LISTENER: i32 = 1;
     /// A registered proxy has made it.
     pub(in super::super) const FROM_PROXY: i32 = 2;
-}
-
-/// Whose a socket is: set by control on listeners (accepted sockets inherit it), by the program on what a proxy connects.
-pub(super) mod owner {
-    pub(in super::super) const SLOT: i16 = 0;
-    /// What TCP counts as bytes of a connection though it is none: SYN and FIN, by who has connected.
-    pub(in super::super) const UNCOUNTED: i16 = 4;
-    pub(in super::super) const BYTES: i16 = 8;
-
-    pub(in super::super) const UNCOUNTED_ACCEPTED: i32 = 2;
-    pub(in super::super) const UNCOUNTED_CONNECTED: i32 = 3;
 }
 
 /// A registered process.

@@ -5,7 +5,7 @@ use std::io;
 use meshring_core::limits::{BYPASS_LISTENERS_MAX, BYPASS_PROXIES_MAX};
 
 use super::{
-    layout::{counter, flow, key, listener, owner, pair, process, settings},
+    layout::{counter, flow, key, listener, pair, process, settings},
     sys::{Map, MapSpec, MapType},
 };
 
@@ -19,12 +19,10 @@ const CLONE: u32 = 1 << 9;
 pub(super) struct Maps {
     /// Captured sockets by their keys.
     pub(super) sockets: Map,
-    /// What captured sockets know of themselves.
+    /// What sockets know of themselves.
     pub(super) flows: Map,
     /// Offers of ends that have connected.
     pub(super) pairs: Map,
-    /// Whose a socket is.
-    pub(super) owners: Map,
     /// Registered processes.
     pub(super) processes: Map,
     /// Addresses of registered listeners.
@@ -45,9 +43,8 @@ impl Maps {
         let key_bytes = key::BYTES as u32;
         Ok(Self {
             sockets: map("mesh_sockets", MapType::Sockhash, key_bytes, 8, sockets_max, 0)?,
-            flows: map("mesh_flows", MapType::SkStorage, 4, flow::BYTES as u32, 0, NO_PREALLOC)?,
+            flows: map("mesh_flows", MapType::SkStorage, 4, flow::BYTES as u32, 0, NO_PREALLOC | CLONE)?,
             pairs: map("mesh_pairs", MapType::Hash, key_bytes, pair::BYTES as u32, sockets_max, NO_PREALLOC)?,
-            owners: map("mesh_owners", MapType::SkStorage, 4, owner::BYTES as u32, 0, NO_PREALLOC | CLONE)?,
             processes: map("mesh_processes", MapType::Hash, 4, process::BYTES as u32, BYPASS_PROXIES_MAX, 0)?,
             listeners: map("mesh_listeners", MapType::Hash, listener::BYTES as u32, 4, BYPASS_LISTENERS_MAX, 0)?,
             settings: map("mesh_settings", MapType::Array, 4, settings::BYTES as u32, 1, 0)?,
@@ -56,8 +53,8 @@ impl Maps {
     }
 
     /// All of them, for people.
-    pub(super) fn all(&self) -> [&Map; 8] {
-        let Self { sockets, flows, pairs, owners, processes, listeners, settings, counters } = self;
-        [sockets, flows, pairs, owners, processes, listeners, settings, counters]
+    pub(super) fn all(&self) -> [&Map; 7] {
+        let Self { sockets, flows, pairs, processes, listeners, settings, counters } = self;
+        [sockets, flows, pairs, processes, listeners, settings, counters]
     }
 }

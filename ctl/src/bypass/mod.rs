@@ -10,6 +10,7 @@ mod maps;
 mod offsets;
 mod pressure;
 mod probe;
+mod process_number;
 mod programs;
 mod sys;
 
@@ -27,7 +28,7 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 
 pub use self::{cgroup::CgroupError, layout::End};
 use self::{
-    layout::{counter, listener_key, owner, process, put, settings},
+    layout::{counter, flow, listener_key, process, put, settings},
     maps::Maps,
     offsets::{Offsets, OffsetsError},
     probe::ProbeError,
@@ -203,10 +204,10 @@ impl Bypass {
         let cookie = sys::socket_option(listener, libc::SOL_SOCKET, SO_NETNS_COOKIE, 8)?;
         let cookie = u64::from_ne_bytes(cookie.try_into().map_err(|_| RegisterError::NoListener)?);
         let registered = self.registered.get_mut(&slot).ok_or(RegisterError::NoListener)?;
-        let mut value = [0; owner::BYTES as usize];
-        put(&mut value, owner::SLOT, &slot.0.to_ne_bytes());
-        put(&mut value, owner::UNCOUNTED, &owner::UNCOUNTED_ACCEPTED.to_ne_bytes());
-        self.maps.owners.update(&std::os::fd::AsRawFd::as_raw_fd(&listener).to_ne_bytes(), &value)?;
+        let mut value = [0; flow::BYTES as usize];
+        put(&mut value, flow::OWNER, &slot.0.to_ne_bytes());
+        put(&mut value, flow::UNCOUNTED, &flow::UNCOUNTED_ACCEPTED.to_ne_bytes());
+        self.maps.flows.update(&std::os::fd::AsRawFd::as_raw_fd(&listener).to_ne_bytes(), &value)?;
         if !registered.listeners.contains(&(cookie, address)) {
             self.maps.listeners.update(&listener_key(cookie, address), &slot.0.to_ne_bytes())?;
             registered.listeners.push((cookie, address));
@@ -278,12 +279,22 @@ impl Bypass {
     /// Captures nothing, and lets directions go over to TCP, while the kernel is short of memory for TCP: what finds none in
     /// the queue of a reader is an error for the writer (ENOMEM), where TCP would let it wait.
     pub fn heed_pressure(&mut self) -> io::Result<()> {
-        let pressed = u8::from(pressure::is_near());
-        if self.settings[settings::PRESSED] == pressed {
+        self.set_pressed(pressure::is_near())
+    }
+
+    /// Whether the kernel is short of memory now: see [`heed_pressure`](Self::heed_pressure).
+    pub fn set_pressed(&mut self, is_pressed: bool) -> io::Result<()> {
+        if self.is_pressed() == is_pressed {
             return Ok(());
         }
-        self.settings[settings::PRESSED] = pressed;
+        self.settings[settings::PRESSED] = u8::from(is_pressed);
         self.maps.settings.update(&0_u32.to_ne_bytes(), &self.settings)
+    }
+
+    /// Whether nothing goes around TCP for now, since the kernel is short of memory for it.
+    #[must_use]
+    pub fn is_pressed(&self) -> bool {
+        self.settings[settings::PRESSED] != 0
     }
 
     /// What a proxy's connections did.
@@ -314,10 +325,13 @@ impl Bypass {
         self.programs.iter().map(|program| (program.name, program.id, program.instructions)).collect()
     }
 
-    /// Maps: name, most entries.
-    #[must_use]
-    pub fn maps(&self) -> Vec<(&'static str, u32)> {
-        self.maps.all().iter().map(|map| (map.spec.name, map.spec.entries_max)).collect()
+    /// Maps: name, most entries, and entries now where those can be told: looking takes a system call for each.
+    pub fn maps(&self, with_entries: bool) -> io::Result<Vec<(&'static str, u32, Option<usize>)>> {
+        let shown = |map: &&sys::Map| {
+            let entries = if with_entries { map.entries()? } else { None };
+            Ok((map.spec.name, map.spec.entries_max, entries))
+        };
+        self.maps.all().iter().map(shown).collect()
     }
 
     /// Where it is installed.

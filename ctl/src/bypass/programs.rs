@@ -14,15 +14,16 @@ use super::{
     assembler::{
         Assembler, Byte, Double,
         Helper::{
-            GetCurrentPidTgid, GetCurrentTask, GetNetnsCookie, MapDelete, MapLookup, MapUpdate, MsgRedirectHash,
-            ProbeReadKernel, SkStorageDelete, SkStorageGet, SockHashUpdate, SockOpsFlagsSet,
+            GetCurrentTask, GetNetnsCookie, MapDelete, MapLookup, MapUpdate, MsgRedirectHash, ProbeReadKernel,
+            SkStorageGet, SockHashUpdate, SockOpsFlagsSet,
         },
         If::{AtMost, Equal, Greater, NotEqual},
         R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Register, Word,
     },
-    layout::{counter, flow, key, listener, owner, pair, process, settings},
+    layout::{counter, flow, key, listener, pair, process, settings},
     maps::Maps,
     offsets::Offsets,
+    process_number::process_number,
 };
 
 /// Fields of `struct bpf_sock_ops` (include/uapi/linux/bpf.h).
@@ -71,6 +72,8 @@ const ONLY_EXISTING: i32 = 2;
 const AF_INET: i32 = 2;
 const TCP_ESTABLISHED: i32 = 1;
 const TCP_CLOSE: i32 = 7;
+/// Messages to a reader that keeps up between two looks at it.
+const UNSEEN_MESSAGES: i32 = 15;
 /// Nanoseconds of a tick of /proc/PID/stat.
 const TICK_NS: i32 = 10_000_000;
 
@@ -92,9 +95,9 @@ fn stack(a: &mut Assembler, to: Register, offset: i16) {
     a.copy(to, R10).add(to, i32::from(offset));
 }
 
-/// `R0` = what a socket stores, or zero.
-fn storage(a: &mut Assembler, map: &super::sys::Map, socket: Register, flags: i32) {
-    a.map(R1, map).copy(R2, socket).set(R3, 0).set(R4, flags).call(SkStorageGet);
+/// `R0` = what a socket knows of itself, or zero.
+fn storage(a: &mut Assembler, maps: &Maps, socket: Register, flags: i32) {
+    a.map(R1, &maps.flows).copy(R2, socket).set(R3, 0).set(R4, flags).call(SkStorageGet);
 }
 
 /// Adds to a counter of the slot in a register, which survives; `amount` is an immediate or a register.
@@ -132,7 +135,6 @@ pub(super) fn sockops(maps: &Maps, offsets: &Offsets) -> Vec<u64> {
     active(a, maps);
     passive(a, maps);
     a.label("full");
-    storage_delete(a, maps);
     count(a, maps, R9, counter::FULL, Amount::One, "full_counted");
     a.label("tcp").jump("exit", R9, Equal, 0);
     count(a, maps, R9, counter::CONNECTIONS_TCP, Amount::One, "tcp_counted");
@@ -140,13 +142,11 @@ pub(super) fn sockops(maps: &Maps, offsets: &Offsets) -> Vec<u64> {
     assembler.finish()
 }
 
-fn storage_delete(a: &mut Assembler, maps: &Maps) {
-    a.map(R1, &maps.flows).copy(R2, R7).call(SkStorageDelete);
-}
-
 /// In the process that connects, before the first packet: marks the socket if the process is a registered proxy.
 fn connect(a: &mut Assembler, maps: &Maps, offsets: &Offsets) {
-    a.label("connect").call(GetCurrentPidTgid).shift_right(R0, 32).store(Word, R10, SCRATCH, R0);
+    a.label("connect");
+    process_number(a, SCRATCH);
+    a.store(Word, R10, SCRATCH, R0);
     stack(a, R2, SCRATCH);
     a.map(R1, &maps.processes).call(MapLookup).jump("exit", R0, Equal, 0).copy(R8, R0);
     // The number of a process that has gone may be another's by now; the time of its start is not.
@@ -158,33 +158,31 @@ fn connect(a: &mut Assembler, maps: &Maps, offsets: &Offsets) {
     a.call(ProbeReadKernel).jump("exit", R0, NotEqual, 0);
     a.load(Double, R1, R10, SCRATCH).divide(R1, TICK_NS).load(Double, R2, R8, process::START);
     a.jump_register("exit", R1, NotEqual, R2);
-    storage(a, &maps.owners, R7, CREATE);
-    a.jump("exit", R0, Equal, 0).load(Word, R1, R8, process::SLOT).store(Word, R0, owner::SLOT, R1);
-    a.store_value(Word, R0, owner::UNCOUNTED, owner::UNCOUNTED_CONNECTED);
+    storage(a, maps, R7, CREATE);
+    a.jump("exit", R0, Equal, 0).load(Word, R1, R8, process::SLOT).store(Word, R0, flow::OWNER, R1);
+    a.store_value(Word, R0, flow::UNCOUNTED, flow::UNCOUNTED_CONNECTED);
     a.go("exit");
 }
 
 /// A socket of ours has ended: what TCP has carried, and an offer that nobody has taken.
 fn state(a: &mut Assembler, maps: &Maps) {
     a.label("state").load(Word, R1, R6, sock_ops::ARGUMENT_1).jump("exit", R1, NotEqual, TCP_CLOSE);
-    storage(a, &maps.owners, R7, 0);
-    a.jump("state_flow", R0, Equal, 0).load(Word, R9, R0, owner::SLOT).load(Word, R2, R0, owner::UNCOUNTED);
-    a.load(Double, R8, R6, sock_ops::BYTES_RECEIVED).load(Double, R1, R6, sock_ops::BYTES_ACKED).add_register(R8, R1);
+    storage(a, maps, R7, 0);
+    a.jump("exit", R0, Equal, 0).copy(R8, R0).load(Word, R9, R8, flow::OWNER).jump("state_offer", R9, Equal, 0);
+    a.load(Double, R7, R6, sock_ops::BYTES_RECEIVED).load(Double, R1, R6, sock_ops::BYTES_ACKED).add_register(R7, R1);
     // A reset takes less than a FIN.
-    a.jump_register("state_flow", R2, Greater, R8).subtract_register(R8, R2);
-    count(a, maps, R9, counter::BYTES_TCP, Amount::Of(R8), "state_counted");
-    a.label("state_flow");
-    storage(a, &maps.flows, R7, 0);
-    a.jump("exit", R0, Equal, 0).load(Word, R1, R0, flow::IS_ACTIVE).jump("exit", R1, Equal, 0);
-    a.copy(R2, R0).map(R1, &maps.pairs).call(MapDelete).go("exit");
+    a.load(Word, R2, R8, flow::UNCOUNTED).jump_register("state_offer", R2, Greater, R7).subtract_register(R7, R2);
+    count(a, maps, R9, counter::BYTES_TCP, Amount::Of(R7), "state_counted");
+    a.label("state_offer").load(Word, R1, R8, flow::IS_ACTIVE).jump("exit", R1, Equal, 0);
+    a.copy(R2, R8).map(R1, &maps.pairs).call(MapDelete).go("exit");
 }
 
 /// Both ends: `R9` = the slot of the socket's owner or zero, both keys on the stack; goes on where the other end can only
 /// be on this host.
 fn established(a: &mut Assembler, maps: &Maps) {
     a.label("established");
-    storage(a, &maps.owners, R7, 0);
-    a.set(R9, 0).jump("owner_known", R0, Equal, 0).load(Word, R9, R0, owner::SLOT);
+    storage(a, maps, R7, 0);
+    a.set(R9, 0).jump("owner_known", R0, Equal, 0).load(Word, R9, R0, flow::OWNER);
     watch_state(a);
     a.label("owner_known");
     let both = |a: &mut Assembler, from: i16, own: i16, peer: i16| {
@@ -272,7 +270,7 @@ fn active(a: &mut Assembler, maps: &Maps) {
     a.label("active_listener").load(Word, R9, R0, 0);
     a.label("active_ours").load(Word, R3, R10, OWN_KEY + key::REMOTE_PORT);
     unless_off(a, maps, R3, "active_off");
-    storage(a, &maps.flows, R7, CREATE);
+    storage(a, maps, R7, CREATE);
     a.jump("active_full", R0, Equal, 0);
     fill_flow(a, flow::UNDECIDED, OWN_KEY + key::REMOTE_PORT, 1);
     a.store(Word, R0, flow::SLOT, R9).store(Word, R0, flow::KIND, R8);
@@ -291,7 +289,6 @@ fn active(a: &mut Assembler, maps: &Maps) {
     a.go("exit");
     // The listener's end counts the connection, where there is one.
     a.label("active_full").jump("full", R8, Equal, pair::FROM_PROXY);
-    storage_delete(a, maps);
     count(a, maps, R9, counter::FULL, Amount::One, "active_full_counted");
     a.go("exit");
     a.label("active_off").jump("tcp", R8, Equal, pair::FROM_PROXY).go("exit");
@@ -310,7 +307,7 @@ fn passive(a: &mut Assembler, maps: &Maps) {
     a.load(Word, R1, R10, PAIR + pair::KIND).jump("passive_ours", R1, Equal, pair::FROM_PROXY);
     a.jump("exit", R9, Equal, 0);
     a.label("passive_ours").load(Word, R8, R10, PAIR + pair::SLOT);
-    storage(a, &maps.flows, R7, CREATE);
+    storage(a, maps, R7, CREATE);
     a.jump("full", R0, Equal, 0);
     fill_flow(a, flow::BYPASS, OWN_KEY + key::LOCAL_PORT, 0);
     a.load(Double, R1, R10, PAIR + pair::ACTIVE_SOCKET).store(Double, R0, flow::PEER_SOCKET, R1);
@@ -330,12 +327,11 @@ fn passive(a: &mut Assembler, maps: &Maps) {
     count(a, maps, R9, counter::CONNECTIONS_BYPASS, Amount::One, "passive_counted_twice");
     a.go("exit");
     a.label("passive_full").jump("full", R9, NotEqual, 0);
-    storage_delete(a, maps);
     count(a, maps, R8, counter::FULL, Amount::One, "passive_full_counted");
     a.go("exit");
 }
 
-/// Fills the new flow at `R0`, but for slot and kind.
+/// Fills the flow at `R0`, but for owner, slot and kind.
 fn fill_flow(a: &mut Assembler, state: i32, port_at: i16, is_active: i32) {
     for word in (0..key::BYTES).step_by(8) {
         a.load(Double, R1, R10, PEER_KEY + word).store(Double, R0, flow::PEER_KEY + word, R1);
@@ -343,6 +339,7 @@ fn fill_flow(a: &mut Assembler, state: i32, port_at: i16, is_active: i32) {
     a.store_value(Double, R0, flow::PEER_SOCKET, 0).store_value(Word, R0, flow::STATE, state);
     a.load(Word, R1, R10, port_at).store(Word, R0, flow::PORT, R1);
     a.store_value(Word, R0, flow::MESSAGES, 0).store_value(Word, R0, flow::IS_ACTIVE, is_active);
+    a.store_value(Double, R0, flow::UNSEEN_MESSAGES, 0);
 }
 
 /// Puts the socket into the map; `R0` is 0 where that went well.
@@ -356,7 +353,7 @@ pub(super) fn sk_msg(maps: &Maps, offsets: &Offsets) -> Vec<u64> {
     let mut assembler = Assembler::default();
     let a = &mut assembler;
     a.copy(R6, R1).load(Double, R7, R6, sk_msg::SOCKET);
-    storage(a, &maps.flows, R7, 0);
+    storage(a, maps, R7, 0);
     a.jump("pass", R0, Equal, 0).copy(R8, R0);
     a.load(Word, R1, R8, flow::STATE).jump("pass", R1, Equal, flow::TCP);
     // After an end on either side only TCP knows the right error: the other one may have closed its socket, or just its half.
@@ -372,20 +369,16 @@ pub(super) fn sk_msg(maps: &Maps, offsets: &Offsets) -> Vec<u64> {
     a.label("decided");
     // The kernel queues without a bound. What the other end has not read yet says when it is enough: half of what it would
     // take from TCP, which must find room behind it, or the first segments would be dropped and sent again after 200 ms.
-    let peer_field = |a: &mut Assembler, offset: i32| {
-        a.load(Double, R3, R8, flow::PEER_SOCKET).add(R3, offset).set(R2, 4);
-        stack(a, R1, SCRATCH);
-        a.call(ProbeReadKernel).jump("to_tcp", R0, NotEqual, 0);
-    };
-    peer_field(a, offsets.sock_rcvbuf);
-    a.load(Word, R9, R10, SCRATCH).shift_right(R9, 1);
-    a.jump("bounded", R9, AtMost, BYPASS_UNREAD_BYTES_MAX as i32).set(R9, BYPASS_UNREAD_BYTES_MAX as i32);
-    a.label("bounded");
-    peer_field(a, offsets.sock_rmem_alloc);
-    a.load(Word, R1, R10, SCRATCH).jump("unread", R1, NotEqual, 0).store_value(Word, R8, flow::MESSAGES, 0);
-    a.label("unread").load(Word, R2, R8, flow::MESSAGES).add(R2, 1).store(Word, R8, flow::MESSAGES, R2);
-    a.jump("to_tcp", R2, Greater, BYPASS_MESSAGES_MAX as i32);
-    a.load(Word, R2, R6, sk_msg::SIZE).add_register(R1, R2).jump_register("to_tcp", R1, Greater, R9).copy(R9, R2);
+    // A reader that keeps up is looked at now and then only.
+    a.load(Word, R9, R6, sk_msg::SIZE);
+    a.load(Word, R2, R8, flow::MESSAGES).add(R2, 1).store(Word, R8, flow::MESSAGES, R2);
+    a.load(Word, R1, R8, flow::UNSEEN_MESSAGES).jump("look", R1, Equal, 0);
+    a.load(Word, R2, R8, flow::UNSEEN_BYTES).jump_register("look", R9, Greater, R2);
+    a.subtract_register(R2, R9).store(Word, R8, flow::UNSEEN_BYTES, R2);
+    a.add(R1, -1).store(Word, R8, flow::UNSEEN_MESSAGES, R1).go("redirect");
+    a.label("look");
+    look_at_reader(a, offsets);
+    a.label("redirect");
     a.copy(R1, R6).map(R2, &maps.sockets).copy(R3, R8).set(R4, sk_msg::INGRESS).call(MsgRedirectHash);
     // The other end has closed its socket: TCP answers as it would.
     a.jump("to_tcp", R0, NotEqual, sk_msg::PASS);
@@ -394,11 +387,34 @@ pub(super) fn sk_msg(maps: &Maps, offsets: &Offsets) -> Vec<u64> {
     a.set(R0, sk_msg::PASS).exit();
     a.label("to_tcp").load(Word, R9, R8, flow::STATE).store_value(Word, R8, flow::STATE, flow::TCP);
     a.load(Word, R7, R8, flow::SLOT).jump("to_tcp_undecided", R9, Equal, flow::UNDECIDED);
+    a.label("to_tcp_switched");
     count(a, maps, R7, counter::SWITCHED, Amount::One, "switched");
     a.go("pass");
-    // A listener's end has counted it.
-    a.label("to_tcp_undecided").load(Word, R1, R8, flow::KIND).jump("pass", R1, NotEqual, pair::FROM_PROXY);
+    // Where the other end is captured, too, that has counted the connection; so has a listener's end.
+    a.label("to_tcp_undecided").map(R1, &maps.pairs).copy(R2, R8).call(MapLookup).jump("to_tcp_alone", R0, Equal, 0);
+    a.load(Double, R1, R0, pair::PASSIVE_SOCKET).jump("to_tcp_switched", R1, NotEqual, 0);
+    a.label("to_tcp_alone").load(Word, R1, R8, flow::KIND).jump("pass", R1, NotEqual, pair::FROM_PROXY);
     count(a, maps, R7, counter::CONNECTIONS_TCP, Amount::One, "undecided_counted");
     a.go("pass");
     assembler.finish()
+}
+
+/// Whether the reader of the flow at `R8` takes a message of `R9` bytes more, and how many without another look. One that has
+/// something unread is looked at at each message.
+fn look_at_reader(a: &mut Assembler, offsets: &Offsets) {
+    let peer_field = |a: &mut Assembler, offset: i32| {
+        a.load(Double, R3, R8, flow::PEER_SOCKET).add(R3, offset).set(R2, 4);
+        stack(a, R1, SCRATCH);
+        a.call(ProbeReadKernel).jump("to_tcp", R0, NotEqual, 0);
+    };
+    peer_field(a, offsets.sock_rcvbuf);
+    a.load(Word, R7, R10, SCRATCH).shift_right(R7, 1);
+    a.jump("bounded", R7, AtMost, BYPASS_UNREAD_BYTES_MAX as i32).set(R7, BYPASS_UNREAD_BYTES_MAX as i32);
+    a.label("bounded");
+    peer_field(a, offsets.sock_rmem_alloc);
+    a.load(Word, R1, R10, SCRATCH).set(R3, 0).jump("unread", R1, NotEqual, 0);
+    a.store_value(Word, R8, flow::MESSAGES, 1).set(R3, UNSEEN_MESSAGES);
+    a.label("unread").load(Word, R2, R8, flow::MESSAGES).jump("to_tcp", R2, Greater, BYPASS_MESSAGES_MAX as i32);
+    a.add_register(R1, R9).jump_register("to_tcp", R1, Greater, R7).subtract_register(R7, R1);
+    a.store(Word, R8, flow::UNSEEN_BYTES, R7).store(Word, R8, flow::UNSEEN_MESSAGES, R3);
 }

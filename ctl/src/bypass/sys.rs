@@ -6,6 +6,7 @@
 #![expect(unsafe_code, reason = "no safe crate makes this system call without a C toolchain or an ELF file")]
 
 use std::{
+    collections::HashSet,
     ffi::CString,
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
@@ -236,6 +237,18 @@ impl Map {
             }
         }
         Ok(keys)
+    }
+
+    /// How many entries there are; `None` where there is no going through them (storage of sockets), or they are always there
+    /// (arrays). While others change the map, some may be missed.
+    pub(super) fn entries(&self) -> io::Result<Option<usize>> {
+        match self.spec.kind {
+            MapType::Hash | MapType::Sockhash => {
+                let keys: HashSet<_> = self.keys(self.spec.entries_max as usize)?.into_iter().collect();
+                Ok(Some(keys.len()))
+            }
+            _ => Ok(None),
+        }
     }
 }
 

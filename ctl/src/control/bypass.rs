@@ -93,6 +93,8 @@ pub struct Shown {
     pub cgroup: Option<String>,
     /// Why it is not installed though it was asked for.
     pub refusal: Option<String>,
+    /// It is installed, and takes nothing for now: the kernel is short of memory for TCP.
+    pub is_pressed: bool,
     /// The programs.
     pub programs: Vec<ShownProgram>,
     /// The maps.
@@ -125,6 +127,8 @@ pub struct ShownMap {
     pub name: String,
     /// 0 where the kernel sets the bound.
     pub entries_max: u32,
+    /// Entries now, where sockets are listed, too, and the map has keys to go through.
+    pub entries: Option<usize>,
 }
 
 /// A registered proxy.
@@ -150,11 +154,18 @@ impl fmt::Display for Shown {
         if self.leaving > 0 {
             writeln!(f, "{} sockets of an installation that was removed are still open, on TCP", self.leaving)?;
         }
+        if self.is_pressed {
+            writeln!(f, "the kernel is short of memory for TCP: nothing goes around it for now")?;
+        }
         for ShownProgram { name, id, instructions } in &self.programs {
             writeln!(f, "program  {name:<16} id {id}, {instructions} instructions")?;
         }
-        for ShownMap { name, entries_max } in &self.maps {
-            let room = if *entries_max > 0 { format!("room for {entries_max}") } else { "in the sockets".to_owned() };
+        for ShownMap { name, entries_max, entries } in &self.maps {
+            let room = match (entries_max, entries) {
+                (0, _) => "in the sockets".to_owned(),
+                (room, Some(entries)) => format!("{entries} entries, room for {room}"),
+                (room, None) => format!("room for {room}"),
+            };
             writeln!(f, "map      {name:<16} {room}")?;
         }
         for port in &self.ports_off {
@@ -295,9 +306,10 @@ impl Manager {
         let program =
             |(name, id, instructions): (&str, u32, usize)| ShownProgram { name: name.into(), id, instructions };
         shown.programs = bypass.programs().into_iter().map(program).collect();
-        let map = |(name, entries_max): (&str, u32)| ShownMap { name: name.into(), entries_max };
-        shown.maps = bypass.maps().into_iter().map(map).collect();
+        let map = |(name, entries_max, entries): (&str, u32, _)| ShownMap { name: name.into(), entries_max, entries };
+        shown.maps = bypass.maps(with_sockets)?.into_iter().map(map).collect();
         shown.ports_off = bypass.ports_off();
+        shown.is_pressed = bypass.is_pressed();
         for member in inner.members.values() {
             let Some(slot) = member.slot else { continue };
             shown.proxies.push(ShownProxy {
@@ -328,7 +340,11 @@ impl Manager {
         let counters = bypass.counters(slot).unwrap_or_default();
         let off: Vec<_> = bypass.ports_off();
         let is_off = member.listeners.iter().all(|address| off.contains(&address.port()));
-        let path = if is_off { "tcp: its ports are switched off" } else { "bypass, from the same host" };
+        let path = match (bypass.is_pressed(), is_off) {
+            (true, _) => "tcp: the kernel is short of memory for it",
+            (false, true) => "tcp: its ports are switched off",
+            (false, false) => "bypass, from the same host",
+        };
         let Counters { connections_bypass, connections_tcp, .. } = counters;
         format!("{path} (so far {connections_bypass} connections by bypass, {connections_tcp} by tcp)")
     }
@@ -338,6 +354,7 @@ impl Manager {
     pub fn path_to_endpoint(&self, endpoint: SocketAddr) -> &'static str {
         let inner = self.lock();
         match &inner.installed {
+            Some(bypass) if bypass.is_pressed() => "tcp, the kernel is short of memory for it",
             Some(bypass) if bypass.ports_off().contains(&endpoint.port()) => "tcp, its port is switched off",
             Some(_) if endpoint.ip().to_canonical().is_loopback() => "bypass",
             Some(_) if is_own_address(endpoint) => "bypass",
@@ -371,6 +388,21 @@ fn announce(bypass: &Bypass) {
         tracing::warn!(
             "bypass: control runs in a PID namespace of its own and does not know processes by the kernel's numbers: what \
              proxies connect stays on TCP, what they accept does not"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bypass_that_takes_nothing_for_now_says_why() {
+        let shown = |is_pressed| Shown { cgroup: Some("/c".into()), is_pressed, ..Shown::default() }.to_string();
+        assert_eq!(shown(false), "installed on cgroup /c\n");
+        assert_eq!(
+            shown(true),
+            "installed on cgroup /c\nthe kernel is short of memory for TCP: nothing goes around it for now\n"
         );
     }
 }

@@ -270,7 +270,7 @@ fn listen(socket: &OwnedFd, shared: &Shared, id: ProxyId) -> LinkEnd {
             Ok((ToControl::Refused { generation, reason }, _)) => {
                 fleet.answered(id, generation, Answer::Refused(reason));
             }
-            Ok((ToControl::Installed { name, not_after_s }, _)) => materials.installed(id, &name, not_after_s),
+            Ok((ToControl::Installed { name, .. }, _)) => materials.installed(id, &name),
             Ok((ToControl::NotInstalled { name, reason }, _)) => materials.refused(id, &name, reason),
             Ok((ToControl::Listener, sockets)) => shared.bypass.offered(id, &sockets),
             Ok((ToControl::Hello(_), _)) => return LinkEnd::SecondHello,

@@ -14,8 +14,8 @@ use meshring_core::{
 };
 
 use super::{
-    ChosenRule, Explanation, FailedMatch, FoundHost, Question, SkippedRule, access, access::Sent, destination,
-    question::Stream, rule_place, shown_domain, source_label,
+    ChosenRule, Explanation, FailedMatch, FoundHost, Question, SkippedRule, access, access::Sent,
+    condition::source_label, destination, question::Stream, rule_place, shown_domain,
 };
 
 /// Remembers why rules do not match.

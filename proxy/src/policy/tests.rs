@@ -19,7 +19,9 @@ fn upstream_head(world: World, target: &str, lines: &str) -> String {
     let pinned = Pinned::new(world.prepare());
     let parsed = get(target, "echo", lines);
     let request = parsed.request();
-    let Ok(Decision::Forward(forward)) = decide(&pinned, &request, &Random::new(1)) else { panic!("no forward") };
+    let Ok(Decision::Forward(forward)) = decide(&pinned, &request, request.head.port, &Random::new(1)) else {
+        panic!("no forward")
+    };
     let edits = Edits::of_request(&forward);
     let mut room = RewrittenPath::default();
     let rewritten = rewrite(&pinned, &request, &forward, &edits, &mut room).unwrap();
@@ -128,9 +130,8 @@ fn a_redirect_keeps_what_it_does_not_replace() {
         let world = World { action: Some(Action::Redirect(Box::new(redirect.clone()))), ..World::default() };
         let pinned = Pinned::new(world.prepare());
         let parsed = get(target, host, "");
-        let Ok(Decision::Redirect(_, archived)) = decide(&pinned, &parsed.request(), &Random::new(1)) else {
-            panic!("no redirect")
-        };
+        let decided = decide(&pinned, &parsed.request(), parsed.head.port, &Random::new(1));
+        let Ok(Decision::Redirect { redirect: archived, .. }) = decided else { panic!("no redirect") };
         let location = String::from_utf8(location(&parsed.request(), archived, parsed.head.port)).unwrap();
         assert_eq!(location, expected, "{redirect:?}");
     }

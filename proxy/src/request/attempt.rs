@@ -10,7 +10,7 @@ use std::{
 
 use meshring_core::{
     http::{fields::Fields, head::BodyFraming, request::RequestHead},
-    limits::{ATTEMPTS_MAX, BUFFER_BYTES, GRPC_SILENCE_MS_MAX, HOLD_BUFFER_MS_MAX},
+    limits::{ATTEMPTS_MAX, BUFFER_BYTES, GRPC_SILENCE_MS_MAX, HOLD_BUFFER_MS_MAX, LINGER_MS_MAX},
     stats::{Counter, TlsCounter},
 };
 
@@ -431,7 +431,7 @@ async fn whole(
 ) -> Result<Option<Progress>, Failure> {
     let upstream = &mut lease.conn;
     let head_at_ms = exchange.head_at_ms.get();
-    let mut hold_ms = None;
+    let mut hold = None;
     let mut place = None;
     // One whose time is nearly over is waited for as it is.
     if may_park && head_at_ms > now_ms() + 2 * HOLD_BUFFER_MS_MAX {
@@ -440,12 +440,12 @@ async fn whole(
             upstream.tell(out).await;
             return Ok(None);
         }
-        hold_ms = Some(HOLD_BUFFER_MS_MAX);
+        hold = Some((HOLD_BUFFER_MS_MAX, head_at_ms));
     }
     let bounds = (head_read_bytes(conn), exchange.bounds.head_bytes + 1);
-    let read = upstream.ask(out, is_kept, response_input, bounds, hold_ms).await;
+    let read = upstream.ask(out, is_kept, response_input, bounds, hold).await;
     drop(place);
-    if hold_ms.is_some() {
+    if hold.is_some() {
         upstream.timer.set(head_at_ms, Expiry::ShutdownBoth);
         if let Err(error) = &read
             && is_canceled(error)
@@ -574,7 +574,7 @@ pub(super) async fn streamed(
             // The response is complete, or there will be none: nobody waits for the rest of the body. The client may
             // still be sending; its next bytes meet a closed upstream and end the other direction.
             upstream.shutdown(Expiry::ShutdownBoth);
-            ends_at_ms.set(now_ms() + local::LINGER_MS_MAX);
+            ends_at_ms.set(now_ms() + LINGER_MS_MAX);
             client.set(ends_at_ms.get(), Expiry::ShutdownRead);
         }
         result

@@ -186,9 +186,7 @@ pub(super) async fn connected(
                 }
             })?
         }
-        None => {
-            endpoint.lease(&worker.deadlines, Reuse::Never, worker.limits.connect_ms_max).await.map_err(unconnected)?
-        }
+        None => endpoint.lease(worker, Reuse::Never, worker.limits.connect_ms_max).await.map_err(unconnected)?,
     };
     worker.stats.add(Counter::UpstreamConnects, 1);
     if let Some(origination) = endpoint.security() {

@@ -136,7 +136,7 @@ async fn whole(
             None => tunnel(worker, endpoint, carrier, slot, ms_max).await,
         };
     }
-    let mut lease = endpoint.lease(&worker.deadlines, reuse, ms_max).await.map_err(Unleased::Connect)?;
+    let mut lease = endpoint.lease(worker, reuse, ms_max).await.map_err(Unleased::Connect)?;
     if !lease.reused
         && let Some(origination) = endpoint.security()
     {
@@ -156,7 +156,7 @@ async fn shared(
     let until_ms = now_ms() + ms_max;
     let mut lease = match endpoint.carrier() {
         Some(carrier) => tunnel(worker, endpoint, carrier, slot, ms_max).await?,
-        None => endpoint.lease(&worker.deadlines, Reuse::Never, ms_max).await.map_err(Unleased::Connect)?,
+        None => endpoint.lease(worker, Reuse::Never, ms_max).await.map_err(Unleased::Connect)?,
     };
     let mut is_agreed = false;
     if let Some(origination) = endpoint.security() {

@@ -10,13 +10,14 @@ use meshring_core::{
 use super::lease::Http2;
 
 use crate::{
+    accept::Listener,
     balance::ClusterState,
     policy::Edits,
     route::{self, Forward, Request},
     upstream::Endpoint,
     worker::{
         Worker,
-        conn::Conn,
+        conn::{Conn, Meant},
         deadlines::now_ms,
         generation::{ClusterShared, Pinned},
     },
@@ -115,6 +116,20 @@ impl Target<'_> {
         };
         format!("cluster {}: {why}; chosen by {}", cluster.name, route::describe_rule(pinned, chosen.rule))
     }
+}
+
+/// The port that the client of an intercepted connection meant, as Istio's sidecars have a listener for each: Host need not name it.
+pub(super) fn meant_port(conn: &Conn, listener: &Listener) -> Option<u16> {
+    let ask = || match conn.meant(listener.address, listener.is_untracked()) {
+        // A listener on all addresses is met at one of them.
+        Meant::Address(meant) => Some(meant.port()).filter(|&port| port != listener.address.port()),
+        Meant::Listener => None,
+        Meant::Untracked => {
+            listener.note_untracked();
+            None
+        }
+    };
+    conn.meant_port(ask)
 }
 
 /// Host as a literal address, for clusters that forward to what the client meant.

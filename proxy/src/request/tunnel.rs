@@ -13,20 +13,18 @@ use std::{
 
 use meshring_core::{
     limits::{
-        BUFFER_BYTES, BUFFERS_IN_A_ROW_MAX, HOLD_BUFFER_MS_MAX, LINGER_BYTES_MAX, SPLICE_PIPE_BYTES,
-        SPLICE_TUNNEL_BYTES_MIN, SPLICE_TUNNEL_PART_BYTES_MIN, SPLICED_IN_A_ROW_BYTES_MAX, TUNNEL_BROKEN_MS_MAX,
-        TUNNEL_READ_BYTES_MAX,
+        BUFFER_BYTES, BUFFERS_IN_A_ROW_MAX, LINGER_BYTES_MAX, SPLICE_PIPE_BYTES, SPLICE_TUNNEL_BYTES_MIN,
+        SPLICE_TUNNEL_PART_BYTES_MIN, SPLICED_IN_A_ROW_BYTES_MAX, TUNNEL_BROKEN_MS_MAX, TUNNEL_READ_BYTES_MAX,
     },
     stats::{ClusterTcp, Counter, WorkerSlots},
 };
 
 use crate::{
-    respond::body::Side,
     upstream::Lease,
     worker::{
         Worker,
         buffers::Input,
-        conn::{Conn, ReadHalf, WriteHalf, end, is_canceled, readable, write_all},
+        conn::{Conn, ReadHalf, WriteHalf, end, readable, write_all},
         deadlines::{Expiry, Timer, now_ms},
         join::{both, yield_now},
         splice::{Moved, Splice},
@@ -175,28 +173,32 @@ impl Tunnel {
             None => Meter::Tunnel(tunnel),
         };
         let upstream = &mut self.lease.conn;
+        for timer in [&client.timer, &upstream.timer] {
+            timer.clear();
+            timer.drop_canceller();
+        }
         let (up, down) = {
             // Dropped before the connections, whose timers they are.
             let ms_max = Cell::new(worker.limits.tunnel_idle_ms_max);
             let patience = Patience { client: End::of(client), upstream: End::of(upstream), ms_max };
             patience.renew();
             let mut up = Way {
-                from: Side { half: &mut client.read, timer: &client.timer },
+                from: &client.read,
                 to: &mut upstream.write,
                 input: &mut self.from_client,
                 patience: &patience,
                 ends: (&patience.client, &patience.upstream),
-                is_large: false,
+                in_a_row: 0,
                 worker,
                 meter: meter(Counter::TunnelUpstreamBytes, ClusterTcp::ReceivedBytes),
             };
             let mut down = Way {
-                from: Side { half: &mut upstream.read, timer: &upstream.timer },
+                from: &upstream.read,
                 to: &mut client.write,
                 input: &mut self.from_upstream,
                 patience: &patience,
                 ends: (&patience.upstream, &patience.client),
-                is_large: false,
+                in_a_row: 0,
                 worker,
                 meter: meter(Counter::TunnelDownstreamBytes, ClusterTcp::SentBytes),
             };
@@ -234,14 +236,14 @@ fn write_failed(error: &io::Error) -> Ended {
 
 /// One direction.
 struct Way<'a> {
-    from: Side<'a, ReadHalf>,
+    from: &'a ReadHalf,
     to: &'a mut WriteHalf,
     input: &'a mut Input,
     patience: &'a Patience,
     /// The sender and the receiver.
     ends: (&'a End, &'a End),
-    /// It was spliced until nothing more came, and will be again.
-    is_large: bool,
+    /// Bytes since it was last tried to splice it, or enough to try at once: it was spliced until nothing more came.
+    in_a_row: u64,
     worker: &'a Worker,
     meter: Meter,
 }
@@ -253,7 +255,7 @@ impl Way<'_> {
             if let Some(ended) = self.burst().await {
                 break ended;
             }
-            if readable(self.from.half).await.is_err() {
+            if readable(self.from).await.is_err() {
                 break Ended::ReadFailed;
             }
         };
@@ -267,12 +269,12 @@ impl Way<'_> {
         ended
     }
 
-    /// Passes on what is there and what comes; `None` once nothing has come for a moment. Not an `async fn`: see `requests` in
-    /// `accept`.
+    /// Passes on what is there; `None` where nothing is left. A read that finds nothing costs as much as one that does, so there
+    /// is none behind one that was not full. Not an `async fn`: see `requests` in `accept`.
     fn burst(&mut self) -> Pin<Box<dyn Future<Output = Option<Ended>> + '_>> {
         Box::pin(async {
             let mut written: u32 = 0;
-            let mut in_a_row = if self.is_large { SPLICE_TUNNEL_BYTES_MIN } else { 0 };
+            let mut is_all = false;
             loop {
                 if !self.input.is_empty() {
                     let count = self.input.unread().len() as u64;
@@ -285,29 +287,38 @@ impl Way<'_> {
                     self.meter.add(&self.worker.stats, count);
                     self.patience.renew();
                     written = written.wrapping_add(1);
-                    in_a_row += count;
+                    self.in_a_row += count;
                     if written.is_multiple_of(BUFFERS_IN_A_ROW_MAX) {
                         yield_now().await;
                     }
                 }
-                if in_a_row >= SPLICE_TUNNEL_BYTES_MIN {
-                    in_a_row = 0;
-                    self.is_large = false;
+                if self.in_a_row >= SPLICE_TUNNEL_BYTES_MIN {
+                    self.in_a_row = 0;
                     if let Some(splice) = self.splice() {
                         match self.spliced(splice).await {
                             Unspliced::Ended(ended) => return Some(ended),
                             Unspliced::Paused => {
-                                self.is_large = true;
+                                self.in_a_row = SPLICE_TUNNEL_BYTES_MIN;
                                 return None;
                             }
-                            Unspliced::Small => {}
+                            Unspliced::Small => is_all = false,
                         }
                     }
                 }
-                match self.read_soon().await {
-                    Ok(None) => return None,
-                    Ok(Some(0)) => return Some(self.end().await),
-                    Ok(Some(_)) => self.patience.renew(),
+                if is_all {
+                    self.input.release();
+                    return None;
+                }
+                match self.input.fill_now(self.from, TUNNEL_READ_BYTES_MAX, BUFFER_BYTES) {
+                    Ok(0) => return Some(self.end().await),
+                    Ok(count) => {
+                        self.patience.renew();
+                        is_all = count < TUNNEL_READ_BYTES_MAX;
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        self.input.release();
+                        return None;
+                    }
                     Err(_) => return Some(Ended::ReadFailed),
                 }
             }
@@ -321,7 +332,7 @@ impl Way<'_> {
         if pool.used_bytes() + SPLICE_PIPE_BYTES > self.worker.limits.buffer_bytes_max / 2 {
             return None;
         }
-        let splice = Splice::for_tunnel(self.from.half, self.to, pool)?;
+        let splice = Splice::for_tunnel(self.from, self.to, pool)?;
         self.input.release();
         Some(splice)
     }
@@ -331,7 +342,7 @@ impl Way<'_> {
         let mut in_a_row = 0;
         let mut is_first = true;
         loop {
-            let count = match splice.take(self.from.half, u64::MAX) {
+            let count = match splice.take(self.from, u64::MAX) {
                 Ok(Moved::Bytes(count)) => count,
                 // Urgent data looks the same once the sender has ended behind it: only a read can tell.
                 Ok(Moved::End) => return Unspliced::Small,
@@ -370,28 +381,10 @@ impl Way<'_> {
         }
     }
 
-    /// Reads with a buffer in hand, for a moment only: it is given back when nothing comes.
-    async fn read_soon(&mut self) -> io::Result<Option<usize>> {
-        let Side { half, timer } = &mut self.from;
-        timer.set(now_ms() + HOLD_BUFFER_MS_MAX, Expiry::CancelRead);
-        let result = self.input.fill_cancelable(half, TUNNEL_READ_BYTES_MAX, BUFFER_BYTES, timer.cancel_handle()).await;
-        timer.clear();
-        timer.forget_cancel();
-        match result {
-            // Where the socket is spliced the other way, it does not wait.
-            Err(error) if is_canceled(&error) || error.kind() == io::ErrorKind::WouldBlock => {
-                self.input.release();
-                timer.drop_canceller();
-                Ok(None)
-            }
-            result => result.map(Some),
-        }
-    }
-
     /// The sender has ended, or it looks so.
     async fn end(&mut self) -> Ended {
         self.input.release();
-        let (sender, half) = (self.ends.0, &self.from.half);
+        let (sender, half) = (self.ends.0, self.from);
         if self.patience.is_over() {
             return Ended::Whole;
         }

@@ -10,7 +10,7 @@ use meshring_core::{
         serialize::HeaderEdits,
         status::{Local, write_response},
     },
-    limits::LINGER_BYTES_MAX,
+    limits::{LINGER_BYTES_MAX, LINGER_MS_MAX},
 };
 
 use crate::worker::{
@@ -28,9 +28,6 @@ pub(crate) struct Response<'a> {
     /// Ready `name: value` lines.
     pub(crate) extra: &'a [u8],
 }
-
-/// How long a client may take to read a last response before the connection goes, in milliseconds.
-pub(crate) const LINGER_MS_MAX: u64 = 1_000;
 
 /// Answers a request whose head is still in the input. True: the connection can go on with the next one. A body that is not there in full ends the connection: reading
 /// an unknown amount of what nobody wants is no service.

@@ -6,7 +6,7 @@ use meshring_core::{
     table::{
         lookup::{NoRoute, RequestView, Selected, Silent, UriMatch},
         model::{
-            ArchivedAction, ArchivedDestination, ArchivedDirectResponse, ArchivedRedirect, ArchivedRoute,
+            ArchivedAction, ArchivedDestination, ArchivedDirectResponse, ArchivedRedirect, ArchivedRoute, PORT_ANY,
             PathNormalization,
         },
     },
@@ -76,7 +76,12 @@ pub(crate) enum Decision<'g> {
     /// Forward.
     Forward(Forward<'g>),
     /// Answer with a redirect.
-    Redirect(&'g ArchivedRoute, &'g ArchivedRedirect),
+    Redirect {
+        rule: &'g ArchivedRoute,
+        redirect: &'g ArchivedRedirect,
+        /// Of the virtual host, where it is for one.
+        service_port: Option<u16>,
+    },
     /// Answer with a fixed response.
     Direct(&'g ArchivedRoute, &'g ArchivedDirectResponse),
 }
@@ -96,13 +101,23 @@ impl Forward<'_> {
     }
 }
 
-/// Decides on the pinned generation.
-pub(crate) fn decide<'g>(pinned: &'g Pinned, request: &Request<'_>, random: &Random) -> Result<Decision<'g>, NoRoute> {
+/// Decides on the pinned generation. `asked_port`: Host's, else the one that an intercepted client meant.
+pub(crate) fn decide<'g>(
+    pinned: &'g Pinned,
+    request: &Request<'_>,
+    asked_port: Option<u16>,
+    random: &Random,
+) -> Result<Decision<'g>, NoRoute> {
     let table = pinned.table();
     let viewpoint = pinned.viewpoint();
     let host = request.text(request.head.authority);
-    let port = request.head.port;
-    let virtual_host = table.virtual_host(viewpoint, host, port, &mut Silent)?;
+    let (virtual_host, port) = match table.virtual_host(viewpoint, host, asked_port, &mut Silent) {
+        // The port of a pod is none of its service, and Host says only which service is meant.
+        Err(NoRoute::UnknownPort(_)) if request.head.port.is_none() => {
+            (table.virtual_host(viewpoint, host, None, &mut Silent)?, None)
+        }
+        found => (found?, asked_port),
+    };
     let Selected { rule, uri, .. } =
         table.route(pinned.regexes(), viewpoint, virtual_host, request, port, &mut Silent)?;
     Ok(match &rule.action {
@@ -111,7 +126,10 @@ pub(crate) fn decide<'g>(pinned: &'g Pinned, request: &Request<'_>, random: &Ran
             let destination = by_weight(&table.destinations[first..first + count], weight_sum.to_native(), random);
             Decision::Forward(Forward { rule, destination, uri })
         }
-        ArchivedAction::Redirect(redirect) => Decision::Redirect(rule, redirect),
+        ArchivedAction::Redirect(redirect) => {
+            let port = table.virtual_hosts[virtual_host.index()].port.to_native();
+            Decision::Redirect { rule, redirect, service_port: (port != PORT_ANY).then_some(port) }
+        }
         ArchivedAction::DirectResponse(direct) => Decision::Direct(rule, direct),
     })
 }

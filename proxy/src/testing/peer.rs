@@ -282,7 +282,7 @@ impl Town {
     ) -> (Lease, JoinHandle<T>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = worker.endpoints.of(listener.local_addr().unwrap(), None);
-        let mut lease = endpoint.lease(&worker.deadlines, Reuse::Never, 10_000).await.unwrap();
+        let mut lease = endpoint.lease(worker, Reuse::Never, 10_000).await.unwrap();
         let (socket, _) = listener.accept().unwrap();
         let tls = version.map(|version| {
             let mut config = server_config(&self.authority, &Leaf::of(REVIEWS), version == Version::Tls13);

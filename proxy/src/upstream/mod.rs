@@ -6,6 +6,7 @@ use std::{
     future::poll_fn,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    pin::pin,
     rc::Rc,
     task::{Poll, Waker},
 };
@@ -21,6 +22,7 @@ use meshring_core::{
 use rustls::pki_types::ServerName;
 
 use crate::worker::{
+    Worker,
     conn::{Conn, exhausted},
     deadlines::{Deadlines, now_ms},
     http2::client::Multiplexed,
@@ -255,7 +257,7 @@ impl Endpoint {
     /// go around that.
     pub(crate) async fn lease(
         self: &Rc<Self>,
-        deadlines: &Rc<Deadlines>,
+        worker: &Worker,
         reuse: Reuse,
         connect_ms_max: u64,
     ) -> io::Result<Lease> {
@@ -266,7 +268,8 @@ impl Endpoint {
             return Err(io::ErrorKind::Unsupported.into());
         }
         let active = self.activate();
-        match Conn::connect(self.address, deadlines, connect_ms_max).await {
+        let connecting = pin!(Conn::connect(self.address, &worker.deadlines, connect_ms_max));
+        match worker.connects.run(connecting).await {
             Ok(conn) => Ok(Lease { conn, reused: false, active }),
             Err(error) => {
                 // What this machine has run out of is not the endpoint's fault.

@@ -536,15 +536,7 @@ impl Input {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
         let mut bytes = self.bytes.lend();
-        let result = if at_most < BUFFER_BYTES {
-            let at = bytes.len();
-            bytes.resize(bytes.capacity().min(at + at_most), 0);
-            let result = super::readiness::read_into_now(from, &mut bytes[at..]);
-            bytes.truncate(at + result.as_ref().copied().unwrap_or_default());
-            result
-        } else {
-            super::readiness::read_now(from, &mut bytes)
-        };
+        let result = super::readiness::read_now(from, &mut bytes, at_most);
         self.bytes.restore(bytes);
         result
     }

@@ -1,6 +1,7 @@
 //! A connection as the stages see it: a TCP connection, or one stream of an HTTP/2 connection.
 
 use std::{
+    cell::Cell,
     io,
     net::{SocketAddr, TcpStream as StdTcpStream},
     os::fd::{AsRawFd as _, RawFd},
@@ -57,6 +58,8 @@ pub(crate) struct SocketReader {
     pub(super) tls: Option<Rc<Tls>>,
     /// What the log has said of a client's connection.
     told: Told,
+    /// See [`Conn::meant_port`]; `None` before somebody asks.
+    meant_port: Cell<Option<Option<u16>>>,
 }
 
 /// What writes to a socket.
@@ -171,7 +174,8 @@ impl Conn {
         let _ = stream.set_nodelay(true);
         let fd = stream.as_raw_fd();
         let (read, write) = stream.into_split();
-        let read = ReadHalf::Socket(SocketReader { socket: read, fd, tls: None, told: Told::default() });
+        let read = SocketReader { socket: read, fd, tls: None, told: Told::default(), meant_port: Cell::new(None) };
+        let read = ReadHalf::Socket(read);
         let write = WriteHalf::Socket(SocketWriter { socket: write, fd, tls: None });
         Self { timer: deadlines.timer(fd), read, write }
     }
@@ -454,6 +458,18 @@ impl Conn {
             (_, Some(own)) if own != listener => Meant::Address(own),
             (Some(Err(Errno::NOPROTOOPT)), _) => Meant::Untracked,
             _ => Meant::Listener,
+        }
+    }
+
+    /// The port that an intercepted client meant. `ask`: of the kernel, once for a connection.
+    pub(crate) fn meant_port(&self, ask: impl FnOnce() -> Option<u16>) -> Option<u16> {
+        match &self.read {
+            ReadHalf::Socket(socket) => socket.meant_port.get().unwrap_or_else(|| {
+                let port = ask();
+                socket.meant_port.set(Some(port));
+                port
+            }),
+            ReadHalf::Stream(stream) => stream.origin().original_destination.map(|address| address.port()),
         }
     }
 

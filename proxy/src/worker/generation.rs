@@ -75,7 +75,8 @@ pub(crate) struct Pinned {
     prepared: Arc<Prepared>,
     regexes: Regexes,
     jwt: Option<Jwt>,
-    clusters: RefCell<HashMap<ClusterId, Rc<ClusterState>>>,
+    /// By numbers of our own, which nobody can choose to collide.
+    clusters: RefCell<HashMap<ClusterId, Rc<ClusterState>, foldhash::fast::RandomState>>,
 }
 
 impl Pinned {

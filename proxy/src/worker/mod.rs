@@ -16,6 +16,7 @@ pub(crate) mod join;
 pub(crate) mod ktls;
 pub(crate) mod limits;
 pub(crate) mod mailbox;
+mod pace;
 mod readiness;
 mod refusals;
 pub(crate) mod secure;
@@ -37,7 +38,10 @@ use std::{
 
 use meshring_core::{
     clock::monotonic_ns,
-    limits::{BUFFER_BYTES, GREETERS_MAX, HOT_IDLE_CONNECTIONS_MAX, HOT_STREAMS_MAX, SCRATCHES_POOLED_MAX},
+    limits::{
+        BUFFER_BYTES, CONNECTS_IN_A_ROW_MAX, GREETERS_MAX, HOT_IDLE_CONNECTIONS_MAX, HOT_STREAMS_MAX,
+        SCRATCHES_POOLED_MAX,
+    },
     snapshot::page::PageReader,
     stats::{Counter, WorkerSlots},
 };
@@ -54,6 +58,7 @@ use self::{
     ktls::Probe,
     limits::Limits,
     mailbox::{Mailboxes, Message},
+    pace::Pace,
     refusals::RefusalLog,
     tasks::StreamTasks,
 };
@@ -111,6 +116,8 @@ pub(crate) struct Worker {
     pub(crate) hot_idle: Places,
     /// For streams that wait for a response with all in hand.
     pub(crate) hot_streams: Places,
+    /// For connections to upstreams.
+    pub(crate) connects: Pace,
     /// Where servers have spoken first.
     pub(crate) greeters: Greeters,
     /// Connections beyond the limit that are being told so.
@@ -340,6 +347,7 @@ fn build(start: Start) -> std::io::Result<(Rc<Worker>, Vec<StdTcpListener>, StdU
         random: Random::new(monotonic_ns() ^ (start.index as u64) << 32),
         hot_idle: Places::new(HOT_IDLE_CONNECTIONS_MAX, start.limits.buffer_bytes_max),
         hot_streams: Places::new(HOT_STREAMS_MAX, start.limits.buffer_bytes_max),
+        connects: Pace::new(CONNECTS_IN_A_ROW_MAX),
         greeters: Greeters::default(),
         turned_away: Cell::new(0),
         mailboxes: start.mailboxes,

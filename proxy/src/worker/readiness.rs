@@ -38,19 +38,18 @@ pub(crate) async fn writable(half: &SocketWriter) -> io::Result<()> {
     stream.writable(false).await
 }
 
-/// Reads what is there behind what `bytes` holds, as far as it has room, without waiting and without the ring: what a
-/// readiness has announced is there. `WouldBlock` when it is not.
-pub(crate) fn read_now(half: &SocketReader, bytes: &mut Vec<u8>) -> io::Result<usize> {
-    // SAFETY: see `readable`; the reference ends with this line.
-    let fd = unsafe { &*half.socket.0.get() }.as_raw_fd();
-    receive_now(fd, bytes)
-}
-
-/// Likewise, as far as `bytes` goes.
-pub(crate) fn read_into_now(half: &SocketReader, bytes: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: see `readable`; the reference ends with this line.
-    let fd = unsafe { &*half.socket.0.get() }.as_raw_fd();
-    receive_into_now(fd, bytes)
+/// Reads what is there behind what `bytes` holds, at most so many and as far as it has room, without waiting and without the
+/// ring: what a readiness has announced is there. `WouldBlock` when it is not.
+pub(crate) fn read_now(half: &SocketReader, bytes: &mut Vec<u8>, at_most: usize) -> io::Result<usize> {
+    // SAFETY: see `readable`; the borrow ends with the read.
+    let socket = unsafe { BorrowedFd::borrow_raw((&*half.socket.0.get()).as_raw_fd()) };
+    let spare = bytes.spare_capacity_mut();
+    let room = spare.len().min(at_most);
+    let ((read, _), _) = recv(socket, &mut spare[..room], RecvFlags::DONTWAIT)?;
+    let count = read.len();
+    // SAFETY: the kernel has written so many bytes behind the end, and they are within the capacity.
+    unsafe { bytes.set_len(bytes.len() + count) };
+    Ok(count)
 }
 
 /// As [`read_now`], for the owner of the half.

@@ -22,14 +22,15 @@ pub struct RequestText<'a> {
     pub protocol: Option<&'a [u8]>,
     /// How the body ends in text.
     pub framing: BodyFraming,
-    lines: &'a [u8],
+    lines: Found<'a>,
 }
 
 impl<'a> RequestText<'a> {
     /// What goes on: all but Host and what is about an HTTP/1.1 connection; `te` as `trailers` only. Names in any case.
-    pub fn fields(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone + use<'a> {
+    pub fn fields(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone {
         let is_tunnel = self.protocol.is_some();
-        Lines(self.lines)
+        self.lines
+            .iter()
             .filter(move |line| match line.kind {
                 FieldKind::Host => false,
                 FieldKind::ContentLength => !is_tunnel,
@@ -43,7 +44,7 @@ impl<'a> RequestText<'a> {
     /// Sec-WebSocket-Key: what the answer to an upgrade is made of (RFC 6455 section 4.2.2).
     #[must_use]
     pub fn websocket_key(&self) -> Option<&'a [u8]> {
-        Lines(self.lines).find(|line| line.is_named(WEBSOCKET_KEY)).map(|line| line.value)
+        self.lines.iter().find(|line| line.is_named(WEBSOCKET_KEY)).map(|line| line.value)
     }
 }
 
@@ -60,14 +61,15 @@ pub struct ResponseText<'a> {
     pub is_tunnel: bool,
     is_without_length: bool,
     is_upgraded: bool,
-    lines: &'a [u8],
+    lines: Found<'a>,
 }
 
 impl<'a> ResponseText<'a> {
     /// What goes on: all but what is about an HTTP/1.1 connection or, of a 101, its protocol. Names in any case.
-    pub fn fields(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone + use<'a> {
+    pub fn fields(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone {
         let (is_without_length, is_upgraded) = (self.is_without_length, self.is_upgraded);
-        Lines(self.lines)
+        self.lines
+            .iter()
             .filter(move |line| match line.kind {
                 FieldKind::ContentLength => !is_without_length,
                 FieldKind::Te => false,
@@ -81,7 +83,7 @@ impl<'a> ResponseText<'a> {
     /// it, so that whoever has made the key checks it.
     #[must_use]
     pub fn websocket_accept(&self) -> Option<&'a [u8]> {
-        Lines(self.lines).find(|line| line.is_named(WEBSOCKET_ACCEPT)).map(|line| line.value)
+        self.lines.iter().find(|line| line.is_named(WEBSOCKET_ACCEPT)).map(|line| line.value)
     }
 
     /// Whether another head follows for the same request.
@@ -200,6 +202,55 @@ impl<'a> Line<'a> {
     }
 }
 
+/// Lines of a section whose places are kept: most heads have fewer.
+const PLACES_MAX: usize = 16;
+
+/// Where the parts of a line lie in a section.
+#[derive(Clone, Copy, Debug, Default)]
+struct Place {
+    kind: FieldKind,
+    start: u16,
+    name_end: u16,
+    value_start: u16,
+    value_end: u16,
+}
+
+impl Place {
+    /// Of a line that begins at `at`. `None`: too far behind.
+    fn of(at: usize, line: &lines::Line) -> Option<Self> {
+        let position = |offset: usize| u16::try_from(at + offset).ok();
+        Some(Self {
+            kind: line.kind,
+            start: position(0)?,
+            name_end: position(line.name_len)?,
+            value_start: position(line.value_start)?,
+            value_end: position(line.value_end)?,
+        })
+    }
+
+    fn line<'a>(&self, text: &'a [u8]) -> Line<'a> {
+        let part = |start: u16, end: u16| &text[usize::from(start)..usize::from(end)];
+        Line { kind: self.kind, name: part(self.start, self.name_end), value: part(self.value_start, self.value_end) }
+    }
+}
+
+/// The field lines of a section that was read. The first ones are found once, and not again when they are written.
+#[derive(Clone, Copy, Debug)]
+struct Found<'a> {
+    text: &'a [u8],
+    places: [Place; PLACES_MAX],
+    count: usize,
+    /// Bytes of those lines.
+    placed: usize,
+}
+
+impl<'a> Found<'a> {
+    fn iter(&self) -> impl Iterator<Item = Line<'a>> + Clone {
+        let text = self.text;
+        self.places[..self.count].iter().map(move |place| place.line(text)).chain(Lines(&text[self.placed..]))
+    }
+}
+
 /// The field lines at the beginning of a text, up to what is none.
 #[derive(Clone)]
 struct Lines<'a>(&'a [u8]);
@@ -208,17 +259,24 @@ impl<'a> Iterator for Lines<'a> {
     type Item = Line<'a>;
 
     fn next(&mut self) -> Option<Line<'a>> {
+        if self.0.is_empty() {
+            return None;
+        }
         let Next::Field(line) = lines::next(self.0) else { return None };
         let (text, rest) = self.0.split_at(line.len);
         self.0 = rest;
-        Some(Line { kind: line.kind, name: &text[..line.name_len], value: &text[line.value_start..line.value_end] })
+        Some(line_of(&line, text))
     }
+}
+
+fn line_of<'a>(line: &lines::Line, text: &'a [u8]) -> Line<'a> {
+    Line { kind: line.kind, name: &text[..line.name_len], value: &text[line.value_start..line.value_end] }
 }
 
 /// A whole header section, and what it says about the message.
 struct Section<'a> {
     /// The field lines.
-    lines: &'a [u8],
+    lines: Found<'a>,
     /// Bytes of the section, the empty line included.
     len: usize,
     host: Option<&'a [u8]>,
@@ -234,8 +292,9 @@ struct Section<'a> {
 impl<'a> Section<'a> {
     /// `None` also where its framing is ambiguous: we never write that.
     fn read(text: &'a [u8]) -> Option<Self> {
+        let lines = Found { text, places: [Place::default(); PLACES_MAX], count: 0, placed: 0 };
         let mut section = Self {
-            lines: text,
+            lines,
             len: 0,
             host: None,
             is_host_repeated: false,
@@ -243,8 +302,25 @@ impl<'a> Section<'a> {
             upgrade: None,
             is_upgrade: false,
         };
-        let mut lines = Lines(text);
-        for line in lines.by_ref() {
+        let mut at = 0;
+        loop {
+            let rest = &text[at..];
+            let found = match lines::next(rest) {
+                Next::Field(found) => found,
+                Next::End => break,
+                Next::Unfinished | Next::Malformed => return None,
+            };
+            let line = line_of(&found, rest);
+            let lines = &mut section.lines;
+            if lines.placed == at
+                && let Some(slot) = lines.places.get_mut(lines.count)
+                && let Some(place) = Place::of(at, &found)
+            {
+                *slot = place;
+                lines.count += 1;
+                lines.placed += found.len;
+            }
+            at += found.len;
             let framing = match line.kind {
                 FieldKind::ContentLength => BodyFraming::Length(rules::length(line.value)?),
                 FieldKind::TransferEncoding if line.value.eq_ignore_ascii_case(b"chunked") => BodyFraming::Chunked,
@@ -258,11 +334,9 @@ impl<'a> Section<'a> {
                 return None;
             }
         }
-        if !matches!(lines::next(lines.0), Next::End) {
-            return None;
-        }
-        let lines_len = text.len() - lines.0.len();
-        Some(Self { lines: &text[..lines_len], len: lines_len + 2, ..section })
+        section.lines.text = &text[..at];
+        section.len = at + 2;
+        Some(section)
     }
 
     fn note(&mut self, line: Line<'a>) {

@@ -496,3 +496,19 @@ fn the_preface_is_known_from_its_first_byte_on() {
     }
     assert_eq!(Refusal::VersionUnsupported.status(), 505);
 }
+
+#[test]
+fn all_fields_of_a_head_go_on_however_many_and_however_long_they_are() {
+    for (count, bytes) in [(0, 1), (15, 1), (16, 1), (17, 1), (100, 1), (3, 70_000)] {
+        let mut text = b"HTTP/1.1 200 OK\r\n".to_vec();
+        let value = "v".repeat(bytes);
+        let names: Vec<_> = (0..count).map(|i| format!("X-{i}")).collect();
+        names.iter().for_each(|name| text.extend_from_slice(format!("{name}: {value}\r\n").as_bytes()));
+        text.extend_from_slice(b"Content-Length: 3\r\n\r\nabc");
+        let head = response_from_text(&text, Method::Get).unwrap();
+        assert_eq!((head.len, head.framing), (text.len() - 3, BodyFraming::Length(3)));
+        let sent = names.iter().map(|name| (name.as_bytes(), value.as_bytes()));
+        let sent: Vec<_> = sent.chain([(&b"Content-Length"[..], &b"3"[..])]).collect();
+        assert_eq!(head.fields().collect::<Vec<_>>(), sent);
+    }
+}

@@ -80,6 +80,22 @@ impl Backoff {
     }
 }
 
+/// Answers that have not come yet: a proxy answers everything that it is sent once, in the order in which it was sent.
+#[derive(Debug, Default)]
+struct Awaited(usize);
+
+impl Awaited {
+    fn sent(&mut self) {
+        self.0 += 1;
+    }
+
+    /// One has come. Whether it is the one to what was sent last: an answer to something earlier says nothing about that.
+    fn is_to_last(&mut self) -> bool {
+        self.0 = self.0.saturating_sub(1);
+        self.0 == 0
+    }
+}
+
 /// A proxy's own identity.
 #[derive(Debug, Clone)]
 struct Identity {
@@ -101,6 +117,7 @@ struct Holder {
     grant: Grant,
     identity: Option<Identity>,
     state: State,
+    awaited: Awaited,
     backoff: Backoff,
     /// Why it gets no identity, as it was told.
     denied: Option<String>,
@@ -237,6 +254,7 @@ impl Materials {
             grant,
             identity: None,
             state: State::Missing,
+            awaited: Awaited::default(),
             backoff: Backoff::default(),
             denied: None,
             credentials: BTreeMap::new(),
@@ -252,13 +270,11 @@ impl Materials {
     }
 
     /// A proxy uses a material.
-    pub fn installed(&self, id: ProxyId, name: &str, not_after_s: u64) {
+    pub fn installed(&self, id: ProxyId, name: &str) {
         let mut inner = self.lock();
         let Some(holder) = inner.holders.get_mut(&id) else { return };
         if name == OWN {
-            // An answer to an earlier one says nothing about the last.
-            let last = holder.identity.as_ref().is_some_and(|has| unix_s(has.not_after) == not_after_s);
-            if last && holder.state == State::Sent {
+            if holder.awaited.is_to_last() && holder.state == State::Sent {
                 (holder.state, holder.backoff) = (State::Installed, Backoff::default());
             }
         } else if let Some(given) = holder.credentials.get_mut(name) {
@@ -276,8 +292,10 @@ impl Materials {
         tracing::warn!("proxy {}: does not take {what}: {reason}", title(&holder.hello));
         let now = Instant::now();
         if name == OWN {
-            holder.state = State::Refused(reason);
-            holder.backoff.failed(now);
+            if holder.awaited.is_to_last() {
+                holder.state = State::Refused(reason);
+                holder.backoff.failed(now);
+            }
         } else if let Some(given) = holder.credentials.get_mut(name) {
             given.state = State::Refused(reason);
             given.backoff.failed(now);
@@ -416,6 +434,7 @@ impl Materials {
                 }
                 // The pause after a refusal is kept: the proxy will most likely refuse the next one, too.
                 holder.state = State::Sent;
+                holder.awaited.sent();
             }
             Err(reason) => {
                 self.counters.issue_failures.fetch_add(1, Ordering::Relaxed);

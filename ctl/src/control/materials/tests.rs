@@ -52,3 +52,17 @@ fn a_bundle_is_the_same_in_any_order_of_its_roots() {
     assert_eq!(hash(&bundle(&[b"1", b"2"])), hash(&bundle(&[b"2", b"1"])));
     assert_ne!(hash(&bundle(&[b"1", b"2"])), hash(&bundle(&[b"1"])));
 }
+
+/// Two identities within a second end at the same second: the answer to the first is none to the second.
+#[test]
+fn only_the_last_answer_is_one_to_what_was_sent_last() {
+    let mut awaited = Awaited::default();
+    awaited.sent();
+    assert!(awaited.is_to_last());
+    awaited.sent();
+    awaited.sent();
+    assert!(!awaited.is_to_last());
+    awaited.sent();
+    assert!(!awaited.is_to_last());
+    assert!(awaited.is_to_last());
+}

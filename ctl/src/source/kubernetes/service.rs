@@ -154,8 +154,7 @@ fn ports(r: &mut Reader<'_>, spec: &mut Object<'_, '_, '_>) -> Option<Vec<Servic
         let Some((port, datagrams)) = port(r, node, &path) else { continue };
         if items.len() > 1 && port.name.as_str().is_empty() {
             r.missing(node.at, &path.field("name"), "a Service with several ports must name each of them");
-        }
-        if ports.iter().any(|other| other.name == port.name) {
+        } else if ports.iter().any(|other| other.name == port.name) {
             let message = format!("the port name `{}` is used twice", port.name);
             r.error(Code::INVALID_VALUE, node.at, &path.field("name"), message, "give each port a name of its own");
         }

@@ -161,6 +161,14 @@ fn names_that_stand_twice() {
     let subsets = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: b}\nspec:\n  host: other\n  \
                    subsets: [{name: v1}, {name: v1}]\n";
     is_said(subsets, "6:32 error spec.subsets[1].name", "rename one");
+    let ports = |ports: &str| {
+        said("a.yaml", &format!("apiVersion: v1\nkind: Service\nmetadata: {{name: c}}\nspec: {{ports: [{ports}]}}\n"))
+    };
+    let twice = ports("{name: http, port: 80}, {name: http, port: 81}");
+    assert!(twice.len() == 1 && twice[0].contains("the port name `http` is used twice"), "{twice:?}");
+    // No name is none that stands twice.
+    let nameless = ports("{port: 80}, {port: 81}");
+    assert!(nameless.len() == 2 && nameless.iter().all(|line| line.contains("must name each")), "{nameless:?}");
 }
 
 #[test]

@@ -188,7 +188,7 @@ fn the_future_of_a_tunnel_is_small() {
     on_each_driver(async |worker| {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = worker.endpoints.of(listener.local_addr().unwrap(), None);
-        let lease = endpoint.lease(&worker.deadlines, Reuse::Never, 1_000).await.unwrap();
+        let lease = endpoint.lease(&worker, Reuse::Never, 1_000).await.unwrap();
         let (mut client, _peer) = pair(&worker);
         let input = || Input::new(worker.buffers.lazy());
         let mut tunnel = Tunnel::new(lease, input(), input());

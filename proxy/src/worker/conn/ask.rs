@@ -4,7 +4,7 @@ use std::{
     future::{Future as _, poll_fn},
     io,
     pin::pin,
-    task::Poll,
+    task::{Context, Poll, Waker},
 };
 
 use monoio::{
@@ -29,17 +29,17 @@ impl Conn {
     /// time. Returns what [`Input`] reads return: a failed write needs no handling of its own, since the read ends with the same
     /// broken connection, or with a response that the peer sent before it stopped reading.
     ///
-    /// `hold_ms`: an answer that does not come within so many milliseconds behind the request is not waited for any longer, see
-    /// [`is_canceled`](super::is_canceled); the deadline that was set before is gone then.
+    /// `hold`: an answer that does not come within so many milliseconds behind the request is not waited for any longer, see
+    /// [`is_canceled`](super::is_canceled); the deadline that was set before, which comes second here, is gone then.
     pub(crate) async fn ask(
         &mut self,
         out: &mut Buffer,
         is_kept: bool,
         input: &mut Input,
         (at_most, bytes_max): (usize, usize),
-        hold_ms: Option<u64>,
+        hold: Option<(u64, u64)>,
     ) -> io::Result<usize> {
-        let hold = hold_ms.map(|ms| Hold { timer: &self.timer, ms });
+        let hold = hold.map(|(ms, until_ms)| Hold { timer: &self.timer, ms, until_ms });
         let (ReadHalf::Socket(read), WriteHalf::Socket(write)) = (&mut self.read, &mut self.write) else {
             // Also one that is a tunnel.
             let ReadHalf::Stream(stream) = &self.read else { return Err(io::ErrorKind::Unsupported.into()) };
@@ -130,12 +130,19 @@ async fn ask_kernel(
 pub(in crate::worker) struct Hold<'a> {
     timer: &'a Timer,
     ms: u64,
+    /// The deadline of the whole.
+    until_ms: u64,
 }
 
 impl Hold<'_> {
     /// The request is written: from here on its answer is waited for.
     pub(in crate::worker) fn begin(self) {
         self.timer.set(now_ms() + self.ms, Expiry::CancelRead);
+    }
+
+    /// It is not written yet, against all expectations.
+    fn undo(self) {
+        self.timer.set(self.until_ms, Expiry::ShutdownBoth);
     }
 }
 
@@ -152,6 +159,9 @@ async fn read_held(
         None => read.socket.read(space).await,
     }
 }
+
+/// A socket in whose queue nothing is takes so much at once, in bytes: nobody has to be woken, and to poll all of a request, to learn it.
+const TAKEN_AT_ONCE_BYTES: usize = 2 * 1024;
 
 async fn ask_plain(
     read: &mut SocketReader,
@@ -174,19 +184,40 @@ async fn ask_plain(
     let mut early = None;
     let (written, bytes) = {
         let mut writing = pin!(writing);
-        poll_fn(|cx| {
-            let written = writing.as_mut().poll(cx);
-            // A read that can be cancelled is submitted by its first turn.
-            if early.is_none()
-                && let Poll::Ready(result) = reading.as_mut().poll(cx)
-            {
-                early = Some(result);
+        let mut done = None;
+        // One that is not held waits for longer, and must not have a buffer meanwhile.
+        if len <= TAKEN_AT_ONCE_BYTES {
+            hold.begin();
+            // On epoll that is the write.
+            if let Poll::Ready(written) = writing.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                done = Some(written);
             }
-            written
-        })
-        .await
+            early = Some(reading.as_mut().await);
+        }
+        match done {
+            Some(written) => written,
+            None => {
+                poll_fn(|cx| {
+                    let written = writing.as_mut().poll(cx);
+                    if written.is_pending() && early.is_some() {
+                        hold.undo();
+                    }
+                    // A read that can be cancelled is submitted by its first turn.
+                    if early.is_none()
+                        && let Poll::Ready(result) = reading.as_mut().poll(cx)
+                    {
+                        early = Some(result);
+                    }
+                    written
+                })
+                .await
+            }
+        }
     };
     out.restore(bytes);
+    if early.is_some() && matches!(written, Ok(written) if written < len) {
+        hold.undo();
+    }
     asked(write, out, is_kept, written, len).await;
     if let Some(result) = early {
         return result;

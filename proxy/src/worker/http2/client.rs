@@ -220,6 +220,8 @@ impl Client {
 }
 
 impl Side for Client {
+    const TAKES_REQUESTS: bool = false;
+
     fn received(&mut self, link: &Rc<Link>) {
         // What is wrong with a response is told by whoever waits for it, see `Stream::flaw`.
         link.ask(|protocol| while protocol.next_event().is_some() {});

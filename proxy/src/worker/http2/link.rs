@@ -15,7 +15,7 @@ use meshring_core::{
     http::http2::{Code, ConnectionError, Engine, Role, Wake},
     limits::{
         BODY_IDLE_MS_MAX, BUFFER_BYTES, BUFFERS_IN_A_ROW_MAX, HOLD_BUFFER_MS_MAX, HTTP2_LAST_WORDS_MS_MAX,
-        HTTP2_UNWRITTEN_BYTES_MAX, HTTP2_WOKEN_AT_ONCE,
+        HTTP2_READ_AHEAD_BYTES, HTTP2_TOLD_IN_A_ROW_MAX, HTTP2_UNWRITTEN_BYTES_MAX, HTTP2_WOKEN_AT_ONCE,
     },
 };
 
@@ -51,6 +51,8 @@ pub(super) struct Link {
     pool: Rc<Buffers>,
     task: RefCell<Option<Waker>>,
     received_bytes: Cell<u64>,
+    /// Bytes that the other side has taken, or the kernel for it.
+    written_bytes: Cell<u64>,
     /// Nothing more is read, and what is to be written goes out soon or not at all.
     is_ending: Cell<bool>,
     is_writing: Cell<bool>,
@@ -69,6 +71,9 @@ impl Drop for End<'_> {
 
 /// What a side does beside moving bytes.
 pub(super) trait Side {
+    /// Whether what comes are requests, which may need connections of their own.
+    const TAKES_REQUESTS: bool;
+
     /// Something has come, or the end of it.
     fn received(&mut self, link: &Rc<Link>);
 
@@ -86,6 +91,7 @@ impl Link {
             pool: Rc::clone(pool),
             task: RefCell::default(),
             received_bytes: Cell::new(0),
+            written_bytes: Cell::new(0),
             is_ending: Cell::new(false),
             is_writing: Cell::new(false),
             is_stalled: Cell::new(false),
@@ -112,6 +118,7 @@ impl Link {
     fn give_up(&self) {
         if let Ok(mut protocol) = self.protocol.try_borrow_mut() {
             protocol.lose();
+            protocol.tell(usize::MAX);
         }
     }
 
@@ -123,6 +130,12 @@ impl Link {
     /// Bytes that have come so far.
     pub(super) fn received_bytes(&self) -> u64 {
         self.received_bytes.get()
+    }
+
+    /// How much one of its streams may read of a response before the other side has taken it, in bytes.
+    pub(super) fn read_ahead_bytes(&self) -> usize {
+        let taken = usize::try_from(self.written_bytes.get() / 4).unwrap_or(usize::MAX);
+        HTTP2_READ_AHEAD_BYTES.saturating_add(taken) / self.protocol.borrow().streams().max(1)
     }
 
     /// Lets the connection's task look again.
@@ -177,8 +190,13 @@ impl Link {
                     break;
                 }
             }
+            // Its streams have much to close.
+            let is_told = !self.ask(|protocol| protocol.tell(HTTP2_TOLD_IN_A_ROW_MAX));
+            if !is_told {
+                cx.waker().wake_by_ref();
+            }
             match &ended {
-                Some(result) if is_written => Poll::Ready(*result),
+                Some(result) if is_written && is_told => Poll::Ready(*result),
                 _ => {
                     *self.task.borrow_mut() = Some(cx.waker().clone());
                     Poll::Pending
@@ -198,13 +216,13 @@ impl Link {
         reading.shutdown(Expiry::CancelRead);
     }
 
-    async fn read(
+    async fn read<S: Side>(
         self: &Rc<Self>,
         worker: &Worker,
         half: &mut ReadHalf,
         timer: &Timer,
         first: Option<Held>,
-        side: &RefCell<impl Side>,
+        side: &RefCell<S>,
     ) -> Result<(), ConnectionError> {
         let mut input = Input::new(self.pool.lazy());
         let mut count = first.as_ref().map_or(0, |first| first.len());
@@ -216,6 +234,13 @@ impl Link {
         loop {
             self.received_bytes.set(self.received_bytes.get() + count as u64);
             while !input.is_empty() {
+                if S::TAKES_REQUESTS {
+                    // A request that waits for its connection has all in hand: no more of them before those that are there go on.
+                    worker.connects.pass().await;
+                    if self.is_ending.get() {
+                        return Ok(());
+                    }
+                }
                 // Who breaks the protocol gets nothing more done.
                 let taken = self.take(worker, input.unread())?;
                 side.borrow_mut().received(self);
@@ -332,6 +357,7 @@ impl Link {
                 return;
             }
             std::mem::swap(&mut buffer, &mut *self.outgoing.borrow_mut());
+            let len = buffer.len();
             self.is_writing.set(true);
             self.go_on(HTTP2_WOKEN_AT_ONCE);
             let ms_max = if self.is_ending.get() { HTTP2_LAST_WORDS_MS_MAX } else { BODY_IDLE_MS_MAX };
@@ -347,6 +373,7 @@ impl Link {
                 });
                 return;
             }
+            self.written_bytes.set(self.written_bytes.get() + len as u64);
             buffer.clear();
             buffer.release();
             if self.outgoing.borrow().is_empty() {

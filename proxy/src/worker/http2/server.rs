@@ -89,6 +89,8 @@ struct Server<'a> {
 }
 
 impl Side for Server<'_> {
+    const TAKES_REQUESTS: bool = true;
+
     fn received(&mut self, link: &Rc<Link>) {
         while let Some(event) = link.ask(|protocol| protocol.next_event()) {
             match event {

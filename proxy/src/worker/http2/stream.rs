@@ -283,7 +283,7 @@ impl Stream {
     }
 
     /// As [`write_all`](Self::write_all), to a client that may take nothing for long: how much is written when it has been waited for
-    /// until a read was cancelled, or at once where its stream has no window and `hot` no place. `None`: all is.
+    /// until a read was cancelled, or at once where `hot` has no place. `None`: all is.
     pub(crate) async fn write_or_stall(&self, buffer: &Buffer, hot: &Places) -> io::Result<Option<usize>> {
         let (mut written, mut place) = (0, None);
         self.interrupt.begin_read();
@@ -291,9 +291,8 @@ impl Stream {
             if let Poll::Ready(result) = self.poll_write(cx, buffer, &mut written) {
                 return Poll::Ready(result.map(|()| None));
             }
-            // Who waits for its turn on a connection that moves gets it soon.
-            let is_shut = self.key.get().is_some_and(|key| self.link.ask(|protocol| protocol.is_shut(key)));
-            if place.is_none() && is_shut {
+            // Where its connection moves, its turn comes soon, but that is known only afterwards.
+            if place.is_none() {
                 place = hot.enter();
                 if place.is_none() {
                     return Poll::Ready(Ok(Some(written)));
@@ -322,10 +321,12 @@ impl Stream {
         if has_room { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// How much is worth reading to be written here, in bytes: a little more than the windows take.
+    /// How much is worth reading to be written here, in bytes: a little more than the windows take, and not much where the client may
+    /// take nothing at all.
     pub(crate) fn appetite(&self) -> usize {
         const MORE_BYTES: usize = 1024;
-        self.key.get().map_or(MORE_BYTES, |key| MORE_BYTES + self.link.ask(|protocol| protocol.window(key)))
+        let window = self.key.get().map_or(0, |key| self.link.ask(|protocol| protocol.window(key)));
+        MORE_BYTES + window.min(self.link.read_ahead_bytes())
     }
 
     fn poll_write(&self, cx: &Context<'_>, buffer: &Buffer, written: &mut usize) -> Poll<io::Result<()>> {

@@ -1,10 +1,10 @@
 //! Who is on the other side of a secured connection.
 
-use std::{fmt::Write as _, sync::Arc};
+use std::{cell::Cell, fmt::Write as _, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use meshring_core::{
-    certificate::Description, limits::CLIENT_CERTIFICATE_BYTES_MAX, spiffe::SpiffeId, stats::PeerSlot,
+    certificate::Description, id::Generation, limits::CLIENT_CERTIFICATE_BYTES_MAX, spiffe::SpiffeId, stats::PeerSlot,
 };
 
 /// What the handshake has proved.
@@ -25,6 +25,8 @@ pub(crate) struct Peer {
     /// Of a gateway's client: the settings that its handshake was served under
     /// ([`terms`](meshring_core::table::security::ArchivedServerTls::terms)).
     pub(crate) terms: Option<u64>,
+    /// The last generation under which a request for the host that is `sni` was found to be held to the same.
+    pub(crate) fits: Cell<Option<Generation>>,
     /// What was agreed upon by ALPN.
     pub(crate) protocol: Option<Box<[u8]>>,
     /// Whether the session is an earlier one, resumed.

@@ -44,6 +44,14 @@ impl Wake for () {
     fn wake(&self) {}
 }
 
+impl<T: Wake> Wake for Option<T> {
+    fn wake(&self) {
+        if let Some(waiter) = self {
+            waiter.wake();
+        }
+    }
+}
+
 /// Which side of the connection is ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -191,6 +199,8 @@ pub struct Engine<T> {
     /// The other side sends nothing more.
     has_ended: bool,
     failed: Option<ConnectionError>,
+    /// The streams in so many places do not know of an end yet, see [`tell`](Self::tell).
+    untold: usize,
 }
 
 impl<T: Wake + Default> Engine<T> {
@@ -245,6 +255,7 @@ impl<T: Wake + Default> Engine<T> {
             premature_resets: 0,
             has_ended: false,
             failed: None,
+            untold: 0,
         }
     }
 
@@ -284,6 +295,12 @@ impl<T: Wake + Default> Engine<T> {
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.streams.len() == 0
+    }
+
+    /// How many streams somebody has.
+    #[must_use]
+    pub fn streams(&self) -> usize {
+        self.streams.len()
     }
 
     /// The highest id of a stream that the other side has opened; 0 for none.
@@ -383,13 +400,13 @@ impl<T: Wake + Default> Engine<T> {
                 stream.sending = Sending::Ended;
                 self.active = self.active.saturating_sub(1);
             }
-            // Who waits for a window waits in vain.
-            stream.waiter.wake();
         }
+        // Also who waits for a window waits in vain.
+        self.untold = self.streams.places();
         self.ping(out);
     }
 
-    /// The connection is gone: so are its streams.
+    /// The connection is gone: so are its streams, which [`tell`](Self::tell) wakes.
     pub fn lose(&mut self) {
         self.failed.get_or_insert(ConnectionError::new(Code::NO_ERROR, "lost"));
         (self.partial, self.block) = (Vec::new(), None);
@@ -399,9 +416,17 @@ impl<T: Wake + Default> Engine<T> {
             if !stream.inbox.is_ended {
                 stream.fault.get_or_insert(Fault::Lost);
             }
-            stream.waiter.wake();
         }
+        self.untold = self.streams.places();
         self.active = 0;
+    }
+
+    /// Wakes so many of those whose streams [`end`](Self::end) or [`lose`](Self::lose) has ended: whether there may be more. To end a
+    /// stream is to close what it has upstream, and a connection that ends with all of its streams must not hold up everybody else's
+    /// (CVE-2021-32778): the rest is for when others had their turn.
+    pub fn tell(&mut self, count: usize) -> bool {
+        self.untold = self.streams.wake_below(self.untold, count);
+        self.untold > 0
     }
 
     /// The next piece of a stream's text. An error comes after all that came before it.
@@ -456,7 +481,7 @@ impl<T: Wake + Default> Engine<T> {
     /// Who waits for a stream.
     #[must_use]
     pub fn waiter(&self, key: StreamKey) -> Option<&T> {
-        self.streams.get(key).map(|stream| &stream.waiter)
+        self.streams.get(key)?.waiter.as_ref()
     }
 
     /// Whether the other side wants nothing of it any more, or is gone.

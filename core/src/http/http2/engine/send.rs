@@ -6,6 +6,7 @@ use super::super::frame::{self, FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FrameHeader
 use super::super::hpack;
 use super::streams::Sending;
 use super::*;
+use crate::limits::HTTP2_DRIBBLE_BYTES;
 
 impl<T: Wake + Default> Engine<T> {
     /// Opens a stream with a request. `encode` appends its fields with [`hpack::encode`]; `ends`: nothing follows. `method`: of the
@@ -125,12 +126,6 @@ impl<T: Wake + Default> Engine<T> {
         usize::try_from(window).unwrap_or(0)
     }
 
-    /// Whether the other side takes nothing on a stream until it says so.
-    #[must_use]
-    pub fn is_shut(&self, key: StreamKey) -> bool {
-        self.streams.get(key).is_some_and(|stream| stream.send_window <= 0)
-    }
-
     /// Whether a head can be sent: as [`room`](Self::room), but windows do not matter.
     pub fn head_room(&mut self, key: StreamKey, out: &[u8]) -> bool {
         if out.len() < BUFFER_BYTES || self.failed.is_some() {
@@ -155,6 +150,11 @@ impl<T: Wake + Default> Engine<T> {
         let was_over = stream.is_over();
         stream.send_window -= data.len() as i64;
         self.send_window -= data.len() as i64;
+        // What it has let through so is no use that would make up for its WINDOW_UPDATE (CVE-2019-9511).
+        let is_dribble = !ends
+            && (1..HTTP2_DRIBBLE_BYTES).contains(&data.len())
+            && stream.send_window.min(self.send_window) == 0
+            && self.role == Role::Server;
         if ends {
             stream.sending = Sending::Ended;
         }
@@ -162,6 +162,9 @@ impl<T: Wake + Default> Engine<T> {
         FrameHeader { len: data.len(), kind: kind::DATA, flags, stream: key.id }.write(out);
         out.extend_from_slice(data);
         self.settle(was_over, key);
+        if is_dribble {
+            return;
+        }
         // Go refreshes both windows with each read, and its buffered readers read 4 KiB.
         self.updates_due = (self.updates_due + 2 + data.len() as u32 / UPDATED_BYTES).min(UPDATES_DUE_MAX);
         self.useful();

@@ -1,8 +1,7 @@
 //! The streams of a connection.
 
 use std::collections::{HashMap, VecDeque};
-
-use xxhash_rust::xxh3::Xxh3Builder;
+use std::hash::{BuildHasherDefault, Hasher};
 
 use super::super::super::head::Method;
 use super::super::code::Fault;
@@ -31,8 +30,8 @@ pub(super) enum Sending {
 pub(super) struct Stream<T> {
     /// 0: the place is free.
     pub(super) id: u32,
-    /// Whoever waits for it.
-    pub(super) waiter: T,
+    /// Whoever waits for it; nobody where the place is free.
+    pub(super) waiter: Option<T>,
     pub(super) inbox: Inbox,
     /// What the engine knows of its footprint: a window and two heads at the most.
     counted: u32,
@@ -77,12 +76,31 @@ impl<T> Stream<T> {
     }
 }
 
+/// For ids of streams. The other side may choose some that collide, but has only a few hundred streams at a time.
+#[derive(Debug, Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32(u32::from(*byte)));
+    }
+
+    fn write_u32(&mut self, id: u32) {
+        // The golden ratio. What is mixed best comes to where a table looks first.
+        self.0 = (self.0 ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 /// Streams that somebody has.
 #[derive(Debug)]
 pub(super) struct Streams<T> {
     places: Vec<Stream<T>>,
     free: Vec<u32>,
-    by_id: HashMap<u32, u32, Xxh3Builder>,
+    by_id: HashMap<u32, u32, BuildHasherDefault<IdHasher>>,
     pub(super) spare: Spare,
     /// Freed places that are kept, and storages.
     kept_max: usize,
@@ -111,7 +129,7 @@ impl<T: Wake + Default> Streams<T> {
             self.places.push(Stream::default());
             self.places.len() as u32 - 1
         });
-        let stream = Stream { id, waiter, send_window, receive_window, ..Stream::default() };
+        let stream = Stream { id, waiter: Some(waiter), send_window, receive_window, ..Stream::default() };
         self.places[place as usize] = stream;
         self.by_id.insert(id, place);
         StreamKey { place, id }
@@ -137,6 +155,28 @@ impl<T: Wake + Default> Streams<T> {
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Stream<T>> {
         self.places.iter_mut().filter(|stream| stream.id != 0)
+    }
+
+    /// Places that streams have, or had.
+    pub(super) fn places(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Wakes those who wait for so many streams, from the end of the first `places` places on: how many places are left.
+    pub(super) fn wake_below(&self, places: usize, count: usize) -> usize {
+        let below = &self.places[..places.min(self.places.len())];
+        let (mut left, mut woken) = (below.len(), 0);
+        for stream in below.iter().rev() {
+            if woken == count {
+                break;
+            }
+            left -= 1;
+            if stream.id != 0 {
+                stream.waiter.wake();
+                woken += 1;
+            }
+        }
+        left
     }
 
     /// Frees the place of one. `sum`: of all footprints.

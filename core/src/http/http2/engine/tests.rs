@@ -1,3 +1,5 @@
+mod turns;
+
 use std::cell::Cell;
 use std::rc::Rc;
 

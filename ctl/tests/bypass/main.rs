@@ -1,130 +1,21 @@
 //! What the two ends of a connection see when it goes around TCP. The process of the test is proxy and application at once,
 //! in a cgroup of its own. Skipped where the kernel or the privilege is missing.
 
+mod namespaces;
+mod waiting;
+mod world;
+
 use std::{
     io::{ErrorKind, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    os::fd::AsFd,
-    path::{Path, PathBuf},
-    process::{Child, Command},
-    sync::{Mutex, MutexGuard, PoisonError},
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
 
 use meshring_core::limits::BYPASS_MESSAGES_MAX;
-use meshring_ctl::bypass::{Bypass, Counters, Slot};
-
-/// A process is in one cgroup at a time.
-static ALONE: Mutex<()> = Mutex::new(());
-/// What no wait of these tests reaches unless it fails.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// This process in a cgroup of its own, with a bypass on it.
-struct World {
-    bypass: Bypass,
-    slot: Slot,
-    cgroup: PathBuf,
-    root: PathBuf,
-    /// The registered process, where that is not this one.
-    proxy: Option<Child>,
-    _alone: MutexGuard<'static, ()>,
-}
-
-impl World {
-    fn new() -> Option<Self> {
-        Self::with_room(4096)
-    }
-
-    fn with_room(sockets_max: u32) -> Option<Self> {
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let root = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(PathBuf::from);
-        let Some(root) = root.into_iter().find(|root| root.join("cgroup.procs").exists()) else {
-            println!("skipped: cgroup v2 is not mounted");
-            return None;
-        };
-        let cgroup = root.join(format!("meshring-ctl-tests-{}", std::process::id()));
-        if let Err(error) = std::fs::create_dir(&cgroup) {
-            println!("skipped: {}: {error}", cgroup.display());
-            return None;
-        }
-        std::fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).expect("moved");
-        match Bypass::install_with_room(Some(&cgroup), sockets_max) {
-            Ok(mut bypass) => {
-                let slot = bypass.register(std::process::id()).expect("registered");
-                Some(Self { bypass, slot, cgroup, root, proxy: None, _alone: alone })
-            }
-            Err(error) => {
-                println!("skipped: {error}");
-                leave(&root, &cgroup);
-                None
-            }
-        }
-    }
-
-    /// This process is an application only: what it connects is captured for the sake of a listener alone.
-    fn unregistered() -> Option<Self> {
-        let mut world = Self::new()?;
-        let proxy = Command::new("sleep").arg("1000").spawn().expect("started");
-        world.bypass.unregister(world.slot);
-        world.slot = world.bypass.register(proxy.id()).expect("registered");
-        world.proxy = Some(proxy);
-        Some(world)
-    }
-
-    fn listener(&mut self, address: &str) -> TcpListener {
-        let listener = TcpListener::bind(address).expect("bound");
-        self.bypass.add_listener(self.slot, listener.as_fd()).expect("added");
-        listener
-    }
-
-    fn counters(&self) -> Counters {
-        self.bypass.counters(self.slot).expect("counted")
-    }
-}
-
-fn leave(root: &Path, cgroup: &Path) {
-    std::fs::write(root.join("cgroup.procs"), std::process::id().to_string()).expect("moved back");
-    let _ = std::fs::remove_dir(cgroup);
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        if let Some(mut proxy) = self.proxy.take() {
-            // It has nothing to lose.
-            let _ = proxy.kill();
-            let _ = proxy.wait();
-        }
-        leave(&self.root, &self.cgroup);
-    }
-}
-
-/// Where a listener of any address is reached.
-fn reach(listener: &TcpListener) -> SocketAddr {
-    let mut address = listener.local_addr().expect("an address");
-    if address.ip().is_unspecified() {
-        address.set_ip("127.0.0.1".parse().expect("an address"));
-    }
-    address
-}
-
-fn pair(listener: &TcpListener) -> (TcpStream, TcpStream) {
-    let client = TcpStream::connect(reach(listener)).expect("connected");
-    let (server, _) = listener.accept().expect("accepted");
-    for socket in [&client, &server] {
-        socket.set_read_timeout(Some(PATIENCE)).expect("set");
-        socket.set_write_timeout(Some(PATIENCE)).expect("set");
-    }
-    (client, server)
-}
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        thread::yield_now();
-    }
-}
+use meshring_ctl::bypass::Bypass;
+use world::{PATIENCE, World, pair, reach, until};
 
 /// A generator of numbers that are the same in each run.
 struct Numbers(u64);
@@ -370,6 +261,31 @@ fn a_port_that_is_switched_off_goes_over_to_tcp_without_losing_a_byte() {
     let (mut plain, _server) = pair(&listener);
     plain.write_all(b"x").expect("written");
     world.bypass.set_port(reach(&listener).port(), true).expect("set");
+    let (mut again, _server) = pair(&listener);
+    again.write_all(b"four").expect("written");
+    assert_eq!(world.counters().bytes_bypass, 12);
+}
+
+#[test]
+fn while_the_kernel_is_short_of_memory_everything_goes_by_tcp() {
+    let Some(mut world) = World::new() else { return };
+    let listener = world.listener("127.0.0.1:0");
+    let (mut client, mut server) = pair(&listener);
+    client.write_all(b"around, ").expect("written");
+    world.bypass.set_pressed(true).expect("set");
+    assert!(world.bypass.is_pressed());
+    client.write_all(b"and by TCP").expect("written");
+    let mut buffer = [0; 18];
+    server.read_exact(&mut buffer).expect("read");
+    assert_eq!(&buffer, b"around, and by TCP");
+    let (mut meanwhile, mut other) = pair(&listener);
+    meanwhile.write_all(b"plain").expect("written");
+    other.read_exact(&mut buffer[..5]).expect("read");
+    world.bypass.set_pressed(false).expect("set");
+    // No direction comes back; a new connection is captured.
+    client.write_all(b"and on").expect("written");
+    server.read_exact(&mut buffer[..6]).expect("read");
+    assert_eq!(world.counters().bytes_bypass, 8);
     let (mut again, _server) = pair(&listener);
     again.write_all(b"four").expect("written");
     assert_eq!(world.counters().bytes_bypass, 12);

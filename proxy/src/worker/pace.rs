@@ -1,0 +1,174 @@
+//! Work that takes the kernel long and comes in crowds, done a little at a time: who begins it waits in a line, and tasks that are
+//! ready meanwhile do not wait for all of it. Those that wait for a socket may, since the runtime goes on with tasks that yield before
+//! it asks the driver again.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    future::{Future, poll_fn},
+    pin::Pin,
+    rc::Rc,
+    task::{Poll, Waker},
+};
+
+use super::join::yield_now;
+
+/// How much of it is begun before others get their turn.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    in_a_row_max: usize,
+    /// Begun, and others have not had their turn since.
+    begun: Cell<usize>,
+    line: RefCell<VecDeque<Rc<Waiter>>>,
+}
+
+#[derive(Debug, Default)]
+struct Waiter {
+    waker: RefCell<Option<Waker>>,
+    /// It is its turn.
+    is_called: Cell<bool>,
+    has_left: Cell<bool>,
+}
+
+/// The right to begin, passed on when it is dropped.
+struct Turn<'a>(&'a Pace);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.pass_on();
+    }
+}
+
+/// A place in the line, which may be left at any time.
+struct InLine<'a> {
+    pace: &'a Pace,
+    waiter: Rc<Waiter>,
+    has_turn: bool,
+}
+
+impl Drop for InLine<'_> {
+    fn drop(&mut self) {
+        match (self.has_turn, self.waiter.is_called.get()) {
+            (true, _) => {}
+            // Nobody else would be called.
+            (false, true) => self.pace.pass_on(),
+            (false, false) => self.waiter.has_left.set(true),
+        }
+    }
+}
+
+impl Pace {
+    /// So much at a time.
+    pub(crate) fn new(in_a_row_max: usize) -> Self {
+        Self { in_a_row_max, begun: Cell::new(0), line: RefCell::default() }
+    }
+
+    /// Runs a future, of which the first step is what takes long, when it is its turn. May be dropped if the future may, which is
+    /// borrowed: moved here, it would have its place in its caller's twice.
+    pub(crate) async fn run<F: Future>(&self, mut future: Pin<&mut F>) -> F::Output {
+        let turn = self.turn().await;
+        let first = poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await;
+        yield_now().await;
+        drop(turn);
+        match first {
+            Poll::Ready(output) => output,
+            Poll::Pending => future.await,
+        }
+    }
+
+    /// Waits until all have begun that are in the line now: whoever makes them is to make no more of them meanwhile.
+    pub(crate) async fn pass(&self) {
+        if !self.line.borrow().is_empty() {
+            self.turn().await;
+        }
+    }
+
+    async fn turn(&self) -> Turn<'_> {
+        if self.begun.get() < self.in_a_row_max {
+            self.begun.set(self.begun.get() + 1);
+            return Turn(self);
+        }
+        let waiter = Rc::<Waiter>::default();
+        self.line.borrow_mut().push_back(Rc::clone(&waiter));
+        let mut place = InLine { pace: self, waiter, has_turn: false };
+        poll_fn(|cx| {
+            if place.waiter.is_called.get() {
+                place.has_turn = true;
+                return Poll::Ready(());
+            }
+            *place.waiter.waker.borrow_mut() = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+        Turn(self)
+    }
+
+    fn pass_on(&self) {
+        loop {
+            let next = self.line.borrow_mut().pop_front();
+            let Some(next) = next else {
+                self.begun.set(self.begun.get() - 1);
+                return;
+            };
+            if next.has_left.get() {
+                continue;
+            }
+            next.is_called.set(true);
+            let waker = next.waker.borrow_mut().take();
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{pin::pin, task::Context};
+
+    use super::*;
+
+    type Running<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
+
+    /// Polls each once: how many have begun so far.
+    fn step(futures: &mut [Option<Running<'_>>], begun: &Cell<usize>) -> usize {
+        let mut cx = Context::from_waker(Waker::noop());
+        for place in futures {
+            if place.as_mut().is_some_and(|future| future.as_mut().poll(&mut cx).is_ready()) {
+                *place = None;
+            }
+        }
+        begun.get()
+    }
+
+    #[test]
+    fn a_crowd_begins_a_few_at_a_time_in_its_order_and_who_leaves_holds_up_nobody() {
+        let (pace, begun, order) = (Pace::new(2), Cell::new(0), RefCell::new(Vec::new()));
+        let mut futures: Vec<_> = (0..9)
+            .map(|number| {
+                let (pace, begun, order) = (&pace, &begun, &order);
+                let work = async move {
+                    begun.set(begun.get() + 1);
+                    order.borrow_mut().push(number);
+                };
+                Some(Box::pin(async move { pace.run(pin!(work)).await }) as Running<'_>)
+            })
+            .collect();
+        assert_eq!(step(&mut futures, &begun), 2);
+        // One in the line leaves, and one that has just been called.
+        futures[3] = None;
+        futures[0] = None;
+        futures[2] = None;
+        let mut steps = 1;
+        while futures.iter().any(Option::is_some) {
+            let before = begun.get();
+            assert!(step(&mut futures, &begun) <= before + 4, "{:?}", order.borrow());
+            steps += 1;
+            assert!(steps < 20, "{:?}", order.borrow());
+        }
+        assert_eq!(*order.borrow(), [0, 1, 4, 5, 6, 7, 8]);
+        drop(futures);
+        assert_eq!(pace.begun.get(), 0);
+    }
+}
