@@ -128,7 +128,7 @@ impl Backend {
         }
         let open = (!event.writable || connection.flush(&self.responses))
             && (!event.readable || connection.receive(&self.responses, &mut self.buffer))
-            && connection.update_interest(&self.poller, event.token);
+            && connection.update_interest(&self.responses, &self.poller, event.token);
         if !open {
             self.slots[event.token.slot as usize] = None;
             self.free.push(event.token.slot);

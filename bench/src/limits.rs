@@ -33,6 +33,9 @@ pub(crate) const LATENCY_WINDOW: Duration = Duration::from_secs(1);
 /// Significant decimal digits that the histogram keeps: values are right to 0.1%.
 pub(crate) const LATENCY_DIGITS: u8 = 3;
 
+/// Largest response of HTTP/1.1 that the backend copies into a connection's output, to be written with its neighbours.
+pub(crate) const BACKEND_COPIED_BYTES_MAX: usize = 64 * 1024;
+
 /// Unsent response bytes at which the backend stops reading from a connection that pipelines but does not read.
 pub(crate) const BACKEND_OUTPUT_BYTES_MAX: usize = 1024 * 1024;
 

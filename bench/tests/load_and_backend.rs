@@ -103,6 +103,26 @@ fn request_bodies_and_head_requests_are_handled() {
 }
 
 #[test]
+fn large_responses_come_in_order_with_what_is_asked_for_between_them() {
+    const BODY: usize = 3_000_000;
+    let backend = Backend::start(&["--body-bytes", &BODY.to_string()]);
+    let mut stream = TcpStream::connect(&backend.address).unwrap();
+    let ask = |method: &str, more: &str| format!("{method} / HTTP/1.1\r\nhost: a\r\n{more}\r\n");
+    let requests =
+        [ask("HEAD", ""), ask("GET", ""), ask("HEAD", ""), ask("GET", ""), ask("GET", "connection: close\r\n")];
+    stream.write_all(requests.concat().as_bytes()).unwrap();
+    let mut received = Vec::new();
+    stream.read_to_end(&mut received).unwrap();
+    let head = |more: &str| {
+        format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n{more}content-length: {BODY}\r\n\r\n").into_bytes()
+    };
+    let body = vec![b'x'; BODY];
+    let (kept, last) = (head(""), head("connection: close\r\n"));
+    let expected = [&kept[..], &kept, &body, &kept, &kept, &body, &last, &body].concat();
+    assert!(received == expected, "{} bytes, {} expected", received.len(), expected.len());
+}
+
+#[test]
 fn every_body_is_compared_with_the_expected_hash() {
     let backend = Backend::start(&["--body-bytes", "100000"]);
     let sha256 = |body: &[u8]| -> String {

@@ -1,11 +1,12 @@
 //! One connection of the backend: what it speaks, and its output.
 
+use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 
 use crate::http::{RequestDecoder, RequestEvent};
 use crate::http2::PREFACE;
 use crate::http2::server::{Answers, Server};
-use crate::limits::BACKEND_OUTPUT_BYTES_MAX;
+use crate::limits::{BACKEND_COPIED_BYTES_MAX, BACKEND_OUTPUT_BYTES_MAX};
 use crate::poller::{Interest, Poller, Token};
 use crate::tls::Socket;
 
@@ -56,6 +57,14 @@ enum Protocol {
     Http2(Box<Server>),
 }
 
+/// What is to be sent behind the output.
+enum Piece {
+    /// A large response, of which no connection has a copy: thousands that nobody reads would cost more than what they are to try.
+    Answer { keep_alive: bool },
+    /// What follows such.
+    Own(Vec<u8>),
+}
+
 pub(super) struct Connection {
     socket: Socket,
     turn: u32,
@@ -63,6 +72,9 @@ pub(super) struct Connection {
     /// Responses that the socket did not take yet; the first `sent` bytes of them are gone.
     output: Vec<u8>,
     sent: usize,
+    /// After the output; of the first one, if it is an answer, so many bytes are gone.
+    pieces: VecDeque<Piece>,
+    answered: usize,
     interest: Interest,
     /// After the output the connection ends.
     closing: bool,
@@ -76,6 +88,8 @@ impl Connection {
             protocol: Protocol::Unknown(0),
             output: Vec::new(),
             sent: 0,
+            pieces: VecDeque::new(),
+            answered: 0,
             interest: Interest::Read,
             closing: false,
         }
@@ -88,7 +102,7 @@ impl Connection {
 
     /// Reads and answers; false once the connection is of no more use.
     pub(super) fn receive(&mut self, responses: &Responses, buffer: &mut [u8]) -> bool {
-        while !self.closing && self.output.len() - self.sent < BACKEND_OUTPUT_BYTES_MAX {
+        while !self.closing && self.unsent(responses) < BACKEND_OUTPUT_BYTES_MAX {
             let count = match self.socket.read(buffer) {
                 Ok(0) => return false,
                 Ok(count) => count,
@@ -144,20 +158,42 @@ impl Connection {
                 Ok((_, RequestEvent::NeedMore)) => return,
                 Ok((used, RequestEvent::ExpectsContinue)) => {
                     bytes = &bytes[used..];
-                    self.output.extend_from_slice(CONTINUE);
+                    self.append(CONTINUE);
                 }
                 Ok((_, RequestEvent::Complete(request))) if request.is_held => self.protocol = Protocol::Held,
                 Ok((used, RequestEvent::Complete(request))) => {
                     bytes = &bytes[used..];
                     self.closing = !request.keep_alive;
-                    self.output.extend_from_slice(responses.answer(request.is_head, request.keep_alive));
+                    let answer = responses.answer(request.is_head, request.keep_alive);
+                    if answer.len() > BACKEND_COPIED_BYTES_MAX {
+                        self.pieces.push_back(Piece::Answer { keep_alive: request.keep_alive });
+                    } else {
+                        self.append(answer);
+                    }
                 }
                 Err(_) => {
-                    self.output.extend_from_slice(BAD_REQUEST);
+                    self.append(BAD_REQUEST);
                     self.closing = true;
                 }
             }
         }
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        match self.pieces.back_mut() {
+            None => self.output.extend_from_slice(bytes),
+            Some(Piece::Own(own)) => own.extend_from_slice(bytes),
+            Some(Piece::Answer { .. }) => self.pieces.push_back(Piece::Own(bytes.to_vec())),
+        }
+    }
+
+    /// Bytes that are still to be sent.
+    fn unsent(&self, responses: &Responses) -> usize {
+        let len = |piece: &Piece| match piece {
+            Piece::Answer { keep_alive } => responses.answer(false, *keep_alive).len(),
+            Piece::Own(own) => own.len(),
+        };
+        self.output.len() - self.sent + self.pieces.iter().map(len).sum::<usize>() - self.answered
     }
 
     /// Sends what the socket takes; false once the connection is of no more use.
@@ -166,14 +202,27 @@ impl Connection {
             if self.sent == self.output.len() {
                 self.output.clear();
                 self.sent = 0;
+                if let Some(Piece::Own(own)) = self.pieces.pop_front_if(|piece| matches!(piece, Piece::Own(_))) {
+                    self.output = own;
+                }
                 if let (Protocol::Http2(server), false) = (&mut self.protocol, self.closing) {
                     server.write_waiting(&responses.http2, &mut self.output);
                 }
             }
-            let step = match &self.output[self.sent..] {
-                [] if !self.socket.has_output() => break,
-                [] => self.socket.flush(),
-                left => self.socket.write(left).map(|count| self.sent += count),
+            let step = match (&self.output[self.sent..], self.pieces.front()) {
+                ([], Some(Piece::Answer { keep_alive })) => {
+                    let answer = responses.answer(false, *keep_alive);
+                    self.socket.write(&answer[self.answered..]).map(|count| {
+                        self.answered += count;
+                        if self.answered == answer.len() {
+                            self.answered = 0;
+                            self.pieces.pop_front();
+                        }
+                    })
+                }
+                ([], _) if !self.socket.has_output() => break,
+                ([], _) => self.socket.flush(),
+                (left, _) => self.socket.write(left).map(|count| self.sent += count),
             };
             match step {
                 Ok(()) => {}
@@ -187,8 +236,8 @@ impl Connection {
         !self.closing
     }
 
-    pub(super) fn update_interest(&mut self, poller: &Poller, token: Token) -> bool {
-        let unsent = self.output.len() - self.sent;
+    pub(super) fn update_interest(&mut self, responses: &Responses, poller: &Poller, token: Token) -> bool {
+        let unsent = self.unsent(responses);
         let wanted = match unsent {
             0 if !self.socket.has_output() => Interest::Read,
             _ if self.closing || unsent >= BACKEND_OUTPUT_BYTES_MAX => Interest::Write,

@@ -26,6 +26,8 @@ pub(super) struct Site<'a> {
     pub(super) load_core: usize,
     /// The cgroup of everything here, where the bypass is measured, too.
     pub(super) bypass: Option<&'a Path>,
+    /// See [`CompareArgs`](super::CompareArgs).
+    pub(super) bare_peers: bool,
     pub(super) interrupted: &'a AtomicBool,
 }
 
@@ -88,8 +90,15 @@ impl Site<'_> {
         Process::spawn(&Spawn { name, program, arguments, core, log_dir: &self.dir, take_stdout: false })
     }
 
-    /// Writes a configuration with its placeholders replaced; gives its path. `action` is what becomes of a request.
-    fn write_config(&self, dir: &Path, template: &Template, action: &str, ports: Ports) -> anyhow::Result<PathBuf> {
+    /// Writes a configuration with its placeholders replaced; gives its path. `action` is what becomes of a request, `forwarding` what is
+    /// added to it.
+    fn write_config(
+        &self,
+        dir: &Path,
+        template: &Template,
+        (action, forwarding): (&str, &str),
+        ports: Ports,
+    ) -> anyhow::Result<PathBuf> {
         let utf8 = |path: &Path| path.to_str().map(str::to_owned).context("the temporary folder's name is not UTF-8");
         let http2 = self.protocol.is_http2();
         let user = if rustix::process::geteuid().is_root() { "user root root;" } else { "" };
@@ -99,6 +108,7 @@ impl Site<'_> {
             .replace("{{INBOUND_PORT}}", &ports.inbound.port().to_string())
             .replace("{{BACKEND_PORT}}", &self.backend.port().to_string())
             .replace("{{ACTION}}", action)
+            .replace("{{FORWARDING}}", forwarding)
             .replace("{{ALPN}}", if http2 { "h2,http/1.1" } else { "http/1.1" })
             .replace("{{CODEC}}", if http2 { "AUTO" } else { "HTTP1" })
             .replace("{{HTTP2}}", if http2 { "on" } else { "off" })
@@ -115,9 +125,10 @@ impl Site<'_> {
 pub(super) fn peer(peer: Peer, binary: &Path, site: &Site<'_>, listen: SocketAddr) -> anyhow::Result<Launched> {
     let ports = Ports::new(listen)?;
     let (templates, action) = peer_templates(peer, site.protocol);
+    let forwarding = forwarding(peer, site.protocol, site.bare_peers);
     // The process that others depend on comes first.
     let start = |template: &Template| {
-        let config = site.write_config(&site.dir, template, action, ports)?.into_os_string();
+        let config = site.write_config(&site.dir, template, (action, forwarding), ports)?.into_os_string();
         site.spawn(template.file, binary, peer_arguments(peer, config, &site.dir), site.proxy_core)
     };
     Ok(Launched::new(templates.iter().map(start).collect::<anyhow::Result<_>>()?, None))
@@ -156,6 +167,30 @@ fn peer_templates(peer: Peer, protocol: Protocol) -> (Vec<Template>, &'static st
     (vec![template], action)
 }
 
+/// What makes a peer say of a request what meshring always says: whom it comes from, how it has come, and an id.
+fn forwarding(peer: Peer, protocol: Protocol, is_bare: bool) -> &'static str {
+    match (peer, protocol) {
+        (Peer::Envoy, _) if is_bare => "false",
+        (Peer::Envoy, _) => "true",
+        (Peer::Haproxy | Peer::Nginx, _) if is_bare => "",
+        (Peer::Haproxy, _) => {
+            "option forwardfor
+    http-request set-header X-Forwarded-Proto %[ssl_fc,iif(https,http)]
+    http-request set-header X-Request-Id %[uuid()] unless { req.hdr(X-Request-Id) -m found }"
+        }
+        (Peer::Nginx, Protocol::Grpc) => {
+            "grpc_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+            grpc_set_header X-Forwarded-Proto $scheme;
+            grpc_set_header X-Request-Id $request_id;"
+        }
+        (Peer::Nginx, _) => {
+            "proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+            proxy_set_header X-Forwarded-Proto $scheme;
+            proxy_set_header X-Request-Id $request_id;"
+        }
+    }
+}
+
 fn peer_arguments(peer: Peer, config: OsString, dir: &Path) -> Vec<OsString> {
     match peer {
         Peer::Envoy => {
@@ -190,7 +225,7 @@ pub(super) fn meshring(
         Protocol::Handshakes => "directResponse: {status: 200, body: {string: ok}}",
         _ => "route: [{destination: {host: echo.bench}}]",
     };
-    site.write_config(&config, &template, action, ports)?;
+    site.write_config(&config, &template, (action, ""), ports)?;
     let mut arguments = mesh::control_arguments(&config, &run);
     if is_bypassed {
         let group = site.bypass.context("no cgroup for the bypass")?;
@@ -239,14 +274,17 @@ mod tests {
                 proxy_core: 0,
                 load_core: 1,
                 bypass: None,
+                bare_peers: false,
                 interrupted: &interrupted,
             };
             let ports = Ports { listen: "127.0.0.1:1".parse().unwrap(), inbound: "127.0.0.1:2".parse().unwrap() };
             for peer in protocol.default_peers() {
                 let (templates, action) = peer_templates(*peer, *protocol);
+                let forwarding = forwarding(*peer, *protocol, site.bare_peers);
                 for template in templates {
-                    let path = site.write_config(dir.path(), &template, action, ports).unwrap();
+                    let path = site.write_config(dir.path(), &template, (action, forwarding), ports).unwrap();
                     let text = fs::read_to_string(path).unwrap();
+                    assert_eq!(text.contains(forwarding), *protocol != Protocol::Tcp, "{protocol:?} {peer:?}: {text}");
                     assert!(!text.contains("{{") && !text.contains("}}\""), "{protocol:?} {peer:?}: {text}");
                     let direct = action.contains("ok");
                     assert_eq!(direct, *protocol == Protocol::Handshakes, "{protocol:?} {peer:?}");

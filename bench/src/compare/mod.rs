@@ -52,6 +52,10 @@ pub(crate) struct CompareArgs {
     /// Measure meshring and HAProxy a second time with the bypass around TCP (needs root and cgroup v2)
     #[arg(long)]
     bypass: bool,
+    /// Peers forward requests as they come. Without it they add X-Forwarded-For, X-Forwarded-Proto and X-Request-Id, as meshring
+    /// always does
+    #[arg(long)]
+    bare_peers: bool,
     /// How often each contender is measured; the median counts
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
@@ -227,6 +231,7 @@ fn compare(args: &CompareArgs, interrupted: &AtomicBool) -> anyhow::Result<Compa
                 proxy_core: args.proxy_core,
                 load_core: args.load_core,
                 bypass: group.as_ref().map(bypass::Group::path),
+                bare_peers: args.bare_peers,
                 interrupted,
             };
             let measurement = round::measure(contender, args, &site, &progress, round)

@@ -106,6 +106,8 @@ pub(super) struct Settings {
     pub(super) streams: u32,
     pub(super) body_bytes: usize,
     pub(super) constant_rate: Option<f64>,
+    /// Whether peers forward requests as they come, without the fields that meshring adds.
+    bare_peers: bool,
     proxy_core: usize,
     load_core: usize,
     debug_build: bool,
@@ -166,6 +168,7 @@ impl Comparison {
             streams: args.streams(),
             body_bytes: args.body_bytes,
             constant_rate: args.constant_rate(),
+            bare_peers: args.bare_peers,
             proxy_core: args.proxy_core,
             load_core: args.load_core,
             debug_build: cfg!(debug_assertions),

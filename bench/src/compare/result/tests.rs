@@ -66,6 +66,7 @@ pub(in crate::compare) fn example() -> Comparison {
             streams: 1,
             body_bytes: 100,
             constant_rate: Some(3000.0),
+            bare_peers: false,
             proxy_core: 0,
             load_core: 1,
             debug_build: false,

@@ -71,9 +71,7 @@ impl Flood {
     pub(super) fn meant(self) -> Meant {
         match self {
             Self::ZeroWindow | Self::Unread => Meant::Stalled,
-            Self::Dribble | Self::HpackBomb | Self::CookieCrumbs | Self::EmptyFields | Self::MassClose => {
-                Meant::PutUpWith
-            }
+            Self::HpackBomb | Self::CookieCrumbs | Self::EmptyFields | Self::MassClose => Meant::PutUpWith,
             _ => Meant::Ended,
         }
     }
@@ -90,7 +88,7 @@ impl Flood {
             Self::Continuation => 500,
             Self::EmptyContinuation | Self::EmptyData | Self::Settings | Self::Ping | Self::Priority => 1_000,
             Self::WindowUpdates => 1_000,
-            Self::Dribble => 10_000,
+            Self::Dribble => 11_000,
             Self::ZeroWindow | Self::Unread | Self::MassClose => 100,
             Self::HpackBomb | Self::CookieCrumbs => 5,
             Self::EmptyFields => 50,
