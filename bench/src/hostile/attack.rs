@@ -165,8 +165,10 @@ impl Attacker {
                 } else if event.writable {
                     self.flush(slot);
                 }
-                if event.readable {
+                if event.readable && self.attack.reads {
                     self.receive(slot);
+                } else if event.readable {
+                    self.left(slot);
                 }
             }
             self.trickle();
@@ -213,8 +215,19 @@ impl Attacker {
             self.due.push(Reverse((now + first, slot)));
         }
         self.flush(slot);
-        self.progress.opened.fetch_add(1, Ordering::Relaxed);
+        if self.attack.reads {
+            self.progress.opened.fetch_add(1, Ordering::Relaxed);
+        }
         Ok(())
+    }
+
+    /// Something has come that will never be read: from now on it stalls the other side.
+    fn left(&mut self, slot: usize) {
+        let connection = &self.connections[slot];
+        if let (true, Some(stream)) = (connection.is_open, &connection.stream) {
+            let _ = self.poller.modify(stream, Token { slot: slot as u32, turn: 0 }, Interest::Nothing);
+            self.progress.opened.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Sends what is left of the beginning.
@@ -233,8 +246,7 @@ impl Attacker {
                 Err(_) => connection.sent = self.attack.begin.len(),
             }
         }
-        let interest = if self.attack.reads { Interest::Read } else { Interest::Nothing };
-        let _ = self.poller.modify(&*stream, token, interest);
+        let _ = self.poller.modify(&*stream, token, Interest::Read);
     }
 
     /// Until something is due.

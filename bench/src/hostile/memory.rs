@@ -127,7 +127,7 @@ fn flood(
     }
     report.at_least("hostile connections opened", outcome? as f64, "connections", connections as f64);
     drop(ended?);
-    let resident = phases.iter().map(|phase| phase.memory_max.rss).max().unwrap_or_default();
+    let resident = phases.iter().map(|phase| phase.rss_max).max().unwrap_or_default();
     report.tell("resident memory of the proxy at most", resident as f64, "bytes");
     report.tell("resident memory of the proxy afterwards", usage::memory(site.pid)?.rss as f64, "bytes");
     // Otherwise there was enough for all, and nothing was tried.

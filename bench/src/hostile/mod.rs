@@ -78,6 +78,9 @@ pub(crate) struct HostileArgs {
     /// Most that others' p99 under attack may be of that without
     #[arg(long, default_value_t = 1.2)]
     p99_ratio_max: f64,
+    /// How long zero-window's readers have stood still before the load that its bounds are for
+    #[arg(long, default_value = "2m", value_parser = parse_duration)]
+    settle: Duration,
     /// Floods of http2-floods; several times for more than one [default: all]
     #[arg(long, value_enum)]
     flood: Vec<floods::Flood>,

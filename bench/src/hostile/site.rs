@@ -26,8 +26,6 @@ pub(super) const ATTACKED: &str = "attacked";
 const NORMAL_BODY_BYTES: usize = 100;
 /// Connections of the normal load.
 pub(super) const NORMAL_CONNECTIONS: usize = 16;
-/// Between two looks at the proxy's memory.
-const MEMORY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A mesh that serves.
 pub(super) struct Site<'a> {
@@ -58,8 +56,8 @@ pub(super) enum Attacked {
 pub(super) struct Phase {
     pub(super) load: LoadReport,
     duration: Duration,
-    /// The most that was seen.
-    pub(super) memory_max: Memory,
+    /// The most resident bytes of all proxies together: at any time since the phase before.
+    pub(super) rss_max: u64,
     /// Of one core.
     pub(super) cpu_share: f64,
 }
@@ -118,6 +116,17 @@ impl<'a> Site<'a> {
         Ok(sum)
     }
 
+    /// The most that was resident since this was asked last. The kernel counts it: adding up the pages of a large process again and
+    /// again takes as much of the machine as an attack.
+    fn rss_max(&self) -> anyhow::Result<u64> {
+        let mut sum = 0;
+        for pid in [self.pid].into_iter().chain(self.others.iter().map(|(_, pid)| *pid)) {
+            sum += usage::peak_rss(pid)?;
+            usage::reset_peak(pid)?;
+        }
+        Ok(sum)
+    }
+
     /// Requests and connections that were refused so far since something was used up.
     pub(super) fn turned_away(&mut self) -> anyhow::Result<f64> {
         let requests = self.api.counter("meshring_downstream_requests_overload_total")?;
@@ -140,25 +149,17 @@ impl<'a> Site<'a> {
             log_dir: self.mesh.dir(),
             take_stdout: true,
         })?;
-        let mut memory_max = Memory::default();
-        let mut looked: Option<Instant> = None;
         let interrupted = self.interrupted;
         generator.wait(duration + 2 * GENERATOR_OVERRUN_MAX, interrupted, || {
             self.mesh.check_alive()?;
-            if looked.is_none_or(|at| at.elapsed() >= MEMORY_INTERVAL) {
-                looked = Some(Instant::now());
-                let memory = self.memory()?;
-                if memory.rss > memory_max.rss {
-                    memory_max = memory;
-                }
-            }
             during(self)
         })?;
         let cpu = usage::cpu_time(self.pid)?.saturating_sub(cpu_before);
         let printed = generator.read_to_end()?;
         let load = serde_json::from_str(&printed)
             .with_context(|| format!("the generator gave no report; {}", generator.quote_log()))?;
-        Ok(Phase { load, duration, memory_max, cpu_share: cpu.as_secs_f64() / begun.elapsed().as_secs_f64() })
+        let cpu_share = cpu.as_secs_f64() / begun.elapsed().as_secs_f64();
+        Ok(Phase { load, duration, rss_max: self.rss_max()?, cpu_share })
     }
 
     fn arguments(&self, duration: Duration) -> Vec<OsString> {

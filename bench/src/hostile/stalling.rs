@@ -27,6 +27,9 @@ const BODY_BYTES_EACH_MAX: f64 = 32.0 * 1024.0;
 /// More than the sockets of a connection hold, so that the response stalls.
 const RESPONSE_BYTES: usize = 8 * 1024 * 1024;
 
+/// Of the decoy's responses to senders.
+const DECOY_BYTES: usize = 100;
+
 /// Open files of a process beside those of connections.
 const FILES_BESIDE: u64 = 1024;
 
@@ -45,6 +48,8 @@ struct Plan {
     bytes_each_max: f64,
     /// After which the proxy ends a connection; none for readers.
     deadline: Option<Duration>,
+    /// What the decoy answers with, in bytes.
+    decoy_bytes: usize,
     arguments: Vec<String>,
 }
 
@@ -59,6 +64,7 @@ impl Plan {
                 trickle: Some((b"b", TRICKLE_INTERVAL)),
                 bytes_each_max: BODY_BYTES_EACH_MAX,
                 deadline: Some(deadline),
+                decoy_bytes: DECOY_BYTES,
                 arguments: ["--min-body-rate", "1000", "--body-grace", &seconds].map(str::to_owned).into(),
             },
             Drill::ZeroWindow => Self {
@@ -66,6 +72,7 @@ impl Plan {
                 trickle: None,
                 bytes_each_max: BODY_BYTES_EACH_MAX,
                 deadline: None,
+                decoy_bytes: RESPONSE_BYTES,
                 arguments: Vec::new(),
             },
             _ => Self {
@@ -73,9 +80,27 @@ impl Plan {
                 trickle: Some((b"h", TRICKLE_INTERVAL)),
                 bytes_each_max: HEAD_BYTES_EACH_MAX,
                 deadline: Some(deadline),
+                decoy_bytes: DECOY_BYTES,
                 arguments: ["--head-timeout", &seconds].map(str::to_owned).into(),
             },
         }
+    }
+}
+
+/// The normal load, by what went on beside it.
+#[derive(Default)]
+struct Phases {
+    quiet: Vec<Phase>,
+    /// An attack on the decoy.
+    beside: Vec<Phase>,
+    /// An attack that had just begun; only where it settles.
+    early: Vec<Phase>,
+    under_attack: Vec<Phase>,
+}
+
+impl Phases {
+    fn attacked(&self) -> impl Iterator<Item = &Phase> {
+        self.early.iter().chain(&self.under_attack)
     }
 }
 
@@ -96,46 +121,30 @@ pub(super) fn run(args: &HostileArgs, interrupted: &AtomicBool) -> anyhow::Resul
         site.start_another(&start)?;
     }
     // Attackers and load share a machine: what the attack costs the load when it means somebody else is not the proxy's doing. A
-    // server on the proxy's core, which reads what comes and waits for more, is somebody else.
-    let decoy = match plan.trickle {
-        Some(_) => Some(backend::start(Some(core), 100, site.mesh.dir())?),
-        None => None,
-    };
+    // plain server on the proxy's core is somebody else.
+    let (_decoy, decoy) = backend::start(Some(core), plan.decoy_bytes, site.mesh.dir())?;
 
     // What is set up once is no cost of a connection.
     site.load(Duration::from_secs(1), |_| Ok(()))?;
     let before = site.memory()?;
-    let (mut quiet, mut beside, mut under_attack, mut ended) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut phases = Phases::default();
+    let mut ended = Vec::new();
     for _ in 0..args.rounds {
-        quiet.push(site.load(args.duration, |_| Ok(()))?);
-        if let Some((_, address)) = decoy {
-            // It is no proxy, and may take its time.
-            let mut attack = opened(&plan, vec![address], connections, 2 * open_max(connections), interrupted)?;
-            beside.push(site.load(args.duration, |_| Ok(()))?);
-            attack.opened()?;
-            attack.stop()?;
-        }
-        let (phase, mut of_round) = round(&mut site, args, &plan, interrupted)?;
-        under_attack.push(phase);
-        ended.append(&mut of_round);
+        phases.quiet.push(site.load(args.duration, |_| Ok(()))?);
+        // It is no proxy, and may take its time.
+        let mut attack = opened(&plan, vec![decoy], connections, 2 * open_max(connections), interrupted)?;
+        phases.beside.push(site.load(args.duration, |_| Ok(()))?);
+        attack.opened()?;
+        attack.stop()?;
+        ended.append(&mut round(&mut site, args, &plan, &mut phases, interrupted)?);
     }
 
     let mut report = Report::new(args.drill, connections);
     if proxies > 1 {
         report.tell("proxies that share the connections, for want of descriptors", proxies as f64, "proxies");
     }
-    let failed = |phases: &[Phase]| phases.iter().map(|phase| phase.load.failed).sum::<u64>() as f64;
-    report.tell("others' requests under attack", total(&under_attack), "requests");
-    report.at_most("others' failures without the attack", failed(&quiet), "requests", 0.0);
-    report.others(args, &under_attack.iter().collect::<Vec<_>>());
-    report.tell("others' p99 without the attack", p99_us(&quiet), "us");
-    report.tell("others' p99 under attack", p99_us(&under_attack), "us");
-    report.at_most("ratio of the two", p99_us(&under_attack) / p99_us(&quiet), "", args.p99_ratio_max);
-    if !beside.is_empty() {
-        report.tell("others' p99 while the attack is on another server", p99_us(&beside), "us");
-        report.tell("ratio to that", p99_us(&under_attack) / p99_us(&beside), "");
-    }
-    let rss_max = under_attack.iter().map(|phase| phase.memory_max.rss).max().unwrap_or_default();
+    tell_others(&mut report, args, &phases);
+    let rss_max = phases.attacked().map(|phase| phase.rss_max).max().unwrap_or_default();
     let bytes_each = rss_max.saturating_sub(before.rss) as f64 / connections as f64;
     report.at_most("user memory of each hostile connection", bytes_each, "bytes", plan.bytes_each_max);
     if let Some(deadline) = plan.deadline {
@@ -144,8 +153,25 @@ pub(super) fn run(args: &HostileArgs, interrupted: &AtomicBool) -> anyhow::Resul
     Ok(report)
 }
 
-fn total(phases: &[Phase]) -> f64 {
-    phases.iter().map(|phase| phase.load.requests).sum::<u64>() as f64
+/// What others noticed.
+fn tell_others(report: &mut Report, args: &HostileArgs, phases: &Phases) {
+    let Phases { quiet, beside, early, under_attack } = phases;
+    let attacked: Vec<&Phase> = phases.attacked().collect();
+    let requests = attacked.iter().map(|phase| phase.load.requests).sum::<u64>() as f64;
+    let failed = quiet.iter().map(|phase| phase.load.failed).sum::<u64>() as f64;
+    report.tell("others' requests under attack", requests, "requests");
+    report.at_most("others' failures without the attack", failed, "requests", 0.0);
+    report.others(args, &attacked);
+    report.tell("others' p99 without the attack", p99_us(quiet), "us");
+    report.tell("others' p99 under attack", p99_us(under_attack), "us");
+    report.at_most("ratio of the two", p99_us(under_attack) / p99_us(quiet), "", args.p99_ratio_max);
+    let mut first = under_attack;
+    if !early.is_empty() {
+        first = early;
+        report.tell("others' p99 when the attack had just begun", p99_us(early), "us");
+    }
+    report.tell("others' p99 when the attack on another server had just begun", p99_us(beside), "us");
+    report.tell("ratio of the two", p99_us(first) / p99_us(beside), "");
 }
 
 /// An attack all of whose connections are open, after so long at most.
@@ -175,22 +201,33 @@ fn opened(
     Ok(attack)
 }
 
-/// One attack with the normal load in the middle of it.
+/// One attack with the normal load in the middle of it; how its connections ended.
 fn round(
     site: &mut Site<'_>,
     args: &HostileArgs,
     plan: &Plan,
+    phases: &mut Phases,
     interrupted: &AtomicBool,
-) -> anyhow::Result<(Phase, Vec<Ended>)> {
+) -> anyhow::Result<Vec<Ended>> {
     let connections = args.connections();
     let attack = opened(plan, site.addresses(), connections, open_max(connections), interrupted)?;
-    let phase = site.load(args.duration, |_| Ok(()))?;
+    if plan.deadline.is_none() {
+        phases.early.push(site.load(args.duration, |_| Ok(()))?);
+        // The kernel asks after closed windows at intervals that double up to two minutes, and does so in bursts, at both ends of
+        // each connection, all of which are on this machine. That is the attack's beginning.
+        let settled = Instant::now() + args.settle.saturating_sub(args.duration);
+        while Instant::now() < settled {
+            check_interrupted(interrupted)?;
+            thread::sleep(CHILD_POLL_INTERVAL);
+        }
+    }
+    phases.under_attack.push(site.load(args.duration, |_| Ok(()))?);
     let give_up = Instant::now() + plan.deadline.unwrap_or_default() + Duration::from_secs(2);
     while plan.deadline.is_some() && attack.ended() < connections && Instant::now() < give_up {
         check_interrupted(interrupted)?;
         thread::sleep(CHILD_POLL_INTERVAL);
     }
-    Ok((phase, attack.stop()?))
+    attack.stop()
 }
 
 /// When, compared with the deadline, the connections were ended.

@@ -71,7 +71,6 @@ fn drill(
     // What is set up once is no cost of an attack.
     site.load(args.duration.min(Duration::from_secs(1)), |_| Ok(()))?;
     let before = usage::memory(site.pid)?.rss;
-    usage::reset_peak(site.pid)?;
     let (mut quiet, mut under_attack, mut outcomes) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..args.rounds {
         quiet.push(site.load(args.duration, |_| Ok(()))?);
@@ -83,7 +82,8 @@ fn drill(
         under_attack.push(site.load(args.duration, |_| running.check())?);
         outcomes.push(running.stop()?);
     }
-    let grown = usage::peak_rss(site.pid)?.saturating_sub(before) as f64;
+    let rss_max = quiet.iter().chain(&under_attack).map(|phase| phase.rss_max).max().unwrap_or_default();
+    let grown = rss_max.saturating_sub(before) as f64;
     tell_ends(report, flood, &outcomes);
     tell_others(report, args, &quiet, &under_attack);
     tell_costs(report, &quiet, &under_attack, &outcomes);
