@@ -217,16 +217,16 @@ pub const HTTP2_DRIBBLE_BYTES: usize = 16;
 pub const HTTP2_FRAMES_IN_A_ROW_MAX: usize = 64;
 /// Requests among them: each is a task, and takes some microseconds, or tens of them where its upstream has to be connected to.
 pub const HTTP2_REQUESTS_IN_A_ROW_MAX: usize = 16;
-/// Streams of a connection that has ended which are told so before others get their turn: each takes its
-/// task and its connection upstream along, which is some tens of microseconds of closing, and a connection may have a thousand.
-pub const HTTP2_TOLD_IN_A_ROW_MAX: usize = 2;
-/// Connections to upstreams that a worker begins before others get their turn: on one host the kernel does all of a handshake in the call
-/// that begins it, which takes some tens of microseconds.
-pub const CONNECTS_IN_A_ROW_MAX: usize = 2;
+/// Streams of a connection that has ended which are told so in one turn of the worker: each takes its task and its connection upstream
+/// along, which is some tens of microseconds of closing, and a connection may have a thousand.
+pub const HTTP2_TOLD_IN_A_ROW_MAX: usize = 1;
+/// Connections to upstreams that a worker begins in one of its turns: on one host the kernel does all of a handshake in the call that
+/// begins it, which takes some tens of microseconds.
+pub const CONNECTS_IN_A_ROW_MAX: usize = 1;
 /// What all streams of a client's connection together may have read of responses that it has not taken, in bytes, beyond a quarter of what
-/// it has taken so far and 1 KiB each: who asks for much and reads nothing is to hold little, and whoever reads soon has whole
-/// buffers for each of its streams.
-pub const HTTP2_READ_AHEAD_BYTES: usize = 4 * BUFFER_BYTES;
+/// it has taken so far and 256 bytes each: who asks for much and reads nothing is to hold little, a hundred times the 22 bytes of a
+/// request at most, and whoever reads soon has whole buffers for each of its streams.
+pub const HTTP2_READ_AHEAD_BYTES: usize = BUFFER_BYTES;
 /// Streams of a client that we have reset and whose late frames are still put up with: all that it may have, four times over. A frame of
 /// a forgotten one counts as an error.
 pub const HTTP2_RESETS_REMEMBERED_MAX: usize = 4 * HTTP2_STREAMS_MAX as usize;

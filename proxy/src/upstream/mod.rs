@@ -269,7 +269,7 @@ impl Endpoint {
         }
         let active = self.activate();
         let connecting = pin!(Conn::connect(self.address, &worker.deadlines, connect_ms_max));
-        match worker.connects.run(connecting).await {
+        match worker.connects.run(&worker.turns, connecting).await {
             Ok(conn) => Ok(Lease { conn, reused: false, active }),
             Err(error) => {
                 // What this machine has run out of is not the endpoint's fault.

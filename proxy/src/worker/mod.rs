@@ -22,6 +22,7 @@ mod refusals;
 pub(crate) mod secure;
 pub(crate) mod splice;
 mod tasks;
+mod turns;
 
 use std::{
     cell::{Cell, RefCell},
@@ -61,6 +62,7 @@ use self::{
     pace::Pace,
     refusals::RefusalLog,
     tasks::StreamTasks,
+    turns::Turns,
 };
 use crate::{
     accept::{self, Direction, Listener},
@@ -118,6 +120,7 @@ pub(crate) struct Worker {
     pub(crate) hot_streams: Places,
     /// For connections to upstreams.
     pub(crate) connects: Pace,
+    pub(crate) turns: Turns,
     /// Where servers have spoken first.
     pub(crate) greeters: Greeters,
     /// Connections beyond the limit that are being told so.
@@ -348,6 +351,7 @@ fn build(start: Start) -> std::io::Result<(Rc<Worker>, Vec<StdTcpListener>, StdU
         hot_idle: Places::new(HOT_IDLE_CONNECTIONS_MAX, start.limits.buffer_bytes_max),
         hot_streams: Places::new(HOT_STREAMS_MAX, start.limits.buffer_bytes_max),
         connects: Pace::new(CONNECTS_IN_A_ROW_MAX),
+        turns: Turns::default(),
         greeters: Greeters::default(),
         turned_away: Cell::new(0),
         mailboxes: start.mailboxes,

@@ -1,6 +1,5 @@
 //! Work that takes the kernel long and comes in crowds, done a little at a time: who begins it waits in a line, and tasks that are
-//! ready meanwhile do not wait for all of it. Those that wait for a socket may, since the runtime goes on with tasks that yield before
-//! it asks the driver again.
+//! ready meanwhile do not wait for all of it, nor do those that wait for a socket.
 
 use std::{
     cell::{Cell, RefCell},
@@ -11,7 +10,7 @@ use std::{
     task::{Poll, Waker},
 };
 
-use super::join::yield_now;
+use super::turns::Turns;
 
 /// How much of it is begun before others get their turn.
 #[derive(Debug)]
@@ -65,10 +64,10 @@ impl Pace {
 
     /// Runs a future, of which the first step is what takes long, when it is its turn. May be dropped if the future may, which is
     /// borrowed: moved here, it would have its place in its caller's twice.
-    pub(crate) async fn run<F: Future>(&self, mut future: Pin<&mut F>) -> F::Output {
+    pub(crate) async fn run<F: Future>(&self, turns: &Turns, mut future: Pin<&mut F>) -> F::Output {
         let turn = self.turn().await;
         let first = poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await;
-        yield_now().await;
+        turns.next().await;
         drop(turn);
         match first {
             Poll::Ready(output) => output,
@@ -152,7 +151,7 @@ mod tests {
                     begun.set(begun.get() + 1);
                     order.borrow_mut().push(number);
                 };
-                Some(Box::pin(async move { pace.run(pin!(work)).await }) as Running<'_>)
+                Some(Box::pin(async move { pace.run(&Turns::default(), pin!(work)).await }) as Running<'_>)
             })
             .collect();
         assert_eq!(step(&mut futures, &begun), 2);

@@ -39,6 +39,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Everything that a worker does, until it has drained.
 pub(super) async fn main(start: Start) -> io::Result<()> {
     let (worker, sockets, wakeups) = build(start)?;
+    let counting = Rc::clone(&worker);
+    counting.turns.drive(pin!(serve(worker, sockets, wakeups))).await
+}
+
+async fn serve(worker: Rc<Worker>, sockets: Vec<StdTcpListener>, wakeups: StdUnixStream) -> io::Result<()> {
     let _last_rites = LastRites(Rc::clone(&worker));
     for (socket, listener) in sockets.into_iter().zip(worker.listeners.clone()) {
         socket.set_nonblocking(true)?;

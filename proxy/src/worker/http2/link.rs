@@ -193,7 +193,7 @@ impl Link {
             // Its streams have much to close.
             let is_told = !self.ask(|protocol| protocol.tell(HTTP2_TOLD_IN_A_ROW_MAX));
             if !is_told {
-                cx.waker().wake_by_ref();
+                worker.turns.wake(cx.waker());
             }
             match &ended {
                 Some(result) if is_written && is_told => Poll::Ready(*result),

@@ -324,7 +324,7 @@ impl Stream {
     /// How much is worth reading to be written here, in bytes: a little more than the windows take, and not much where the client may
     /// take nothing at all.
     pub(crate) fn appetite(&self) -> usize {
-        const MORE_BYTES: usize = 1024;
+        const MORE_BYTES: usize = 256;
         let window = self.key.get().map_or(0, |key| self.link.ask(|protocol| protocol.window(key)));
         MORE_BYTES + window.min(self.link.read_ahead_bytes())
     }
