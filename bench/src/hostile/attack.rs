@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
 
@@ -168,7 +168,7 @@ impl Attacker {
                 if event.readable && self.attack.reads {
                     self.receive(slot);
                 } else if event.readable {
-                    self.left(slot);
+                    self.left(slot)?;
                 }
             }
             self.trickle();
@@ -221,13 +221,18 @@ impl Attacker {
         Ok(())
     }
 
-    /// Something has come that will never be read: from now on it stalls the other side.
-    fn left(&mut self, slot: usize) {
+    /// Something has come that will never be read: from now on it stalls the other side. A refusal would not.
+    fn left(&mut self, slot: usize) -> anyhow::Result<()> {
         let connection = &self.connections[slot];
-        if let (true, Some(stream)) = (connection.is_open, &connection.stream) {
-            let _ = self.poller.modify(stream, Token { slot: slot as u32, turn: 0 }, Interest::Nothing);
-            self.progress.opened.fetch_add(1, Ordering::Relaxed);
+        let Some(stream) = &connection.stream else { return Ok(()) };
+        let mut space = [0; 16];
+        let count = stream.peek(&mut space).with_context(|| self.name(slot))?;
+        if status(&space[..count]) != Some(200) {
+            bail!("{} was answered with {:?}", self.name(slot), String::from_utf8_lossy(&space[..count]));
         }
+        self.poller.modify(stream, Token { slot: slot as u32, turn: 0 }, Interest::Nothing)?;
+        self.progress.opened.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Sends what is left of the beginning.
