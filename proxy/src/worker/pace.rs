@@ -29,18 +29,23 @@ struct Waiter {
     has_left: Cell<bool>,
 }
 
-/// The right to begin, passed on when it is dropped.
-struct Turn<'a>(&'a Pace);
+/// The right to begin, passed on when it is dropped: who drops it before others had their turn lets the next one wait for that.
+struct Turn<'a> {
+    pace: &'a Pace,
+    turns: &'a Turns,
+    is_over: bool,
+}
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.0.pass_on();
+        self.pace.pass_on((!self.is_over).then_some(self.turns));
     }
 }
 
 /// A place in the line, which may be left at any time.
 struct InLine<'a> {
     pace: &'a Pace,
+    turns: &'a Turns,
     waiter: Rc<Waiter>,
     has_turn: bool,
 }
@@ -50,7 +55,7 @@ impl Drop for InLine<'_> {
         match (self.has_turn, self.waiter.is_called.get()) {
             (true, _) => {}
             // Nobody else would be called.
-            (false, true) => self.pace.pass_on(),
+            (false, true) => self.pace.pass_on(Some(self.turns)),
             (false, false) => self.waiter.has_left.set(true),
         }
     }
@@ -65,9 +70,10 @@ impl Pace {
     /// Runs a future, of which the first step is what takes long, when it is its turn. May be dropped if the future may, which is
     /// borrowed: moved here, it would have its place in its caller's twice.
     pub(crate) async fn run<F: Future>(&self, turns: &Turns, mut future: Pin<&mut F>) -> F::Output {
-        let turn = self.turn().await;
+        let mut turn = self.turn(turns).await;
         let first = poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await;
         turns.next().await;
+        turn.is_over = true;
         drop(turn);
         match first {
             Poll::Ready(output) => output,
@@ -76,20 +82,21 @@ impl Pace {
     }
 
     /// Waits until all have begun that are in the line now: whoever makes them is to make no more of them meanwhile.
-    pub(crate) async fn pass(&self) {
+    pub(crate) async fn pass(&self, turns: &Turns) {
         if !self.line.borrow().is_empty() {
-            self.turn().await;
+            self.turn(turns).await.is_over = true;
         }
     }
 
-    async fn turn(&self) -> Turn<'_> {
+    async fn turn<'a>(&'a self, turns: &'a Turns) -> Turn<'a> {
+        let turn = || Turn { pace: self, turns, is_over: false };
         if self.begun.get() < self.in_a_row_max {
             self.begun.set(self.begun.get() + 1);
-            return Turn(self);
+            return turn();
         }
         let waiter = Rc::<Waiter>::default();
         self.line.borrow_mut().push_back(Rc::clone(&waiter));
-        let mut place = InLine { pace: self, waiter, has_turn: false };
+        let mut place = InLine { pace: self, turns, waiter, has_turn: false };
         poll_fn(|cx| {
             if place.waiter.is_called.get() {
                 place.has_turn = true;
@@ -99,10 +106,11 @@ impl Pace {
             Poll::Pending
         })
         .await;
-        Turn(self)
+        turn()
     }
 
-    fn pass_on(&self) {
+    /// Calls the next one: at once, or in the next turn.
+    fn pass_on(&self, after: Option<&Turns>) {
         loop {
             let next = self.line.borrow_mut().pop_front();
             let Some(next) = next else {
@@ -114,8 +122,10 @@ impl Pace {
             }
             next.is_called.set(true);
             let waker = next.waker.borrow_mut().take();
-            if let Some(waker) = waker {
-                waker.wake();
+            match (waker, after) {
+                (Some(waker), Some(turns)) => turns.wake(&waker),
+                (Some(waker), None) => waker.wake(),
+                (None, _) => {}
             }
             return;
         }
@@ -124,7 +134,15 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
-    use std::{pin::pin, task::Context};
+    use std::{
+        future::pending,
+        pin::pin,
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+        task::{Context, Wake},
+    };
 
     use super::*;
 
@@ -168,6 +186,36 @@ mod tests {
         }
         assert_eq!(*order.borrow(), [0, 1, 4, 5, 6, 7, 8]);
         drop(futures);
+        assert_eq!(pace.begun.get(), 0);
+    }
+
+    #[derive(Default)]
+    struct Counted(AtomicUsize);
+
+    impl Wake for Counted {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn who_gives_up_right_after_its_beginning_lets_the_next_one_wait_for_the_next_turn() {
+        let (pace, turns) = (Pace::new(1), Turns::default());
+        let mut nobody = Context::from_waker(Waker::noop());
+        let idle = pin!(pending::<()>());
+        let mut main = pin!(turns.drive(idle));
+        assert!(main.as_mut().poll(&mut nobody).is_pending());
+        let running = || -> Running<'_> { Box::pin(async { pace.run(&turns, pin!(pending())).await }) };
+        let (mut first, mut second) = (running(), running());
+        assert!(first.as_mut().poll(&mut nobody).is_pending());
+        let woken = Arc::<Counted>::default();
+        assert!(second.as_mut().poll(&mut Context::from_waker(&Waker::from(Arc::clone(&woken)))).is_pending());
+        // Its request is cancelled.
+        drop(first);
+        assert_eq!(woken.0.load(Ordering::Relaxed), 0);
+        assert!(main.as_mut().poll(&mut nobody).is_pending());
+        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+        drop(second);
         assert_eq!(pace.begun.get(), 0);
     }
 }

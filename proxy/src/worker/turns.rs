@@ -29,6 +29,11 @@ impl Turns {
         .await
     }
 
+    /// Which turn it is.
+    pub(crate) fn number(&self) -> u64 {
+        self.number.get()
+    }
+
     /// Wakes somebody in the next turn.
     pub(crate) fn wake(&self, waker: &Waker) {
         match &*self.main.borrow() {

@@ -165,7 +165,7 @@ impl Link {
         let timer = &*timer;
         let mut reader = pin!(self.read(worker, read, timer, first, side));
         let mut writer = pin!(self.write(write, &writing));
-        let (mut ended, mut is_written) = (None, false);
+        let (mut ended, mut is_written, mut told_in) = (None, false, None);
         poll_fn(|cx| {
             // Who writes in this turn has no need to ask for another one.
             self.task.take();
@@ -190,8 +190,11 @@ impl Link {
                     break;
                 }
             }
-            // Its streams have much to close.
-            let is_told = !self.ask(|protocol| protocol.tell(HTTP2_TOLD_IN_A_ROW_MAX));
+            // Its streams have much to close, and each of them wakes this task by what it has to say last.
+            let turn = Some(worker.turns.number());
+            let at_most = if told_in == turn { 0 } else { HTTP2_TOLD_IN_A_ROW_MAX };
+            told_in = turn;
+            let is_told = !self.ask(|protocol| protocol.tell(at_most));
             if !is_told {
                 worker.turns.wake(cx.waker());
             }
@@ -236,7 +239,7 @@ impl Link {
             while !input.is_empty() {
                 if S::TAKES_REQUESTS {
                     // A request that waits for its connection has all in hand: no more of them before those that are there go on.
-                    worker.connects.pass().await;
+                    worker.connects.pass(&worker.turns).await;
                     if self.is_ending.get() {
                         return Ok(());
                     }

@@ -182,10 +182,11 @@ pub(crate) async fn until_cancelled<T>(
         return Err(io::ErrorKind::ConnectionReset.into());
     }
     poll_fn(|cx| {
-        if let Poll::Ready(result) = serving.as_mut().poll(cx) {
-            return Poll::Ready(Ok(result));
+        // First: nothing more is begun for one whose turn to connect comes when its client is gone.
+        if stream.poll_cancelled(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
-        stream.poll_cancelled(cx).map(|()| Err(io::ErrorKind::ConnectionReset.into()))
+        serving.as_mut().poll(cx).map(Ok)
     })
     .await
 }
