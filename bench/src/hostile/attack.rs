@@ -109,6 +109,8 @@ struct Connection {
     stream: Option<TcpStream>,
     /// Whether it is more than a SYN.
     is_open: bool,
+    /// Something has come that will not be read.
+    is_left: bool,
     begun: Instant,
     sent: usize,
     status: Option<u16>,
@@ -186,8 +188,14 @@ impl Attacker {
         let address = self.attack.addresses[slot % self.attack.addresses.len()];
         let stream = begun(address, (self.origin, slot), self.attack.reads).with_context(|| self.name(slot))?;
         self.poller.add(&stream, Token { slot: slot as u32, turn: 0 }, Interest::Write)?;
-        let connection =
-            Connection { stream: Some(stream), is_open: false, begun: Instant::now(), sent: 0, status: None };
+        let connection = Connection {
+            stream: Some(stream),
+            is_open: false,
+            is_left: false,
+            begun: Instant::now(),
+            sent: 0,
+            status: None,
+        };
         self.connections.push(connection);
         self.connecting += 1;
         Ok(())
@@ -225,12 +233,17 @@ impl Attacker {
     fn left(&mut self, slot: usize) -> anyhow::Result<()> {
         let connection = &self.connections[slot];
         let Some(stream) = &connection.stream else { return Ok(()) };
+        if connection.is_left {
+            // It waits for nothing: this is its end.
+            bail!("{} was ended by the proxy", self.name(slot));
+        }
         let mut space = [0; 16];
         let count = stream.peek(&mut space).with_context(|| self.name(slot))?;
         if status(&space[..count]) != Some(200) {
             bail!("{} was answered with {:?}", self.name(slot), String::from_utf8_lossy(&space[..count]));
         }
         self.poller.modify(stream, Token { slot: slot as u32, turn: 0 }, Interest::Nothing)?;
+        self.connections[slot].is_left = true;
         self.progress.opened.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

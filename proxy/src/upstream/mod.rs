@@ -268,7 +268,14 @@ impl Endpoint {
             return Err(io::ErrorKind::Unsupported.into());
         }
         let active = self.activate();
-        let connecting = pin!(Conn::connect(self.address, &worker.deadlines, connect_ms_max));
+        let asked_ms = now_ms();
+        let connecting = pin!(async {
+            // Waiting for a turn counts.
+            match connect_ms_max.saturating_sub(now_ms().saturating_sub(asked_ms)) {
+                0 => Err(io::ErrorKind::TimedOut.into()),
+                left_ms => Conn::connect(self.address, &worker.deadlines, left_ms).await,
+            }
+        });
         match worker.connects.run(&worker.turns, connecting).await {
             Ok(conn) => Ok(Lease { conn, reused: false, active }),
             Err(error) => {

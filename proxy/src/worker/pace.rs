@@ -12,6 +12,9 @@ use std::{
 
 use super::turns::Turns;
 
+/// So many wait for each that is called at a time.
+const IN_LINE_FOR_EACH: usize = 16;
+
 /// How much of it is begun before others get their turn.
 #[derive(Debug)]
 pub(crate) struct Pace {
@@ -109,17 +112,18 @@ impl Pace {
         turn()
     }
 
-    /// Calls the next one: at once, or in the next turn.
+    /// One has begun: calls who is next, at once or in the next turn. More than one where the line is long: the more there is to do in
+    /// each turn, the longer it takes, and a line that only grows helps nobody.
     fn pass_on(&self, after: Option<&Turns>) {
-        loop {
+        self.begun.set(self.begun.get() - 1);
+        let at_most = self.in_a_row_max.max(self.line.borrow().len() / IN_LINE_FOR_EACH);
+        while self.begun.get() < at_most {
             let next = self.line.borrow_mut().pop_front();
-            let Some(next) = next else {
-                self.begun.set(self.begun.get() - 1);
-                return;
-            };
+            let Some(next) = next else { return };
             if next.has_left.get() {
                 continue;
             }
+            self.begun.set(self.begun.get() + 1);
             next.is_called.set(true);
             let waker = next.waker.borrow_mut().take();
             match (waker, after) {
@@ -127,7 +131,6 @@ impl Pace {
                 (Some(waker), None) => waker.wake(),
                 (None, _) => {}
             }
-            return;
         }
     }
 }

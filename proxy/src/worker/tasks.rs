@@ -54,6 +54,7 @@ async fn serve(worker: Rc<Worker>, sockets: Vec<StdTcpListener>, wakeups: StdUni
     let mut swept_ms = now_ms();
     let mut has_burst = false;
     while !worker.drained() {
+        worker.turns.note_tick();
         monoio::time::sleep(Duration::from_millis(DEADLINE_TICK_MS)).await;
         let now = now_ms();
         worker.deadlines.tick(now);

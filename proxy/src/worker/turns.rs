@@ -8,6 +8,10 @@ use std::{
     task::{Poll, Waker},
 };
 
+use meshring_core::limits::DEADLINE_TICK_MS;
+
+use super::deadlines::now_ms;
+
 /// Counts turns, and tells those who wait for the next one.
 #[derive(Debug, Default)]
 pub(crate) struct Turns {
@@ -15,6 +19,8 @@ pub(crate) struct Turns {
     /// Of the future that the runtime was started with: it is polled behind the tasks that were ready, before the driver is asked.
     main: RefCell<Option<Waker>>,
     waiting: RefCell<Vec<Waker>>,
+    /// When the tick came last; `None` where there is none.
+    ticked_ms: Cell<Option<u64>>,
 }
 
 impl Turns {
@@ -22,11 +28,27 @@ impl Turns {
     pub(super) async fn drive<F: Future>(&self, mut main: Pin<&mut F>) -> F::Output {
         poll_fn(|cx| {
             self.main.borrow_mut().get_or_insert_with(|| cx.waker().clone()).clone_from(cx.waker());
-            self.number.set(self.number.get() + 1);
-            self.waiting.borrow_mut().drain(..).for_each(Waker::wake);
-            main.as_mut().poll(cx)
+            let done = main.as_mut().poll(cx);
+            // The runtime looks at its timers only when no task is ready. Where somebody always waits for a turn, that never is: all
+            // wait then until the tick has come, with which the main future is polled again.
+            if !self.is_tick_late() {
+                self.number.set(self.number.get() + 1);
+                self.waiting.borrow_mut().drain(..).for_each(Waker::wake);
+            }
+            done
         })
         .await
+    }
+
+    /// The worker's tick has come.
+    pub(super) fn note_tick(&self) {
+        self.ticked_ms.set(Some(now_ms()));
+    }
+
+    fn is_tick_late(&self) -> bool {
+        let is_waited_for = !self.waiting.borrow().is_empty();
+        let late_ms = DEADLINE_TICK_MS + DEADLINE_TICK_MS / 2;
+        is_waited_for && self.ticked_ms.get().is_some_and(|ticked_ms| now_ms() >= ticked_ms + late_ms)
     }
 
     /// Which turn it is.
@@ -97,6 +119,28 @@ mod tests {
         // Each of them once in a turn, whatever polls the main future beside.
         assert!((100..200).contains(&passed), "{passed}");
         assert!(finished.get());
+    }
+
+    #[test]
+    fn timers_go_on_where_somebody_always_waits_for_a_turn() {
+        let mut runtime = monoio::RuntimeBuilder::<monoio::LegacyDriver>::new().enable_timer().build().unwrap();
+        let turns = Rc::<Turns>::default();
+        let waiting = Rc::clone(&turns);
+        let main = async {
+            monoio::spawn(async move {
+                loop {
+                    waiting.next().await;
+                }
+            });
+            for _ in 0..3 {
+                turns.note_tick();
+                monoio::time::sleep(Duration::from_millis(DEADLINE_TICK_MS)).await;
+            }
+        };
+        let begun = std::time::Instant::now();
+        runtime.block_on(async { turns.drive(std::pin::pin!(main)).await });
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        assert!(turns.number.get() > 100, "{}", turns.number.get());
     }
 
     #[test]

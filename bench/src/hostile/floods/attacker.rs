@@ -118,6 +118,7 @@ struct Connection {
     pending_from: usize,
     round: u32,
     has_said_all: bool,
+    has_response: bool,
     reader: FrameReader,
     /// Code of the last GOAWAY.
     goaway: Option<u32>,
@@ -161,14 +162,16 @@ impl Attacker {
                 if *turn != event.token.turn {
                     continue;
                 }
+                let was_silent = connection.is_silent(self.attack.flood);
                 if event.readable {
                     connection.receive(&mut self.outcome.resets);
                 }
                 if event.writable && !connection.is_broken {
                     connection.send(self.attack.flood, &mut self.outcome.sent);
-                    if connection.has_said_all {
-                        self.poller.modify(&connection.stream, event.token, interest(self.attack.flood, true))?;
-                    }
+                }
+                let is_silent = connection.is_silent(self.attack.flood);
+                if is_silent != was_silent {
+                    self.poller.modify(&connection.stream, event.token, interest(self.attack.flood, is_silent))?;
                 }
                 if let Some(end) = connection.end() {
                     self.outcome.ends.push(end);
@@ -202,6 +205,7 @@ impl Attacker {
             pending_from: 0,
             round: 0,
             has_said_all: false,
+            has_response: false,
             reader: FrameReader::default(),
             goaway: None,
             is_still_on: false,
@@ -211,8 +215,8 @@ impl Attacker {
     }
 }
 
-fn interest(flood: Flood, has_said_all: bool) -> Interest {
-    match (flood.reads(), has_said_all) {
+fn interest(flood: Flood, is_silent: bool) -> Interest {
+    match (flood.reads(), is_silent) {
         (true, false) => Interest::ReadWrite,
         (true, true) => Interest::Read,
         (false, false) => Interest::Write,
@@ -221,9 +225,19 @@ fn interest(flood: Flood, has_said_all: bool) -> Interest {
 }
 
 impl Connection {
+    /// In how many rounds it has said what it may say now.
+    fn rounds(&self, flood: Flood) -> u32 {
+        if flood.waits_for_response() && !self.has_response { 1 } else { flood.rounds() }
+    }
+
+    /// Nothing is to be said, for now or at all.
+    fn is_silent(&self, flood: Flood) -> bool {
+        self.pending.is_empty() && self.round == self.rounds(flood)
+    }
+
     /// One write, so that the connections take turns.
     fn send(&mut self, flood: Flood, sent: &mut u64) {
-        while self.pending.len() - self.pending_from < FLOOD_WRITE_BYTES && self.round < flood.rounds() {
+        while self.pending.len() - self.pending_from < FLOOD_WRITE_BYTES && self.round < self.rounds(flood) {
             flood.write(self.round, &mut self.pending);
             self.round += 1;
             if self.round == flood.rounds() {
@@ -256,10 +270,12 @@ impl Connection {
                 Ok(0) => break,
                 Ok(count) => {
                     let (goaway, is_still_on) = (&mut self.goaway, &mut self.is_still_on);
+                    let has_response = &mut self.has_response;
                     let read = self.reader.feed(&space[..count], |frame| {
                         match frame.kind {
                             kind::GOAWAY => *goaway = Some(frame.number(4)?),
                             kind::RST_STREAM => *resets += 1,
+                            kind::HEADERS => *has_response = true,
                             kind::PING if frame.has(flag::ACK) => *is_still_on |= frame.payload == STILL_ON,
                             _ => {}
                         }

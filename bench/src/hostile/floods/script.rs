@@ -81,6 +81,12 @@ impl Flood {
         self != Self::Unread
     }
 
+    /// Whether only the first round is sent before a response has begun: all of what comes after it would be there before that, and be taken
+    /// for one large step.
+    pub(super) fn waits_for_response(self) -> bool {
+        self == Self::Dribble
+    }
+
     /// How many times [`write`](Self::write) is called: more than a proxy with bounds lets through.
     pub(super) fn rounds(self) -> u32 {
         match self {

@@ -177,16 +177,16 @@ pub(crate) async fn until_cancelled<T>(
     stream: &Stream,
     mut serving: Pin<&mut impl Future<Output = T>>,
 ) -> io::Result<T> {
-    if stream.is_cancelled() {
-        // Before anything was done for it (CVE-2023-44487).
-        return Err(io::ErrorKind::ConnectionReset.into());
-    }
     poll_fn(|cx| {
-        // First: nothing more is begun for one whose turn to connect comes when its client is gone.
-        if stream.poll_cancelled(cx).is_ready() {
+        // Before anything was done for it (CVE-2023-44487), or anything more: its turn to connect may come when its client is gone.
+        if stream.is_cancelled() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
-        serving.as_mut().poll(cx).map(Ok)
+        if let Poll::Ready(result) = serving.as_mut().poll(cx) {
+            return Poll::Ready(Ok(result));
+        }
+        // Behind it: what it asks of the stream in passing leaves nobody to be woken.
+        stream.poll_cancelled(cx).map(|()| Err(io::ErrorKind::ConnectionReset.into()))
     })
     .await
 }
