@@ -117,7 +117,6 @@ struct Connection {
     pending: Vec<u8>,
     pending_from: usize,
     round: u32,
-    has_said_all: bool,
     has_response: bool,
     reader: FrameReader,
     /// Code of the last GOAWAY.
@@ -178,7 +177,8 @@ impl Attacker {
                     self.slots[slot].1 = None;
                 }
             }
-            let has_said_all = |slot: &(u32, Option<Connection>)| slot.1.as_ref().is_some_and(|it| it.has_said_all);
+            let has_said_all =
+                |slot: &(u32, Option<Connection>)| slot.1.as_ref().is_some_and(|it| it.has_said_all(self.attack.flood));
             progress.is_complete.store(self.slots.iter().all(has_said_all), Ordering::Relaxed);
         }
         self.outcome.elapsed = begun.elapsed();
@@ -204,7 +204,6 @@ impl Attacker {
             pending,
             pending_from: 0,
             round: 0,
-            has_said_all: false,
             has_response: false,
             reader: FrameReader::default(),
             goaway: None,
@@ -230,6 +229,10 @@ impl Connection {
         if flood.waits_for_response() && !self.has_response { 1 } else { flood.rounds() }
     }
 
+    fn has_said_all(&self, flood: Flood) -> bool {
+        self.pending.is_empty() && self.round == flood.rounds()
+    }
+
     /// Nothing is to be said, for now or at all.
     fn is_silent(&self, flood: Flood) -> bool {
         self.pending.is_empty() && self.round == self.rounds(flood)
@@ -251,7 +254,6 @@ impl Connection {
                 if self.pending_from == self.pending.len() {
                     self.pending.clear();
                     self.pending_from = 0;
-                    self.has_said_all = self.round == flood.rounds();
                 }
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
