@@ -48,19 +48,25 @@ pub(crate) enum Received {
 
 impl Peer {
     /// Sends all of `out` and at the same time receives, until `count` bytes are there or the end. What has come is appended to `into`.
+    /// A connection that breaks while something is unsent is a cut; what had come before is still read.
     pub(crate) fn exchange(&mut self, mut out: &[u8], count: usize, into: &mut Vec<u8>) -> Received {
         let began = Instant::now();
         let mut received = (count == 0).then_some(Received::All);
-        while received.is_none() || !out.is_empty() || self.tls.as_ref().is_some_and(|tls| tls.wants_write()) {
+        let mut can_send = true;
+        while received.is_none() || can_send && (!out.is_empty() || self.owes_records()) {
             assert!(began.elapsed() < PATIENCE, "{} bytes are unsent, {} of {count} have come", out.len(), into.len());
-            let sent = self.send_some(&mut out);
+            let sent = can_send
+                && self.send_some(&mut out).unwrap_or_else(|_| {
+                    can_send = false;
+                    false
+                });
             if received.is_none() {
                 received = match self.receive_some(into) {
                     Ok(0) => Some(Received::End),
                     Ok(_) => (into.len() >= count).then_some(Received::All),
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {
                         if !sent {
-                            self.wait(!out.is_empty());
+                            self.wait(can_send && !out.is_empty());
                         }
                         None
                     }
@@ -68,19 +74,32 @@ impl Peer {
                 };
             }
         }
-        received.unwrap()
+        match received.unwrap() {
+            _ if !out.is_empty() => Received::Cut,
+            Received::All if self.owes_records() => Received::Cut,
+            received => received,
+        }
     }
 
-    /// As far as the socket takes it: whether anything was sent.
-    fn send_some(&mut self, out: &mut &[u8]) -> bool {
+    fn owes_records(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.wants_write())
+    }
+
+    /// As far as the socket takes it: whether anything was sent. An error: nothing will be any more.
+    fn send_some(&mut self, out: &mut &[u8]) -> io::Result<bool> {
         let Some(tls) = &mut self.tls else {
             // The kernel tells one operation of a reset, and that must be a read.
             if out.is_empty() {
-                return false;
+                return Ok(false);
             }
-            let Ok(count @ 1..) = self.socket.write(out) else { return false };
-            *out = &out[count..];
-            return true;
+            return match self.socket.write(out) {
+                Ok(count) => {
+                    *out = &out[count..];
+                    Ok(count > 0)
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
+                Err(error) => Err(error),
+            };
         };
         if !tls.wants_write() && !out.is_empty() {
             // Records of every size, and the largest.
@@ -89,10 +108,14 @@ impl Peer {
             *out = &out[count..];
         }
         let mut sent = false;
-        while tls.wants_write() && tls.write_tls(&mut self.socket).is_ok() {
-            sent = true;
+        while tls.wants_write() {
+            match tls.write_tls(&mut self.socket) {
+                Ok(_) => sent = true,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
         }
-        sent
+        Ok(sent)
     }
 
     fn receive_some(&mut self, into: &mut Vec<u8>) -> io::Result<usize> {
@@ -179,8 +202,8 @@ impl Peer {
     pub(crate) fn say_the_end(&mut self) {
         if let Some(tls) = &mut self.tls {
             tls.send_close_notify();
-            while self.tls.as_ref().is_some_and(|tls| tls.wants_write()) {
-                if !self.send_some(&mut &b""[..]) {
+            while self.owes_records() {
+                if !self.send_some(&mut &b""[..]).unwrap() {
                     self.wait(true);
                 }
             }
