@@ -410,13 +410,15 @@ pub(crate) async fn relay_body(
                     result.map_err(BodyError::Write)?;
                 }
             }
-            written = written.wrapping_add(1);
-            if written.is_multiple_of(BUFFERS_IN_A_ROW_MAX) {
-                yield_now().await;
-            }
+            written += 1;
         }
+        // Before others get their turn: an answer to it may have come, which would look as if it had come before the end.
         if body.ended() {
             return Ok(Passed::Whole);
+        }
+        if written >= BUFFERS_IN_A_ROW_MAX {
+            written = 0;
+            yield_now().await;
         }
         if needs_input
             && splice_attempts > 0
@@ -507,6 +509,10 @@ async fn splice_body(
 ) -> Result<(), BodyError> {
     let mut in_a_row = 0;
     while let Some(left) = body.decoder.remaining().filter(|&left| left > 0) {
+        if in_a_row >= SPLICED_IN_A_ROW_BYTES_MAX {
+            in_a_row = 0;
+            yield_now().await;
+        }
         let begun_ms = now_ms();
         let mut in_vain = 0;
         let count = loop {
@@ -543,10 +549,6 @@ async fn splice_body(
             ready.map_err(BodyError::Write)?;
         }
         in_a_row += count;
-        if in_a_row >= SPLICED_IN_A_ROW_BYTES_MAX {
-            in_a_row = 0;
-            yield_now().await;
-        }
     }
     Ok(())
 }

@@ -3,10 +3,16 @@
 
 use std::{
     cell::Cell,
+    future::{Future as _, poll_fn},
     io::{ErrorKind, Read as _, Write as _},
     net::{TcpListener, TcpStream},
     pin::pin,
-    sync::mpsc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    task::{Context, Wake, Waker},
     thread,
     time::{Duration, Instant},
 };
@@ -16,7 +22,7 @@ use meshring_core::{
         fields::Fields,
         head::{BodyFraming, Bounds, Method, Version},
     },
-    limits::{BODY_IDLE_MS_MAX, LINGER_BYTES_MAX, RESPONSE_HEAD_MS_MAX},
+    limits::{BODY_IDLE_MS_MAX, BUFFER_BYTES, BUFFERS_IN_A_ROW_MAX, LINGER_BYTES_MAX, RESPONSE_HEAD_MS_MAX},
 };
 
 use super::{
@@ -193,6 +199,55 @@ fn the_deadline_of_a_response_head_is_gone_once_the_head_has_come() {
         assert!(came, "the response did not end");
         result.unwrap();
         assert!(received.ends_with(&[[b'a'; HALF], [b'b'; HALF]].concat()), "{}", String::from_utf8_lossy(&received));
+    });
+}
+
+/// Passes wake-ups on, and counts them.
+struct Counted {
+    to: Waker,
+    count: AtomicUsize,
+}
+
+impl Wake for Counted {
+    fn wake(self: Arc<Self>) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.to.wake_by_ref();
+    }
+}
+
+/// An answer to a body that is whole may be there with the end of its last write: others get their turn before or behind it.
+#[test]
+fn nobody_comes_between_the_last_piece_of_a_body_and_its_end() {
+    on_each_driver(async |worker| {
+        let in_a_row = BUFFERS_IN_A_ROW_MAX as usize;
+        for (pieces, turns) in [(in_a_row - 1, 0), (in_a_row, 0), (in_a_row + 1, 1), (2 * in_a_row, 1)] {
+            let (mut upstream, mut server) = pair(&worker);
+            server.set_nonblocking(false).unwrap();
+            // A piece is a little less than a buffer.
+            let len = pieces * BUFFER_BYTES - BUFFER_BYTES / 2;
+            let server = thread::spawn(move || server.read_exact(&mut vec![0; len]));
+            let mut input = Input::new(worker.buffers.lazy());
+            input.extend(&vec![b'x'; len]);
+            let (mut client, _peer) = pair(&worker);
+            let mut body = Body::new(BodyFraming::Length(len as u64), BodyFraming::Length(len as u64));
+            let mut out = worker.buffers.lazy();
+            {
+                let from = Side { half: &mut client.read, timer: &client.timer };
+                let to = Side { half: &mut upstream.write, timer: &upstream.timer };
+                let mut up = pin!(relay_body(&mut body, &mut input, from, to, &mut out, to_the_end(None)));
+                let mut own = 0;
+                let passed = poll_fn(|cx| {
+                    // The drivers wake between two polls only: what does so in one is ours.
+                    let counted = Arc::new(Counted { to: cx.waker().clone(), count: AtomicUsize::new(0) });
+                    let polled = up.as_mut().poll(&mut Context::from_waker(&Waker::from(Arc::clone(&counted))));
+                    own += counted.count.load(Ordering::Relaxed);
+                    polled
+                });
+                passed.await.unwrap();
+                assert_eq!(own, turns, "{pieces} pieces");
+            }
+            server.join().unwrap().unwrap();
+        }
     });
 }
 
