@@ -58,9 +58,10 @@ mod tests {
     use super::*;
 
     /// What no other test touches, and not all zeros.
-    static CONSTANT: [u8; 1 << 20] = [7; 1 << 20];
-    /// The kernel maps so much around what is touched, in bytes: what is near to the edges may be others' (`fault_around_bytes`).
-    const AROUND: usize = 64 * 1024;
+    static CONSTANT: [u8; BYTES] = [7; BYTES];
+    const BYTES: usize = 2 * AROUND + (1 << 20);
+    /// The kernel maps what is around of what is touched, too, within a page table: so near to the edges it may be others'.
+    const AROUND: usize = 2 << 20;
 
     /// How many pages of the range are mapped, and how many there are (`pagemap`, bit 63).
     fn mapped(range: &Range<usize>) -> (usize, usize) {
