@@ -201,34 +201,49 @@ proptest! {
         bytes in heads(), status in "[0-9]{3}|200", reason in "( [ -~\t]{0,20})?", mutations in mutations(),
     ) {
         let bytes = [b"HTTP/1.1 ", status.as_bytes(), reason.as_bytes(), b"\r\n", &bytes[REQUEST_LINE_BYTES..]].concat();
-        let bytes = mutated(bytes, &mutations, 0);
-        let mut fields = Fields::new();
-        let ours = response::parse(&bytes, &mut fields, Method::Get, FIRST_HOP);
-        let mut headers = [httparse::EMPTY_HEADER; 100];
-        let mut response = httparse::Response::new(&mut headers);
-        let theirs = response.parse(&bytes);
-        match ours {
-            Ok(Some(head)) => {
-                prop_assert_eq!(theirs, Ok(httparse::Status::Complete(head.len)));
-                prop_assert_eq!(response.code, Some(head.status));
-                // Of a reason in Latin-1 httparse tells nothing.
-                let has_latin = head.reason.of(&bytes).iter().any(|&b| b >= 0x80);
-                prop_assert!(has_latin || response.reason.map(str::as_bytes) == Some(head.reason.of(&bytes)));
-                let lines: Lines = response.headers.iter().map(|line| (line.name.into(), line.value.into())).collect();
-                prop_assert_eq!(lines_of(&bytes, &fields), lines);
-            }
-            Ok(None) => prop_assert_eq!(theirs, Ok(httparse::Status::Partial)),
-            // httparse passes over empty lines before the status line.
-            Err(_) if bytes.starts_with(b"\r\n") => {}
-            Err(refusal) => match theirs {
-                Ok(httparse::Status::Complete(len)) => {
-                    prop_assert!(is_about_framing(refusal) || has_bare_lf(&bytes[..len]), "{refusal:?}");
-                }
-                Ok(httparse::Status::Partial) => prop_assert!(has_bare_lf(&bytes), "{refusal:?}"),
-                Err(_) => prop_assert!(!is_about_framing(refusal), "{refusal:?}"),
-            },
-        }
+        agrees_on_response(&mutated(bytes, &mutations, 0))?;
     }
+}
+
+#[test]
+fn a_line_that_is_wrong_and_goes_on_is_waited_for() {
+    agrees_on_response(b"HTTP/1.1 000\r\nHost: a\r\n\x80\x80").unwrap();
+    agrees(b"GET / HTTP/1.1\r\nHost: a\r\n\x80\x80").unwrap();
+}
+
+fn agrees_on_response(bytes: &[u8]) -> Result<(), TestCaseError> {
+    let mut fields = Fields::new();
+    let ours = response::parse(bytes, &mut fields, Method::Get, FIRST_HOP);
+    let mut headers = [httparse::EMPTY_HEADER; 100];
+    let mut response = httparse::Response::new(&mut headers);
+    let theirs = response.parse(bytes);
+    match ours {
+        Ok(Some(head)) => {
+            prop_assert_eq!(theirs, Ok(httparse::Status::Complete(head.len)));
+            prop_assert_eq!(response.code, Some(head.status));
+            // Of a reason in Latin-1 httparse tells nothing.
+            let has_latin = head.reason.of(bytes).iter().any(|&b| b >= 0x80);
+            prop_assert!(has_latin || response.reason.map(str::as_bytes) == Some(head.reason.of(bytes)));
+            let lines: Lines = response.headers.iter().map(|line| (line.name.into(), line.value.into())).collect();
+            prop_assert_eq!(lines_of(bytes, &fields), lines);
+        }
+        // As with requests.
+        Ok(None) if theirs.is_err() => {
+            let ended = response::parse(&[bytes, b"\r\n\r\n"].concat(), &mut fields, Method::Get, FIRST_HOP);
+            prop_assert!(ended.is_err_and(|refusal| !is_about_framing(refusal)), "{ended:?}");
+        }
+        Ok(None) => prop_assert_eq!(theirs, Ok(httparse::Status::Partial)),
+        // httparse passes over empty lines before the status line.
+        Err(_) if bytes.starts_with(b"\r\n") => {}
+        Err(refusal) => match theirs {
+            Ok(httparse::Status::Complete(len)) => {
+                prop_assert!(is_about_framing(refusal) || has_bare_lf(&bytes[..len]), "{refusal:?}");
+            }
+            Ok(httparse::Status::Partial) => prop_assert!(has_bare_lf(bytes), "{refusal:?}"),
+            Err(_) => prop_assert!(!is_about_framing(refusal), "{refusal:?}"),
+        },
+    }
+    Ok(())
 }
 
 /// Refusals of responses that httparse has no reason for.
