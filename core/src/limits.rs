@@ -217,6 +217,10 @@ pub const HTTP2_DRIBBLE_BYTES: usize = 16;
 pub const HTTP2_FRAMES_IN_A_ROW_MAX: usize = 64;
 /// Requests among them: each is a task, and takes some microseconds, or tens of them where its upstream has to be connected to.
 pub const HTTP2_REQUESTS_IN_A_ROW_MAX: usize = 16;
+/// Requests of one connection that are begun in one turn of the worker, where it has others; those behind them wait, and may be cancelled
+/// before anything was done for them. With 8 connections of 8 streams a request takes 10 % less CPU time with 8 than with 16 or without a
+/// bound, others' p99 under a flood is half as long, and one connection of 100 streams beside idle ones pays 7 %.
+pub const HTTP2_BEGUN_IN_A_ROW_MAX: usize = 8;
 /// Streams of a connection that has ended which are told so in one turn of the worker: each takes its task and its connection upstream
 /// along, which is some tens of microseconds of closing, and a connection may have a thousand.
 pub const HTTP2_TOLD_IN_A_ROW_MAX: usize = 1;
@@ -441,6 +445,8 @@ pub const TRAILER_FIELDS_MAX: usize = 32;
 /// Input that is still read, and thrown away, after a last response, in bytes: closing with unread input resets the
 /// connection and takes the response from the client.
 pub const LINGER_BYTES_MAX: usize = 64 * 1024;
+/// How often it is looked whether a peer that goes on sending has what was said to it last, in milliseconds: no event tells.
+pub const LINGER_LOOK_MS: u64 = 1;
 /// How long a client may take to read a last response before the connection goes, in milliseconds: a round trip or two over the worst
 /// of networks.
 pub const LINGER_MS_MAX: u64 = 1_000;

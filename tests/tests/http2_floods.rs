@@ -32,6 +32,7 @@ on_both_drivers! {
     cve_2019_9517_a_client_that_does_not_read_holds_no_response
     cve_2019_9518_empty_frames_end_their_connection
     cve_2023_44487_rapid_resets_end_their_connection
+    requests_that_are_cancelled_before_their_turn_reach_nobody
     cve_2025_8671_a_proxy_that_is_made_to_reset_ends_the_connection
     cve_2024_27316_endless_continuations_end_their_connection
     cve_2026_47774_an_hpack_bomb_is_refused
@@ -255,6 +256,33 @@ fn cve_2023_44487_rapid_resets_end_their_connection(driver: Driver) {
     let reached = target.hop.application.received().len();
     assert!(reached < ROUNDS as usize / 10, "{reached} of them have reached the application");
     target.finish(&outcome);
+}
+
+fn requests_that_are_cancelled_before_their_turn_reach_nobody(driver: Driver) {
+    let _alone = alone();
+    let target = Target::start(driver, Application::echoing());
+    let before = target.hop.application.received().len();
+    let mut client = target.hop.connect();
+    client.settle();
+    let mut bytes = Vec::new();
+    let mut open = |path| -> Vec<u32> {
+        let opened = (0..40).map(|_| client.new_stream());
+        opened.inspect(|&stream| bytes.extend(headers(stream, block(&get("echo", path)), true))).collect()
+    };
+    let (kept, cancelled) = (open("/kept"), open("/cancelled"));
+    for &stream in &cancelled {
+        bytes.extend(frames::reset(stream, code::CANCEL));
+    }
+    // All of it is there before the worker has begun much of it.
+    client.send(bytes);
+    for stream in kept {
+        client.response(stream).expect(200);
+    }
+    client.get("echo", "/kept").expect(200);
+    let received = target.hop.application.received().split_off(before);
+    assert!(received.iter().all(|message| message.fields.value(":path") == Some("/kept")), "{received:?}");
+    assert_eq!(received.len(), 41);
+    target.finish(&Outcome::Tolerated);
 }
 
 fn cve_2025_8671_a_proxy_that_is_made_to_reset_ends_the_connection(driver: Driver) {

@@ -5,11 +5,16 @@ use std::{
     io,
     net::{SocketAddr, TcpStream as StdTcpStream},
     os::fd::{AsRawFd as _, RawFd},
+    pin::Pin,
     rc::Rc,
     time::Duration,
 };
 
-use meshring_core::{http::Via, limits::HOLD_BUFFER_MS_MAX, stats::TlsCounter};
+use meshring_core::{
+    http::Via,
+    limits::{HOLD_BUFFER_MS_MAX, LINGER_LOOK_MS},
+    stats::TlsCounter,
+};
 use monoio::{
     io::{AsyncWriteRentExt as _, OwnedReadHalf, OwnedWriteHalf, Splitable as _},
     net::TcpStream,
@@ -384,7 +389,8 @@ impl Conn {
         let ReadHalf::Socket(read) = &self.read else { return };
         self.end_write();
         self.timer.drop_canceller();
-        self.timer.set(now_ms() + ms_max, Expiry::ShutdownRead);
+        let until_ms = now_ms() + ms_max;
+        self.timer.set(until_ms, Expiry::ShutdownRead);
         let mut drained = 0;
         while drained < bytes_max {
             match super::readiness::discard_now(read.fd, bytes_max - drained) {
@@ -399,6 +405,19 @@ impl Conn {
             }
         }
         self.timer.clear();
+        if drained >= bytes_max {
+            Self::say_last_words(read.fd, until_ms).await;
+        }
+    }
+
+    /// Closing resets the connection of a peer that goes on sending, and behind that the kernel sends nothing more: what still waits for
+    /// acknowledgements goes first. Not an `async fn`: few need it, and those who wait for others have its place in their futures.
+    fn say_last_words(fd: RawFd, until_ms: u64) -> Pin<Box<dyn Future<Output = ()>>> {
+        Box::pin(async move {
+            while now_ms() < until_ms && super::readiness::is_sending(fd) {
+                monoio::time::sleep(Duration::from_millis(LINGER_LOOK_MS)).await;
+            }
+        })
     }
 
     /// Whether control may have taken it around TCP: then the kernel's TLS must not touch it.

@@ -16,6 +16,7 @@ use std::{
 use meshring_core::limits::{TCP_KEEPALIVE_IDLE_S, TCP_KEEPALIVE_INTERVAL_S, TCP_UNACKNOWLEDGED_MS_MAX};
 use rustix::{
     io::Errno,
+    ioctl::{Getter, Opcode, ioctl},
     net::{RecvFlags, SendFlags, connect_unspec, getpeername, getsockname, recv, send, sockopt},
 };
 
@@ -105,6 +106,16 @@ pub(crate) fn peer(fd: RawFd) -> Option<SocketAddr> {
 pub(crate) fn may_be_bypassed(fd: RawFd) -> bool {
     // SAFETY: the caller is the Conn, or the Splice between two of them, that owns the open descriptor.
     super::bypass::may_take(&unsafe { BorrowedFd::borrow_raw(fd) })
+}
+
+/// Whether bytes that were written, or our end behind them, are not acknowledged yet, and still can be.
+pub(crate) fn is_sending(fd: RawFd) -> bool {
+    // SAFETY: the caller is the Conn that owns the open descriptor.
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    // SAFETY: SIOCOUTQ (tcp(7)), which has the number of TIOCOUTQ, writes one int.
+    let unacknowledged = unsafe { ioctl(socket, Getter::<{ libc::TIOCOUTQ as Opcode }, libc::c_int>::new()) };
+    // Of a connection that was reset the number stays.
+    unacknowledged.is_ok_and(|bytes| bytes > 0) && getpeername(socket).is_ok()
 }
 
 /// Whether a peek finds neither bytes nor FIN nor an error.

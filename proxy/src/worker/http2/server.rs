@@ -2,6 +2,7 @@
 
 use std::{
     cell::RefCell,
+    collections::VecDeque,
     future::{Future, poll_fn},
     io,
     pin::Pin,
@@ -11,7 +12,9 @@ use std::{
 
 use meshring_core::{
     http::http2::{Code, ConnectionError, Event, Opening, Role},
-    limits::{DEADLINE_TICK_MS, HTTP2_ENDED_PING_INTERVAL_MS, HTTP2_LINGER_MS, LINGER_BYTES_MAX},
+    limits::{
+        DEADLINE_TICK_MS, HTTP2_BEGUN_IN_A_ROW_MAX, HTTP2_ENDED_PING_INTERVAL_MS, HTTP2_LINGER_MS, LINGER_BYTES_MAX,
+    },
     stats::Counter,
 };
 
@@ -49,6 +52,8 @@ pub(crate) async fn serve(worker: &Rc<Worker>, conn: &mut Conn, listener: &Rc<Li
         is_leaving: false,
         timer,
         bell,
+        opened: VecDeque::new(),
+        begun: (0, 0),
     });
     let result = link.run(worker, conn, Some(first), &server).await;
     if let Err(error) = &result {
@@ -86,6 +91,10 @@ struct Server<'a> {
     /// Rings when the connection is to be looked at, and when the worker drains.
     bell: Rc<Interrupt>,
     timer: Timer,
+    /// Requests that wait for their turn, first come first served.
+    opened: VecDeque<(Conn, Work)>,
+    /// A turn of the worker, and how many were begun in it.
+    begun: (u64, usize),
 }
 
 impl Side for Server<'_> {
@@ -116,6 +125,7 @@ impl Side for Server<'_> {
     }
 
     fn look(&mut self, link: &Rc<Link>, cx: &mut Context<'_>) -> bool {
+        self.begin(cx);
         if !self.is_leaving && self.pulse.is_some() && (self.worker.draining() || self.wear.is_worn()) {
             self.leave(link);
         }
@@ -162,13 +172,60 @@ impl Server<'_> {
         link.with(|protocol, out| protocol.leave(out));
     }
 
-    /// A request: served on a task of its own.
-    fn accept(&self, link: &Rc<Link>, opening: Opening) {
+    /// A request: served on a task of its own, when it is its turn.
+    fn accept(&mut self, link: &Rc<Link>, opening: Opening) {
         let work = opening.shape.err().map_or(Work::Request, Work::Refusal);
         let Some(stream) = Stream::accepted(&self.origin, link, opening) else { return };
         let conn = Conn::of_stream(stream, &self.worker.deadlines);
-        tasks::guarded_stream(self.worker, conn, Rc::clone(self.listener), work);
+        if self.opened.is_empty() && self.may_begin() {
+            return tasks::guarded_stream(self.worker, conn, Rc::clone(self.listener), work);
+        }
+        if self.opened.len() == self.opened.capacity() {
+            // There is no bound on how many may be opened and cancelled behind those that wait.
+            self.opened.retain(|(conn, _)| !is_cancelled(self.worker, conn));
+        }
+        self.opened.push_back((conn, work));
     }
+
+    /// Lets those begin that wait, as many as may in this turn.
+    fn begin(&mut self, cx: &mut Context<'_>) {
+        if self.opened.capacity() == 0 {
+            return;
+        }
+        while let Some((conn, work)) = self.opened.pop_front() {
+            if is_cancelled(self.worker, &conn) {
+                continue;
+            }
+            if !self.may_begin() {
+                self.opened.push_front((conn, work));
+                return self.worker.turns.wake(cx.waker());
+            }
+            tasks::guarded_stream(self.worker, conn, Rc::clone(self.listener), work);
+        }
+        // A connection may live for days.
+        self.opened = VecDeque::new();
+    }
+
+    /// Whether one more request may be begun in this turn, which counts it. Where nobody else waits a turn lasts: whoever has begun so
+    /// many lets one pass, and what comes meanwhile is worked on, and answered, together.
+    fn may_begin(&mut self) -> bool {
+        let turn = self.worker.turns.number();
+        let (counted, begun) = self.begun;
+        let begun = if counted == turn { begun } else { 0 };
+        let is_alone = self.worker.mailboxes.connections(self.worker.index) <= 1;
+        let may = is_alone || begun < HTTP2_BEGUN_IN_A_ROW_MAX;
+        self.begun = (turn, begun + usize::from(may));
+        may
+    }
+}
+
+/// Whether the client has cancelled a request before it was begun; to be asked once of each that is.
+fn is_cancelled(worker: &Worker, conn: &Conn) -> bool {
+    let is_cancelled = conn.stream().is_some_and(|stream| stream.is_cancelled());
+    if is_cancelled {
+        worker.stats.add(Counter::Http2StreamsCancelled, 1);
+    }
+    is_cancelled
 }
 
 /// Runs what serves a stream until it is done or the client has cancelled it: then it is dropped, and with it whatever it has
