@@ -1,4 +1,4 @@
-//! The memory that our own code and constants take.
+//! The memory that code and constants take, our own and the libraries'.
 
 #![allow(unsafe_code, reason = "dl_iterate_phdr(3) and madvise(2), for which there is no safe crate")]
 
@@ -9,21 +9,22 @@ use rustix::{
     param::page_size,
 };
 
-/// Gives back the pages of our own code and constants that were touched until now: of those that a start touches, most are never needed
+/// Gives back the pages of code and constants that were touched until now: of those that a start touches, most are never needed
 /// again (relocations, the command line, probes), and the kernel maps their neighbours with them. What is needed again is mapped
 /// again, from the page cache, in a microsecond.
 pub(super) fn forget_start() {
     for range in read_only_segments() {
-        // SAFETY: the range is whole pages of a segment that the program file backs and that nothing can write to, neither we nor
-        // the dynamic linker (it does to segments that may be written, RELRO among them): a page that is gone is read from the file
-        // again, with the same bytes. The file is the one that runs, also after it was replaced.
+        // SAFETY: the range is whole pages of a segment that a file backs, the program's or a library's, and that nothing can write to,
+        // neither we nor the dynamic linker (it does to segments that may be written, RELRO among them): a page that is gone is read
+        // from the file again, with the same bytes. The file is the one that runs, also after it was replaced. What the kernel maps without
+        // a file (vdso) it maps again likewise.
         let _ = unsafe { madvise(ptr::without_provenance_mut(range.start), range.len(), Advice::LinuxDontNeed) };
     }
 }
 
-/// Addresses of the whole pages of the program's own segments that may be read or executed, and not written.
+/// Addresses of the whole pages of the program's and its libraries' segments that may be read or executed, and not written.
 fn read_only_segments() -> Vec<Range<usize>> {
-    unsafe extern "C" fn first(info: *mut libc::dl_phdr_info, _: usize, data: *mut libc::c_void) -> libc::c_int {
+    unsafe extern "C" fn note(info: *mut libc::dl_phdr_info, _: usize, data: *mut libc::c_void) -> libc::c_int {
         // SAFETY: the loader passes a valid description, whose headers stay mapped, and `data` is the vector below, which outlives
         // the iteration and which nobody else touches meanwhile.
         let (base, headers, found) = unsafe {
@@ -40,13 +41,13 @@ fn read_only_segments() -> Vec<Range<usize>> {
                 found.push(begin..end);
             }
         }
-        // The first object is the program itself: no more of them.
-        1
+        // Go on with the next one.
+        0
     }
     let mut found = Vec::new();
     // SAFETY: the callback is called for the time of this call only, with the pointer to `found`.
     unsafe {
-        libc::dl_iterate_phdr(Some(first), (&raw mut found).cast());
+        libc::dl_iterate_phdr(Some(note), (&raw mut found).cast());
     }
     found
 }
