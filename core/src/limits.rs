@@ -227,10 +227,14 @@ pub const HTTP2_TOLD_IN_A_ROW_MAX: usize = 1;
 /// Connections to upstreams that a worker begins in one of its turns: on one host the kernel does all of a handshake in the call that
 /// begins it, which takes some tens of microseconds.
 pub const CONNECTS_IN_A_ROW_MAX: usize = 1;
+/// So many more that wait in the line let one more begin in each turn: a line that only grows helps nobody.
+pub const CONNECTS_IN_LINE_FOR_EACH: usize = 16;
 /// What all streams of a client's connection together may have read of responses that it has not taken, in bytes, beyond a quarter of what
 /// it has taken so far and 256 bytes each: who asks for much and reads nothing is to hold little, a hundred times the 22 bytes of a
 /// request at most, and whoever reads soon has whole buffers for each of its streams.
 pub const HTTP2_READ_AHEAD_BYTES: usize = BUFFER_BYTES;
+/// And so many more, in bytes, however narrow the windows are: a small response is read in one piece.
+pub const HTTP2_READ_BEYOND_BYTES: usize = 256;
 /// Streams of a client that we have reset and whose late frames are still put up with: all that it may have, four times over. A frame of
 /// a forgotten one counts as an error.
 pub const HTTP2_RESETS_REMEMBERED_MAX: usize = 4 * HTTP2_STREAMS_MAX as usize;
@@ -503,3 +507,17 @@ pub const TLS_FIRST_RECORD_MS_MAX: u64 = 250;
 pub const TLS_SESSIONS_MAX: usize = 256;
 /// Connections that the kernel keeps for us while we are busy; it takes the lesser of this and net.core.somaxconn.
 pub const LISTEN_BACKLOG: i32 = 4096;
+/// A socket in whose queue nothing is takes so much at once, in bytes: nobody has to be woken, and to poll all of a request, to learn it.
+pub const WRITTEN_AT_ONCE_BYTES_MAX: usize = 2 * 1024;
+/// Between an accept that has failed, for want of descriptors or memory, and the next one, in milliseconds.
+pub const ACCEPT_PAUSE_MS: u64 = 50;
+/// Between two lines of the log about refusals of one code, in milliseconds.
+pub const REFUSAL_LOG_INTERVAL_MS: u64 = 1_000;
+/// Of one TLS record that is no data, in bytes: what is longer comes in parts.
+pub const TLS_CONTROL_RECORD_BYTES_MAX: usize = 4096;
+/// How long the start of a proxy waits for its addresses to become free, in milliseconds.
+pub const ADDRESS_WAIT_MS_MAX: u64 = 2_000;
+/// How long the start of a proxy waits for a control that is there before the last good snapshot is used, in milliseconds.
+pub const FIRST_GENERATION_WAIT_MS_MAX: u64 = 500;
+/// Between two writes of the last good snapshot, in milliseconds: a hundred changes a second must not become a hundred files.
+pub const LAST_GOOD_STORE_INTERVAL_MS: u64 = 1_000;

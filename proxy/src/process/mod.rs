@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use meshring_core::{
     id::Generation,
-    limits::{DRAIN_MS_MAX, LINK_RECONNECT_MS},
+    limits::{DRAIN_MS_MAX, FIRST_GENERATION_WAIT_MS_MAX, LAST_GOOD_STORE_INTERVAL_MS, LINK_RECONNECT_MS},
     link::{Hello, PROTOCOL},
     snapshot::{layout::LAYOUT, page::PageReader, page::PageWriter},
     stats::StatsPage,
@@ -47,11 +47,6 @@ use crate::{
         mailbox::Message,
     },
 };
-
-/// How long a start waits for a control that is there before the last good snapshot is used.
-const FIRST_GENERATION_WAIT: Duration = Duration::from_millis(500);
-/// Between two writes of the last good snapshot: a hundred changes a second must not become a hundred files.
-const STORE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What other threads tell the main thread.
 #[derive(Debug)]
@@ -215,7 +210,7 @@ impl Main {
 
     /// From control if it is there, else from the state directory; waits for control when there is neither.
     fn find_first_generation(&mut self) -> anyhow::Result<()> {
-        let deadline = Instant::now() + FIRST_GENERATION_WAIT;
+        let deadline = Instant::now() + Duration::from_millis(FIRST_GENERATION_WAIT_MS_MAX);
         while self.link.connect() && self.active().is_none() && Instant::now() < deadline {
             self.wait_for_link(deadline.saturating_duration_since(Instant::now()));
         }
@@ -382,7 +377,7 @@ impl Main {
 
     fn store_if_due(&mut self) {
         let (stored, at) = self.stored;
-        if !self.store_due || (stored.0 != 0 && at.elapsed() < STORE_INTERVAL) {
+        if !self.store_due || (stored.0 != 0 && at.elapsed() < Duration::from_millis(LAST_GOOD_STORE_INTERVAL_MS)) {
             return;
         }
         self.store_due = false;

@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::Context as _;
 use meshring_core::{
+    limits::ADDRESS_WAIT_MS_MAX,
     snapshot::page::PageReader,
     stats::{Counter, StatsPage},
 };
@@ -24,9 +25,6 @@ use crate::{
     tls::materials::Materials,
     worker::{self, Start, driver::Driver, generation::Generations, ktls::Probe, limits::Limits, mailbox::Mailboxes},
 };
-
-/// How long a start waits for its addresses to become free.
-const ADDRESS_WAIT: Duration = Duration::from_secs(2);
 
 /// Bound sockets, per worker and listener.
 pub(crate) type Sockets = Vec<Vec<OwnedFd>>;
@@ -41,7 +39,7 @@ pub(crate) fn bind_all(config: &Config, workers: usize) -> anyhow::Result<Socket
 
 /// A killed predecessor's ring keeps its listening sockets for a moment after the process has gone.
 fn wait_until_free(address: SocketAddr) -> std::io::Result<()> {
-    let deadline = Instant::now() + ADDRESS_WAIT;
+    let deadline = Instant::now() + Duration::from_millis(ADDRESS_WAIT_MS_MAX);
     loop {
         match accept::check_free(address) {
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < deadline => {

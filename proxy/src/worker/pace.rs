@@ -10,10 +10,9 @@ use std::{
     task::{Poll, Waker},
 };
 
-use super::turns::Turns;
+use meshring_core::limits::CONNECTS_IN_LINE_FOR_EACH;
 
-/// So many wait for each that is called at a time.
-const IN_LINE_FOR_EACH: usize = 16;
+use super::turns::Turns;
 
 /// How much of it is begun before others get their turn.
 #[derive(Debug)]
@@ -116,7 +115,7 @@ impl Pace {
     /// each turn, the longer it takes, and a line that only grows helps nobody.
     fn pass_on(&self, after: Option<&Turns>) {
         self.begun.set(self.begun.get() - 1);
-        let at_most = self.in_a_row_max.max(self.line.borrow().len() / IN_LINE_FOR_EACH);
+        let at_most = self.in_a_row_max.max(self.line.borrow().len() / CONNECTS_IN_LINE_FOR_EACH);
         while self.begun.get() < at_most {
             let next = self.line.borrow_mut().pop_front();
             let Some(next) = next else { return };

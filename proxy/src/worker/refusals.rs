@@ -7,8 +7,10 @@ use std::{
     collections::HashMap,
 };
 
+use meshring_core::limits::REFUSAL_LOG_INTERVAL_MS;
+
 /// Between two lines of one code, in nanoseconds.
-const INTERVAL_NS: u64 = 1_000_000_000;
+const INTERVAL_NS: u64 = REFUSAL_LOG_INTERVAL_MS * 1_000_000;
 
 /// What the lines were about that a client's connection has had: a bit for each code.
 #[derive(Debug, Default)]

@@ -14,7 +14,7 @@ use std::{
 };
 
 use meshring_core::{
-    limits::{DEADLINE_TICK_MS, STREAM_TASKS_POOLED_MAX, SWEEP_MS},
+    limits::{ACCEPT_PAUSE_MS, DEADLINE_TICK_MS, STREAM_TASKS_POOLED_MAX, SWEEP_MS},
     stats::Counter,
 };
 use monoio::{
@@ -32,9 +32,6 @@ use crate::{
     accept::{self, Accepted, Listener, Quiet, Work},
     request::{parked::Parked, tunnel::Tunnel},
 };
-
-/// After an accept that failed.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Everything that a worker does, until it has drained.
 pub(super) async fn main(start: Start) -> io::Result<()> {
@@ -125,7 +122,7 @@ pub(crate) async fn accept_loop(worker: &Rc<Worker>, socket: StdTcpListener, lis
                     None,
                     &format_args!("cannot accept a connection on {}: {error}", listener.address),
                 );
-                monoio::time::sleep(ACCEPT_PAUSE).await;
+                monoio::time::sleep(Duration::from_millis(ACCEPT_PAUSE_MS)).await;
             }
         }
         if worker.draining() {

@@ -7,6 +7,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use meshring_core::limits::WRITTEN_AT_ONCE_BYTES_MAX;
 use monoio::{
     buf::SliceMut,
     io::{AsyncReadRent as _, AsyncWriteRent as _, CancelableAsyncReadRent as _},
@@ -160,9 +161,6 @@ async fn read_held(
     }
 }
 
-/// A socket in whose queue nothing is takes so much at once, in bytes: nobody has to be woken, and to poll all of a request, to learn it.
-const TAKEN_AT_ONCE_BYTES: usize = 2 * 1024;
-
 async fn ask_plain(
     read: &mut SocketReader,
     write: &mut SocketWriter,
@@ -186,7 +184,7 @@ async fn ask_plain(
         let mut writing = pin!(writing);
         let mut done = None;
         // One that is not held waits for longer, and must not have a buffer meanwhile.
-        if len <= TAKEN_AT_ONCE_BYTES {
+        if len <= WRITTEN_AT_ONCE_BYTES_MAX {
             hold.begin();
             // On epoll that is the write.
             if let Poll::Ready(written) = writing.as_mut().poll(&mut Context::from_waker(Waker::noop())) {

@@ -8,9 +8,12 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use meshring_core::http::{
-    head::Method,
-    http2::{Code, ConnectionError, Fault, Malformed, Opening, Piece, Room, StreamKey, response_from_text},
+use meshring_core::{
+    http::{
+        head::Method,
+        http2::{Code, ConnectionError, Fault, Malformed, Opening, Piece, Room, StreamKey, response_from_text},
+    },
+    limits::HTTP2_READ_BEYOND_BYTES,
 };
 
 use super::{
@@ -324,9 +327,8 @@ impl Stream {
     /// How much is worth reading to be written here, in bytes: a little more than the windows take, and not much where the client may
     /// take nothing at all.
     pub(crate) fn appetite(&self) -> usize {
-        const MORE_BYTES: usize = 256;
         let window = self.key.get().map_or(0, |key| self.link.ask(|protocol| protocol.window(key)));
-        MORE_BYTES + window.min(self.link.read_ahead_bytes())
+        HTTP2_READ_BEYOND_BYTES + window.min(self.link.read_ahead_bytes())
     }
 
     fn poll_write(&self, cx: &Context<'_>, buffer: &Buffer, written: &mut usize) -> Poll<io::Result<()>> {

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use meshring_core::limits::TLS_RECORDS_WITHOUT_DATA_MAX;
+use meshring_core::limits::{TLS_CONTROL_RECORD_BYTES_MAX, TLS_RECORDS_WITHOUT_DATA_MAX};
 use rustix::io::Errno;
 use rustls::{ContentType, ExtractedSecrets};
 
@@ -14,9 +14,6 @@ use crate::worker::{
     ktls::{self, EnableError, Probe, Received, Secrets},
     readiness,
 };
-
-/// Of one record that is no data: what is longer comes in parts.
-const CONTROL_BYTES_MAX: usize = 4096;
 
 impl Tls {
     /// Moves both directions to the kernel, right after the handshake, if it takes them. False: nothing has changed. An
@@ -78,7 +75,7 @@ impl Tls {
         if records > TLS_RECORDS_WITHOUT_DATA_MAX {
             return Err(self.unexpected());
         }
-        let mut bytes = [0; CONTROL_BYTES_MAX];
+        let mut bytes = [0; TLS_CONTROL_RECORD_BYTES_MAX];
         match ktls::receive_record(self.fd, &mut bytes)? {
             Received::Record(ContentType::Alert, count) => self.control(Content::Alert, &bytes[..count]),
             Received::Record(ContentType::Handshake, count) => self.control(Content::Handshake, &bytes[..count]),
