@@ -206,9 +206,12 @@ pub const HTTP2_INTERIM_BYTES_MAX: usize = 64 * 1024;
 /// What may wait to be written before no more is read, in bytes: a buffer of data, the largest head on top of it, and a buffer of
 /// answers. Less, and two of us that send much to each other would both wait for the other to read.
 pub const HTTP2_UNWRITTEN_BYTES_MAX: usize = 2 * BUFFER_BYTES + HTTP2_HEADER_LIST_BYTES_MAX as usize;
-/// Frames in a row that are of no use (empty DATA, PING, PRIORITY, SETTINGS, ...) before a peer is told to calm down. Each one that is
-/// of use makes up for two, and half a minute for all.
-pub const HTTP2_USELESS_FRAMES_MAX: u32 = 10_000;
+/// Frames in a row that are of no use (empty DATA, PING, PRIORITY, SETTINGS, ...) before a peer is told to calm down, as many as Envoy
+/// answers. Each one that is of use makes up for two, and half a minute for all.
+pub const HTTP2_USELESS_FRAMES_MAX: u32 = 1_000;
+/// So many WINDOW_UPDATEs beyond those that our data accounts for weigh as much as one of these frames: some peers widen both windows with
+/// every read, however little that brings.
+pub const HTTP2_UPDATES_FOR_A_USELESS_FRAME: u32 = 10;
 /// Data of a response that is less than so many bytes because its client's window takes no more, again and again, is no use of a connection:
 /// a few thousand WINDOW_UPDATEs of a byte end it.
 pub const HTTP2_DRIBBLE_BYTES: usize = 16;

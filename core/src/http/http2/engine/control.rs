@@ -79,7 +79,7 @@ impl<T: Wake + Default> Engine<T> {
     pub(super) fn updated(&mut self) -> Received<()> {
         match self.updates_due.checked_sub(1) {
             Some(left) => self.updates_due = left,
-            None => return self.useless(),
+            None => return self.weigh(1),
         }
         Ok(())
     }

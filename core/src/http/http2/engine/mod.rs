@@ -30,8 +30,8 @@ use super::frame::{self, STREAM_MAX, WINDOW_DEFAULT, Wishes, kind, setting};
 use super::{Malformed, PREFACE, Shape, hpack};
 use crate::limits::{
     BUFFER_BYTES, HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_HEADER_LIST_BYTES_MAX, HTTP2_LOCAL_RESETS_MAX,
-    HTTP2_RESETS_REMEMBERED_MAX, HTTP2_STREAM_WINDOW_BYTES, HTTP2_STREAMS_MAX, HTTP2_UPSTREAM_WINDOW_BYTES,
-    HTTP2_USELESS_FRAMES_MAX,
+    HTTP2_RESETS_REMEMBERED_MAX, HTTP2_STREAM_WINDOW_BYTES, HTTP2_STREAMS_MAX, HTTP2_UPDATES_FOR_A_USELESS_FRAME,
+    HTTP2_UPSTREAM_WINDOW_BYTES, HTTP2_USELESS_FRAMES_MAX,
 };
 
 /// Who waits for a stream.
@@ -187,7 +187,8 @@ pub struct Engine<T> {
     events: VecDeque<Event>,
     /// Bytes that wait in the streams.
     waiting_bytes: usize,
-    useless_frames: u32,
+    /// What was of no use lately, in WINDOW_UPDATEs.
+    useless_updates: u32,
     /// WINDOW_UPDATE frames that our data accounts for.
     updates_due: u32,
     local_resets: usize,
@@ -246,7 +247,7 @@ impl<T: Wake + Default> Engine<T> {
             has_pong: false,
             events: VecDeque::new(),
             waiting_bytes: 0,
-            useless_frames: 0,
+            useless_updates: 0,
             updates_due: 0,
             local_resets: 0,
             is_crowded: false,
@@ -359,7 +360,7 @@ impl<T: Wake + Default> Engine<T> {
 
     /// To be called now and then: what is odd only in a crowd is forgiven.
     pub fn forgive(&mut self) {
-        self.useless_frames = 0;
+        self.useless_updates = 0;
         self.local_resets /= 2;
         self.age = self.age.wrapping_add(1);
     }

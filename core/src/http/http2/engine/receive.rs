@@ -156,8 +156,13 @@ impl<T: Wake + Default> Engine<T> {
 
     /// A frame that is of no use: none is wrong, but there are only so many.
     pub(super) fn useless(&mut self) -> Received<()> {
-        self.useless_frames += 1;
-        if self.useless_frames > HTTP2_USELESS_FRAMES_MAX {
+        self.weigh(HTTP2_UPDATES_FOR_A_USELESS_FRAME)
+    }
+
+    /// A frame of no use that weighs as much as so many WINDOW_UPDATEs.
+    pub(super) fn weigh(&mut self, updates: u32) -> Received<()> {
+        self.useless_updates += updates;
+        if self.useless_updates > HTTP2_USELESS_FRAMES_MAX * HTTP2_UPDATES_FOR_A_USELESS_FRAME {
             return Err(ConnectionError::new(Code::ENHANCE_YOUR_CALM, "too many frames that mean nothing"));
         }
         Ok(())
@@ -165,7 +170,7 @@ impl<T: Wake + Default> Engine<T> {
 
     /// One that is.
     pub(super) fn useful(&mut self) {
-        self.useless_frames = self.useless_frames.saturating_sub(2);
+        self.useless_updates = self.useless_updates.saturating_sub(2 * HTTP2_UPDATES_FOR_A_USELESS_FRAME);
     }
 
     fn continuation(

@@ -1,7 +1,9 @@
 //! What costs much is done in turns, and what is of no use not for ever.
 
 use super::*;
-use crate::limits::{HTTP2_DRIBBLE_BYTES, HTTP2_USELESS_FRAMES_MAX};
+use crate::limits::{HTTP2_DRIBBLE_BYTES, HTTP2_UPDATES_FOR_A_USELESS_FRAME, HTTP2_USELESS_FRAMES_MAX};
+
+const UPDATES_MAX: u32 = HTTP2_USELESS_FRAMES_MAX * HTTP2_UPDATES_FOR_A_USELESS_FRAME;
 
 #[test]
 fn streams_of_a_connection_that_is_lost_are_told_in_turns_and_each_is() {
@@ -50,7 +52,7 @@ fn take_in_pieces(bytes: usize) -> (u32, Result<(), ConnectionError>) {
     let key = server.next_event().and_then(opened_key).unwrap();
     server.section(key, true, false, &mut out, |out| encode_status(out, 200));
     let update = frame(kind::WINDOW_UPDATE, 0, 1, &(bytes as u32).to_be_bytes());
-    for count in 0..2 * HTTP2_USELESS_FRAMES_MAX {
+    for count in 0..2 * UPDATES_MAX {
         out.clear();
         if let Err(error) = receive(&mut server, &update, &mut scratch, &mut out) {
             return (count, Err(error));
@@ -58,15 +60,33 @@ fn take_in_pieces(bytes: usize) -> (u32, Result<(), ConnectionError>) {
         assert_eq!(server.room(key, b""), Room::Bytes(bytes));
         server.data(key, &vec![0; bytes], false, &mut out);
     }
-    (2 * HTTP2_USELESS_FRAMES_MAX, Ok(()))
+    (2 * UPDATES_MAX, Ok(()))
 }
 
 #[test]
 fn a_response_that_is_taken_byte_by_byte_is_not_for_ever() {
     let (count, result) = take_in_pieces(1);
     assert_eq!(result.unwrap_err().code, Code::ENHANCE_YOUR_CALM);
-    assert!(count >= HTTP2_USELESS_FRAMES_MAX - 10, "{count}");
+    assert!(count >= UPDATES_MAX - 2 * HTTP2_UPDATES_FOR_A_USELESS_FRAME, "{count}");
     assert_eq!(take_in_pieces(HTTP2_DRIBBLE_BYTES).1, Ok(()));
+}
+
+#[test]
+fn pings_are_for_those_who_do_something_beside() {
+    let (mut out, mut scratch) = (Vec::new(), Scratch::default());
+    let mut server = Engine::<()>::new(Role::Server, &mut out);
+    receive(&mut server, &[PREFACE, &frame(kind::SETTINGS, 0, 0, b"")].concat(), &mut scratch, &mut out).unwrap();
+    let ping = frame(kind::PING, 0, 0, b"pingping");
+    // As Go's gRPC, which measures the round trip with each response (BDP).
+    for number in 0..2 * HTTP2_USELESS_FRAMES_MAX {
+        out.clear();
+        receive(&mut server, &[&get(2 * number + 1, 5), &*ping].concat(), &mut scratch, &mut out).unwrap();
+        let key = server.next_event().and_then(opened_key).unwrap();
+        server.section(key, true, true, &mut out, |out| encode_status(out, 200));
+        server.release(key, &mut out);
+    }
+    let count = (0..).find(|_| receive(&mut server, &ping, &mut scratch, &mut out).is_err()).unwrap();
+    assert!((HTTP2_USELESS_FRAMES_MAX - 2..=HTTP2_USELESS_FRAMES_MAX).contains(&count), "{count}");
 }
 
 fn opened_key(event: Event) -> Option<StreamKey> {
