@@ -51,7 +51,7 @@ impl Turns {
         is_waited_for && self.ticked_ms.get().is_some_and(|ticked_ms| now_ms() >= ticked_ms + late_ms)
     }
 
-    /// Which turn it is.
+    /// Which turn it is. One lasts for as long as nobody waits for the next.
     pub(crate) fn number(&self) -> u64 {
         self.number.get()
     }
