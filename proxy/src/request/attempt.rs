@@ -266,6 +266,7 @@ pub(super) async fn forward(
                     out.extend_from_slice(&kept);
                 }
                 worker.stats.add(Counter::UpstreamRetries, 1);
+                lease.endpoint().distrust_idle();
                 *reuse = Reuse::Never;
                 *attempt += 1;
             }
@@ -602,7 +603,7 @@ pub(super) async fn finish(
     conn.timer.clear();
     conn.told().works();
     if relayed.upstream_reusable && !uploading.get() && !worker.draining() {
-        lease.give_back(now_ms(), relayed.keep_alive_timeout_s);
+        lease.give_back(now_ms(), relayed.keep_alive_timeout_s, relayed.upstream_seen);
     }
     if relayed.downstream_keep && !uploading.get() && !conn.is_worn() {
         return After::KeepAlive;

@@ -28,7 +28,7 @@ use super::{
 use crate::{
     respond::body::HEAD_READ_BYTES_MAX,
     route::Request,
-    upstream::{Lease, Reuse},
+    upstream::{Lease, Reuse, Seen},
     worker::{
         Worker,
         buffers::{Buffer, Input},
@@ -221,7 +221,7 @@ async fn exchange(
     let mut decoder = BodyDecoder::new(head.framing);
     let is_whole = read_body(&mut lease, &mut input, &mut decoder, &mut body, bytes_max).await;
     if is_whole && head.keep_alive && input.is_empty() && decoder.is_done() && !worker.draining() {
-        lease.give_back(now_ms(), head.keep_alive_timeout_s);
+        lease.give_back(now_ms(), head.keep_alive_timeout_s, Seen::Nothing);
     }
     Ok(match verdict {
         Verdict::Deny { status, lines, .. } => {

@@ -19,6 +19,7 @@ use super::body::{BadBody, Body, BodyError, GRPC_STATUS, HEAD_READ_BYTES_MAX, Pa
 use crate::{
     observe::Record,
     policy::Edits,
+    upstream::Seen,
     worker::{
         Places, Worker,
         buffers::{Buffer, Input, Kept},
@@ -119,6 +120,8 @@ pub(crate) struct Relayed {
     pub(crate) is_switched: bool,
     /// The upstream connection can carry another request.
     pub(crate) upstream_reusable: bool,
+    /// What it has shown of that.
+    pub(crate) upstream_seen: Seen,
     /// The client's connection can carry another request.
     pub(crate) downstream_keep: bool,
     /// How long the upstream keeps an idle connection, where it says so, in seconds.
@@ -170,6 +173,7 @@ pub(crate) struct Relaying {
     pub(crate) rest: Option<Kept>,
     /// The upstream connection can carry another request behind it.
     is_reusable: bool,
+    seen: Seen,
     downstream_keep: bool,
     keep_alive_timeout_s: Option<u32>,
 }
@@ -275,7 +279,13 @@ async fn relay_switch(
     to.timer.clear();
     result.map_err(Failure::Client)?;
     exchange.record.complete();
-    Ok(Relayed { is_switched: true, upstream_reusable: false, downstream_keep: false, keep_alive_timeout_s: None })
+    Ok(Relayed {
+        is_switched: true,
+        upstream_reusable: false,
+        upstream_seen: Seen::Nothing,
+        downstream_keep: false,
+        keep_alive_timeout_s: None,
+    })
 }
 
 async fn relay_final(
@@ -319,6 +329,11 @@ async fn relay_final(
         body: Body::new(head.framing, framing),
         rest: None,
         is_reusable: head.keep_alive && head.framing != BodyFraming::UntilClose,
+        // Behind a head that has no body, servers are known to send one.
+        seen: match head.framing {
+            BodyFraming::Length(1..) | BodyFraming::Chunked => Seen::Quiet,
+            _ => Seen::Nothing,
+        },
         downstream_keep: keep,
         keep_alive_timeout_s: head.keep_alive_timeout_s,
     };
@@ -369,6 +384,7 @@ async fn relay_rest(
         is_switched: false,
         // Bytes behind the end of a response belong to nobody (RFC 9112 section 9.5): that connection is done.
         upstream_reusable: relaying.is_reusable && input.is_empty(),
+        upstream_seen: relaying.seen,
         downstream_keep: relaying.downstream_keep,
         keep_alive_timeout_s: relaying.keep_alive_timeout_s,
     }))

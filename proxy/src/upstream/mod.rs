@@ -1,5 +1,7 @@
 //! Upstream connections: a pool per endpoint and worker, shared by nobody.
 
+mod idle;
+
 use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, HashSet},
@@ -12,7 +14,7 @@ use std::{
 };
 
 use meshring_core::{
-    limits::{KEEP_ALIVE_MARGIN_MS, UPSTREAM_AVOID_MS, UPSTREAM_HTTP1_ONLY_MS, UPSTREAM_IDLE_ONCE_MS_MAX},
+    limits::{KEEP_ALIVE_MARGIN_MS, UPSTREAM_AVOID_MS, UPSTREAM_HTTP1_ONLY_MS},
     table::{
         model::{ArchivedCluster, ArchivedTable, Reach},
         protocol::HBONE_PORT,
@@ -21,6 +23,8 @@ use meshring_core::{
 };
 use rustls::pki_types::ServerName;
 
+use self::idle::IdleConns;
+pub(crate) use self::idle::Seen;
 use crate::worker::{
     Worker,
     conn::{Conn, exhausted},
@@ -28,14 +32,6 @@ use crate::worker::{
     http2::client::Multiplexed,
     limits::PoolLimits,
 };
-
-#[derive(Debug)]
-struct Idle {
-    conn: Conn,
-    since_ms: u64,
-    /// When it is not to be used any more: our limit, or what the server has announced less a margin.
-    until_ms: u64,
-}
 
 /// Which pooled connections a request may go on.
 ///
@@ -66,7 +62,7 @@ pub(crate) struct Endpoint {
     pool: PoolLimits,
     active: Cell<u32>,
     avoid_until_ms: Cell<u64>,
-    idle: RefCell<Vec<Idle>>,
+    idle: RefCell<IdleConns>,
     /// Connections that requests share (HTTP/2).
     shared: RefCell<Vec<Multiplexed>>,
     /// Another one of them on its way.
@@ -207,6 +203,11 @@ impl Endpoint {
         self.avoid_until_ms.set(now_ms() + UPSTREAM_AVOID_MS);
     }
 
+    /// One of its connections was closed without a word before a request came.
+    pub(crate) fn distrust_idle(&self) {
+        self.idle.borrow_mut().distrust(now_ms());
+    }
+
     /// Requests in flight from this worker.
     pub(crate) fn active(&self) -> u32 {
         self.active.get()
@@ -221,22 +222,6 @@ impl Endpoint {
         !self.idle.borrow().is_empty() || !self.shared.borrow().is_empty()
     }
 
-    /// An idle connection that is still open, newest first: the older ones age out under low load.
-    fn take_idle(&self, reuse: Reuse, now_ms: u64) -> Option<Conn> {
-        let mut pool = self.idle.borrow_mut();
-        loop {
-            let newest = pool.last()?;
-            if reuse == Reuse::Recent && now_ms >= newest.since_ms + UPSTREAM_IDLE_ONCE_MS_MAX {
-                // The others are older; they are good for requests that can be sent again.
-                return None;
-            }
-            let idle = pool.pop()?;
-            if now_ms < idle.until_ms && idle.conn.is_quiet() {
-                return Some(idle.conn);
-            }
-        }
-    }
-
     fn activate(self: &Rc<Self>) -> ActiveRequest {
         self.active.set(self.active.get() + 1);
         ActiveRequest(Rc::clone(self))
@@ -244,7 +229,7 @@ impl Endpoint {
 
     /// A pooled connection for one request.
     pub(crate) fn lease_idle(self: &Rc<Self>, reuse: Reuse) -> Option<Lease> {
-        let conn = if reuse == Reuse::Never { None } else { self.take_idle(reuse, now_ms()) };
+        let conn = if reuse == Reuse::Never { None } else { self.idle.borrow_mut().take(reuse, now_ms()) };
         conn.map(|conn| Lease { conn, reused: true, active: self.activate() })
     }
 
@@ -327,11 +312,7 @@ impl Endpoint {
     fn sweep(&self, now_ms: u64) {
         let idle_since_ms = now_ms.saturating_sub(self.pool.idle_ms_max);
         self.shared.borrow_mut().retain(|connection| connection.is_open() && !connection.is_idle_since(idle_since_ms));
-        let mut idle = self.idle.borrow_mut();
-        idle.retain(|idle| now_ms < idle.until_ms && idle.conn.is_quiet());
-        if idle.is_empty() {
-            idle.shrink_to_fit();
-        }
+        self.idle.borrow_mut().sweep(now_ms);
     }
 }
 
@@ -348,7 +329,7 @@ impl Lease {
 
     /// Gives the connection back after a complete exchange. `keep_alive_timeout_s`: after so many seconds without a request
     /// the server closes it, if it has said so (`Keep-Alive: timeout=5`).
-    pub(crate) fn give_back(self, now_ms: u64, keep_alive_timeout_s: Option<u32>) {
+    pub(crate) fn give_back(self, now_ms: u64, keep_alive_timeout_s: Option<u32>, seen: Seen) {
         let Self { conn, active, .. } = self;
         conn.timer.clear();
         if conn.timer.take_expired() || conn.is_worn() || conn.stream().is_some() {
@@ -359,7 +340,7 @@ impl Lease {
         let idle_ms_max = announced_ms.saturating_sub(KEEP_ALIVE_MARGIN_MS).min(pool.idle_ms_max);
         let mut idle = active.0.idle.borrow_mut();
         if idle_ms_max > 0 && idle.len() < pool.idle_max {
-            idle.push(Idle { conn, since_ms: now_ms, until_ms: now_ms + idle_ms_max });
+            idle.put(conn, now_ms, idle_ms_max, seen);
         }
     }
 }

@@ -485,7 +485,9 @@ impl Input {
             return self.fill_secured(from, &tls, at_most, bytes_max, handle).await;
         }
         let Some(space) = self.lend(at_most, bytes_max) else { return Err(io::ErrorKind::OutOfMemory.into()) };
+        let room = space.end() - space.begin();
         let (result, space) = from.socket.cancelable_read(space, handle).await;
+        from.has_read(&result, room);
         self.restore(space);
         result
     }
@@ -514,7 +516,10 @@ impl Input {
                     None => continue,
                 }
             }
-            let (result, space) = from.socket.cancelable_read(tls.lend_space(), handle.clone()).await;
+            let space = tls.lend_space();
+            let room = space.end() - space.begin();
+            let (result, space) = from.socket.cancelable_read(space, handle.clone()).await;
+            from.has_read(&result, room);
             tls.restore_space(space);
             if result? == 0 {
                 tls.socket_ended();
@@ -529,6 +534,7 @@ impl Input {
             ReadHalf::Socket(socket) => socket,
             ReadHalf::Stream(stream) => return stream.fill_now(self, at_most, bytes_max),
         };
+        from.is_read_elsewhere();
         if let Some(tls) = &from.tls {
             return self.fill_secured_now(tls, at_most, bytes_max);
         }

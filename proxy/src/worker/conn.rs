@@ -65,6 +65,8 @@ pub(crate) struct SocketReader {
     told: Told,
     /// See [`Conn::meant_port`]; `None` before somebody asks.
     meant_port: Cell<Option<Option<u16>>>,
+    /// See [`SocketReader::has_read`].
+    is_drained: Cell<bool>,
 }
 
 /// What writes to a socket.
@@ -115,6 +117,16 @@ impl ReadHalf {
 }
 
 impl SocketReader {
+    /// Notes how a read of the socket has ended that had room for so many bytes: one that was not filled has left nothing behind.
+    pub(super) fn has_read(&self, result: &io::Result<usize>, room: usize) {
+        self.is_drained.set(matches!(*result, Ok(count) if count > 0 && count < room));
+    }
+
+    /// Notes that the socket is read in another way.
+    pub(super) fn is_read_elsewhere(&self) {
+        self.is_drained.set(false);
+    }
+
     /// Its socket, where plain bytes come out of it: without TLS, or with the kernel's.
     pub(super) fn plain_fd(&self) -> Option<RawFd> {
         self.tls.as_ref().is_none_or(|tls| tls.is_kernel() && !tls.has_input()).then_some(self.fd)
@@ -179,7 +191,14 @@ impl Conn {
         let _ = stream.set_nodelay(true);
         let fd = stream.as_raw_fd();
         let (read, write) = stream.into_split();
-        let read = SocketReader { socket: read, fd, tls: None, told: Told::default(), meant_port: Cell::new(None) };
+        let read = SocketReader {
+            socket: read,
+            fd,
+            tls: None,
+            told: Told::default(),
+            meant_port: Cell::new(None),
+            is_drained: Cell::new(false),
+        };
         let read = ReadHalf::Socket(read);
         let write = WriteHalf::Socket(SocketWriter { socket: write, fd, tls: None });
         Self { timer: deadlines.timer(fd), read, write }
@@ -463,6 +482,12 @@ impl Conn {
         // Nearly always nothing has come: one peek tells.
         super::readiness::is_quiet(fd) && self.tls().is_none_or(|tls| tls.is_empty())
             || self.tls().is_some_and(|tls| tls.is_quiet())
+    }
+
+    /// Whether a message that has been read whole was the last thing there when it was read.
+    pub(crate) fn was_quiet(&self) -> bool {
+        let ReadHalf::Socket(socket) = &self.read else { return false };
+        socket.is_drained.get() && socket.tls.as_ref().is_none_or(|tls| !tls.is_kernel() && tls.is_empty())
     }
 
     /// The address that the client of a listener meant. `is_untracked`: no kernel module keeps track of interceptions here, as far as

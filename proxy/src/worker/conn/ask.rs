@@ -153,12 +153,15 @@ async fn read_held(
     space: SliceMut<Vec<u8>>,
     hold: Option<Hold<'_>>,
 ) -> (io::Result<usize>, SliceMut<Vec<u8>>) {
-    match hold {
+    let room = space.end() - space.begin();
+    let (result, space) = match hold {
         // It has passed after the read before this one, which it was too late for.
         Some(hold) if hold.timer.has_expired() => (Err(Errno::CANCELED.into()), space),
         Some(hold) => read.socket.cancelable_read(space, hold.timer.cancel_handle()).await,
         None => read.socket.read(space).await,
-    }
+    };
+    read.has_read(&result, room);
+    (result, space)
 }
 
 async fn ask_plain(
@@ -172,11 +175,14 @@ async fn ask_plain(
     let len = out.len();
     let writing = write.socket.write(out.lend());
     let Some(hold) = hold else {
+        let room = space.end() - space.begin();
         let reading = read.socket.read(space);
         let (written, bytes) = writing.await;
         out.restore(bytes);
         asked(write, out, is_kept, written, len).await;
-        return reading.await;
+        let (result, space) = reading.await;
+        read.has_read(&result, room);
+        return (result, space);
     };
     let mut reading = pin!(read_held(read, space, Some(hold)));
     let mut early = None;

@@ -1,0 +1,212 @@
+//! The idle connections of an endpoint.
+
+use std::time::{Duration, Instant};
+
+use meshring_core::limits::{UPSTREAM_DISTRUST_MS, UPSTREAM_IDLE_ONCE_MS_MAX, UPSTREAM_TRUST_US};
+
+use super::Reuse;
+use crate::worker::conn::Conn;
+
+/// What a response has shown of the connection that it came on, as far as its reader has seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// Nothing.
+    Nothing,
+    /// That nothing came behind it, in a message whose end nobody can mistake.
+    Quiet,
+}
+
+#[derive(Debug)]
+struct Idle {
+    conn: Conn,
+    since_ms: u64,
+    /// When it is not to be used any more: our limit, or what the server has announced less a margin.
+    until_ms: u64,
+    /// When it was seen to be quiet.
+    quiet_at: Option<Instant>,
+}
+
+/// Idle connections, oldest first.
+#[derive(Debug, Default)]
+pub(super) struct IdleConns {
+    conns: Vec<Idle>,
+    /// Until then each is looked at: one was used that its server had closed.
+    distrust_until_ms: u64,
+}
+
+impl IdleConns {
+    pub(super) fn is_empty(&self) -> bool {
+        self.conns.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.conns.len()
+    }
+
+    /// One more, for so many milliseconds.
+    pub(super) fn put(&mut self, conn: Conn, now_ms: u64, ms_max: u64, seen: Seen) {
+        let is_quiet = seen == Seen::Quiet && now_ms >= self.distrust_until_ms && conn.was_quiet();
+        let quiet_at = is_quiet.then(Instant::now);
+        self.conns.push(Idle { conn, since_ms: now_ms, until_ms: now_ms + ms_max, quiet_at });
+    }
+
+    /// One that is still open, newest first: the older ones age out under low load.
+    ///
+    /// Each is asked for FIN and for bytes that nobody wants, which costs a tenth of a request. Not so one that was seen to be quiet
+    /// [just now](UPSTREAM_TRUST_US), for a request that can be sent again: whoever waits for readiness, as others do, knows no more of it
+    /// than its last pass through its events has told, and what comes later meets the request on its way in any case.
+    pub(super) fn take(&mut self, reuse: Reuse, now_ms: u64) -> Option<Conn> {
+        loop {
+            let newest = self.conns.last()?;
+            if reuse == Reuse::Recent && now_ms >= newest.since_ms + UPSTREAM_IDLE_ONCE_MS_MAX {
+                // The others are older; they are good for requests that can be sent again.
+                return None;
+            }
+            let idle = self.conns.pop()?;
+            let is_trusted = reuse == Reuse::Any && idle.quiet_at.is_some_and(is_just_now);
+            if now_ms < idle.until_ms && (is_trusted || idle.conn.is_quiet()) {
+                return Some(idle.conn);
+            }
+        }
+    }
+
+    /// A server has closed one without a word before a request came: for a while all of them are looked at.
+    pub(super) fn distrust(&mut self, now_ms: u64) {
+        self.distrust_until_ms = now_ms + UPSTREAM_DISTRUST_MS;
+        self.conns.iter_mut().for_each(|idle| idle.quiet_at = None);
+    }
+
+    /// Drops those that are too old or no longer open.
+    pub(super) fn sweep(&mut self, now_ms: u64) {
+        self.conns.retain(|idle| now_ms < idle.until_ms && idle.conn.is_quiet());
+        if self.conns.is_empty() {
+            self.conns.shrink_to_fit();
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.conns.clear();
+    }
+}
+
+fn is_just_now(at: Instant) -> bool {
+    at.elapsed() < Duration::from_micros(UPSTREAM_TRUST_US)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        net::TcpStream,
+    };
+
+    use meshring_core::limits::BUFFER_BYTES;
+
+    use super::*;
+    use crate::{
+        testing::{on_each_driver, pair},
+        worker::{Worker, buffers::Input, deadlines::now_ms, pause},
+    };
+
+    const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nx";
+    const TICK: Duration = Duration::from_micros(100);
+    const TRUSTED: Duration = Duration::from_micros(UPSTREAM_TRUST_US);
+
+    /// A connection that has carried a request and its response; the response was read with so much room.
+    async fn used(worker: &Worker, room: usize) -> (Conn, TcpStream) {
+        let (mut conn, mut server) = pair(worker);
+        server.write_all(RESPONSE).unwrap();
+        let mut out = worker.buffers.lazy();
+        out.ensure();
+        out.extend_from_slice(b"GET / HTTP/1.1\r\n\r\n");
+        let mut input = Input::new(worker.buffers.lazy());
+        let count = conn.ask(&mut out, true, &mut input, (room, BUFFER_BYTES), None).await.unwrap();
+        assert_eq!(count, RESPONSE.len());
+        server.set_nonblocking(false).unwrap();
+        server.read_exact(&mut vec![0; out.len()]).unwrap();
+        (conn, server)
+    }
+
+    /// Something has come that nobody has asked for: bytes, or an end.
+    async fn disturb(conn: &Conn, server: &mut TcpStream, ends: bool) {
+        if ends {
+            server.shutdown(std::net::Shutdown::Write).unwrap();
+        } else {
+            server.write_all(RESPONSE).unwrap();
+        }
+        while conn.is_quiet() {
+            pause(TICK).await;
+        }
+    }
+
+    #[test]
+    fn what_was_quiet_just_now_is_not_asked_again() {
+        on_each_driver(async |worker| {
+            let mut was_in_time = false;
+            for _ in 0..200 {
+                let (conn, mut server) = used(&worker, BUFFER_BYTES).await;
+                disturb(&conn, &mut server, false).await;
+                let mut idle = IdleConns::default();
+                let began = Instant::now();
+                idle.put(conn, now_ms(), 60_000, Seen::Quiet);
+                let taken = idle.take(Reuse::Any, now_ms());
+                if began.elapsed() < TRUSTED {
+                    assert!(taken.is_some());
+                    was_in_time = true;
+                }
+            }
+            assert!(was_in_time);
+        });
+    }
+
+    #[test]
+    fn all_others_are_asked() {
+        on_each_driver(async |worker| {
+            let cases = [
+                ("seen nothing", BUFFER_BYTES, Seen::Nothing, Reuse::Any),
+                // More may have been there.
+                ("a read that was filled", RESPONSE.len(), Seen::Quiet, Reuse::Any),
+                ("a request that must not be sent twice", BUFFER_BYTES, Seen::Quiet, Reuse::Recent),
+                ("distrusted before", BUFFER_BYTES, Seen::Quiet, Reuse::Any),
+                ("distrusted since", BUFFER_BYTES, Seen::Quiet, Reuse::Any),
+                ("later", BUFFER_BYTES, Seen::Quiet, Reuse::Any),
+            ];
+            for (case, room, seen, reuse) in cases {
+                for (is_disturbed, ends) in [(false, false), (true, false), (true, true)] {
+                    let (conn, mut server) = used(&worker, room).await;
+                    if is_disturbed {
+                        disturb(&conn, &mut server, ends).await;
+                    }
+                    let mut idle = IdleConns::default();
+                    if case == "distrusted before" {
+                        idle.distrust(now_ms());
+                    }
+                    idle.put(conn, now_ms(), 60_000, seen);
+                    let given_back = Instant::now();
+                    match case {
+                        "distrusted since" => idle.distrust(now_ms()),
+                        "later" => {
+                            while given_back.elapsed() <= TRUSTED {
+                                pause(TICK).await;
+                            }
+                        }
+                        _ => {}
+                    }
+                    assert_eq!(idle.take(reuse, now_ms()).is_none(), is_disturbed, "{case}, {is_disturbed}, {ends}");
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn trust_comes_back() {
+        on_each_driver(async |worker| {
+            let (conn, _server) = used(&worker, BUFFER_BYTES).await;
+            let mut idle = IdleConns::default();
+            let now_ms = now_ms();
+            idle.distrust(now_ms);
+            idle.put(conn, now_ms + UPSTREAM_DISTRUST_MS, 60_000, Seen::Quiet);
+            assert!(idle.conns[0].quiet_at.is_some());
+        });
+    }
+}
