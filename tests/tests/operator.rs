@@ -490,11 +490,11 @@ fn a_change_that_cannot_be_stored_is_refused_or_said_to_be_lost_with_control() {
         fs::create_dir_all(path.join("x")).unwrap();
         path
     };
-    let written = in_the_way("applied.json.tmp");
+    let written: Vec<_> = (0..100).map(|number| in_the_way(&format!(".meshring-{number}-applied.json.tmp"))).collect();
     let refused = mesh.control.meshring(&["apply", "-f", &file]);
     assert!(refused.expect(1).stderr.contains("cannot store what was applied"), "{refused:?}");
     assert_eq!(mesh.ask(), (first, "v1".into()));
-    fs::remove_dir_all(written).unwrap();
+    written.into_iter().for_each(|path| fs::remove_dir_all(path).unwrap());
 
     fs::remove_file(mesh.control.run_dir().join("applied.json")).unwrap();
     let replaced = in_the_way("applied.json");

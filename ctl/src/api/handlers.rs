@@ -36,6 +36,8 @@ pub(super) type Shared = State<Arc<Control>>;
 
 /// Longest wait that a call may ask for.
 const WAIT_MS_MAX: u64 = 600_000;
+/// What a disk may take for a small file, however little time a call has.
+const STORED_MIN: Duration = Duration::from_millis(1_000);
 
 /// Publications block for up to a second, so they run beside the runtime's threads.
 pub(super) async fn blocking<T: Send + 'static>(
@@ -68,25 +70,27 @@ async fn change(
         if query.wait && !query.dry_run {
             outcome.applied = Some(wait(&control, published.generation, false, query.timeout_ms, begin));
         }
-        survives(published.generation, settled)?;
+        survives(published.generation, settled, begin + timeout(query.timeout_ms))?;
         Ok(Json(outcome))
     })
     .await
 }
 
-/// Who is answered relies on the change: it must outlive this process.
-fn survives(generation: Generation, settled: Settled) -> Result<(), ApiError> {
-    settled.wait().map_err(|error| {
-        let told = format!(
-            "generation {generation} is active, but it is lost when control ends, since it cannot be stored: {error}"
-        );
+/// Who is answered relies on the change: it must outlive this process. Waits for that as long as for anything else, and a moment at least.
+fn survives(generation: Generation, settled: Settled, deadline: Instant) -> Result<(), ApiError> {
+    settled.wait_until(deadline.max(Instant::now() + STORED_MIN)).map_err(|error| {
+        let told = format!("generation {generation} is active, but {error}");
+        tracing::warn!("{told}");
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, told)
     })
 }
 
+fn timeout(ms: u64) -> Duration {
+    Duration::from_millis(ms.min(WAIT_MS_MAX))
+}
+
 fn wait(control: &Control, generation: Generation, all: bool, timeout_ms: u64, begin: Instant) -> Applied {
-    let timeout = Duration::from_millis(timeout_ms.min(WAIT_MS_MAX));
-    let sum = control.fleet.wait_acknowledged(generation, all, timeout);
+    let sum = control.fleet.wait_acknowledged(generation, all, timeout(timeout_ms));
     Applied {
         generation,
         complete: sum.complete(),
@@ -139,7 +143,7 @@ pub(super) async fn applied(State(control): Shared, Parameters(query): Parameter
             (published, publisher.settled())
         };
         let applied = wait(&control, published.generation, true, query.timeout_ms, begin);
-        survives(published.generation, settled)?;
+        survives(published.generation, settled, begin + timeout(query.timeout_ms))?;
         Ok(Json(applied))
     })
     .await

@@ -28,7 +28,7 @@ use crate::{
         fleet::{Fleet, Prepared, Retained},
         jwks,
         run_dir::RunDir,
-        scribe::{Scribe, Settled},
+        scribe::{Scribe, Settled, Unsettled},
         state::{Checksum, HistoryEntry, RolledBack, State},
         view::{Problem, View},
     },
@@ -42,6 +42,8 @@ use crate::{
 
 /// Where a rollback's snapshot is kept over a restart: its content can no longer be compiled from the sources.
 pub(super) const ROLLED_BACK_NAME: &str = "rolled-back.snapshot";
+/// How long a number waits for the disk before it is given all the same.
+const STORED_MAX: Duration = Duration::from_secs(5);
 /// Diagnostics of one publication that are logged; the rest is counted.
 const LOGGED_MAX: usize = 100;
 /// Changes that an entry of the history lists.
@@ -361,8 +363,6 @@ impl Publisher {
             prepare_ms: 0.0,
             rolled_back: self.state.rolled_back,
         };
-        // Its predecessor must be in its place, which it nearly always is.
-        let _ = self.settled().wait();
         let write_overlay = |run_dir: &RunDir| {
             overlay.write(run_dir).map_err(|source| Refusal::System { action: "cannot store what was applied", source })
         };
@@ -419,8 +419,10 @@ impl Publisher {
         self.given = Generation(highest.0 + 1);
         if self.given > self.scribe.reserved() {
             self.store_state();
-            // Logged where it has failed.
-            let _ = self.settled().wait();
+            // Logged where it has failed. Nobody else can change anything meanwhile, nor a proxy come back.
+            if let Err(Unsettled::Late) = self.settled().wait_until(Instant::now() + STORED_MAX) {
+                tracing::error!("the number of generation {} is not written yet: the disk does not answer", self.given);
+            }
         }
         self.given
     }

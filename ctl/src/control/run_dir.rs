@@ -14,6 +14,7 @@ use std::{
         },
     },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use rustix::{
@@ -30,6 +31,8 @@ const DIRECTORY_MODE: u32 = 0o711;
 const API_MODE: u32 = 0o600;
 /// Proxies of any user: who they are is what SO_PEERCRED, or a join token, says ([`super::admission`]).
 const LINK_MODE: u32 = 0o666;
+/// How the names of files begin and end that are written, and not yet in their places.
+const TEMPORARY: (&str, &str) = (".meshring-", ".tmp");
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
@@ -65,7 +68,7 @@ pub enum RunDirError {
     },
 }
 
-/// A file that is written, and not yet in its place. Of one name there is one at a time.
+/// A file that is written, and not yet in its place.
 #[derive(Debug)]
 #[must_use = "it is not in its place"]
 pub struct Pending {
@@ -92,7 +95,7 @@ impl Pending {
 impl Drop for Pending {
     fn drop(&mut self) {
         if !self.is_replaced {
-            // What was refused may hold Secrets. The next one of its name takes away what is left here.
+            // What was refused may hold Secrets. What is left here, the next process takes away.
             let _ = fs::remove_file(&self.temporary);
         }
     }
@@ -102,6 +105,8 @@ impl Drop for Pending {
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
+    /// Files that were written: each has a temporary name of its own, since one may wait for its place while the next is written.
+    written: AtomicU64,
     /// Holds the lock: the kernel drops it when the process ends, however it ends.
     _lock: File,
 }
@@ -138,7 +143,11 @@ impl RunDir {
         lock.set_len(0)
             .and_then(|()| writeln!(lock, "{}", std::process::id()))
             .map_err(failed("cannot write the lock file"))?;
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        let run_dir = Self { path: path.to_owned(), written: AtomicU64::new(0), _lock: lock };
+        run_dir
+            .clear_temporary()
+            .map_err(failed("cannot remove what an earlier control process has left half written"))?;
+        Ok(run_dir)
     }
 
     /// The directory.
@@ -162,14 +171,25 @@ impl RunDir {
 
     /// The first half of [`store`](Self::store): all that fails where there is no room and no right.
     pub fn write(&self, name: &str, content: &[u8]) -> io::Result<Pending> {
-        let temporary = self.path.join(format!("{name}.tmp"));
-        // One that a crash has left has the mode that it was made with.
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        let number = self.written.fetch_add(1, Ordering::Relaxed);
+        let temporary = self.path.join(format!("{}{number}-{name}{}", TEMPORARY.0, TEMPORARY.1));
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        let pending = Pending { temporary, path: self.path.join(name), is_replaced: false };
+        file.write_all(content)?;
+        Ok(pending)
+    }
+
+    /// Removes what a crash has left between the two halves. Only with the lock in hand is it known to be nobody's.
+    fn clear_temporary(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.as_encoded_bytes();
+            if name.starts_with(TEMPORARY.0.as_bytes()) && name.ends_with(TEMPORARY.1.as_bytes()) {
+                fs::remove_file(entry.path())?;
+            }
         }
-        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?.write_all(content)?;
-        Ok(Pending { temporary, path: self.path.join(name), is_replaced: false })
+        Ok(())
     }
 
     /// A file's content, `None` where it does not exist.
@@ -262,13 +282,23 @@ mod tests {
     fn what_is_stored_is_for_control_alone() {
         let parent = tempfile::tempdir().unwrap();
         fs::set_permissions(parent.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(parent.path().join(".meshring-7-x.tmp"), "left by a crash").unwrap();
+        fs::write(parent.path().join("y.tmp"), "somebody else's").unwrap();
         let run_dir = RunDir::open(parent.path()).unwrap();
-        fs::write(parent.path().join("x.tmp"), "left by a crash").unwrap();
+        let others = || {
+            let names = fs::read_dir(parent.path()).unwrap().map(|entry| entry.unwrap().file_name());
+            names.filter(|name| name != "lock" && name != "x").collect::<Vec<_>>()
+        };
+        assert_eq!(others(), ["y.tmp"]);
         for content in ["first", "second"] {
-            run_dir.store("x", content.as_bytes()).unwrap();
+            // Two may wait for their place at a time.
+            let (older, newer) =
+                (run_dir.write("x", b"older").unwrap(), run_dir.write("x", content.as_bytes()).unwrap());
+            older.replace().unwrap();
+            newer.replace().unwrap();
             assert_eq!(run_dir.load("x").unwrap().as_deref(), Some(content.as_bytes()));
             drop(run_dir.write("x", b"refused").unwrap());
-            assert!(!parent.path().join("x.tmp").exists());
+            assert_eq!(others(), ["y.tmp"]);
             let mode = fs::metadata(parent.path().join("x")).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
         }

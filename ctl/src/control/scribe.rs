@@ -6,8 +6,9 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
-        mpsc::{Receiver, SyncSender, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
+    time::Instant,
 };
 
 use meshring_core::id::Generation;
@@ -51,17 +52,53 @@ pub struct Settled {
     shared: Arc<Shared>,
 }
 
+/// Why what was applied may not survive this process.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unsettled {
+    /// The disk takes its time: it is not known yet.
+    #[error(
+        "it may be lost when control ends: it is not stored yet, the disk of the run directory is very slow or does not answer"
+    )]
+    Late,
+    /// It is not stored, and why.
+    #[error("it is lost when control ends, since it cannot be stored: {0}")]
+    Failed(String),
+}
+
 impl Settled {
-    /// Waits for it.
+    /// Waits for it, at most until then: who asks has a deadline, and a disk may have none.
     ///
     /// # Errors
-    /// What was applied is not stored, and why. A state that cannot be stored is logged only.
-    pub fn wait(self) -> Result<(), String> {
-        if self.over.is_some_and(|over| over.recv().is_err()) {
-            return Err("the thread that writes has ended".to_owned());
+    /// What was applied is not stored, or not yet. A state that cannot be stored is logged only.
+    pub fn wait_until(self, deadline: Instant) -> Result<(), Unsettled> {
+        if let Some(over) = &self.over {
+            match over.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(()) => {}
+                Err(RecvTimeoutError::Timeout) => return Err(Unsettled::Late),
+                Err(RecvTimeoutError::Disconnected) => return Err(self.ended()),
+            }
         }
+        self.stored()
+    }
+
+    /// Waits for it, however long that takes.
+    ///
+    /// # Errors
+    /// As for [`wait_until`](Self::wait_until).
+    pub fn wait(self) -> Result<(), Unsettled> {
+        match &self.over {
+            Some(over) if over.recv().is_err() => Err(self.ended()),
+            _ => self.stored(),
+        }
+    }
+
+    fn ended(&self) -> Unsettled {
+        Unsettled::Failed("the thread that writes has ended".to_owned())
+    }
+
+    fn stored(&self) -> Result<(), Unsettled> {
         let failed = self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        failed.clone().map_or(Ok(()), Err)
+        failed.clone().map_or(Ok(()), |why| Err(Unsettled::Failed(why)))
     }
 }
 
@@ -141,6 +178,8 @@ fn serve(run_dir: &RunDir, work: &Receiver<Job>, shared: &Shared) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -160,6 +199,21 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_for_a_disk_that_does_not_answer_has_a_deadline() {
+        let dir = tempfile::tempdir().unwrap();
+        let scribe = Scribe::start(Arc::new(RunDir::open(dir.path()).unwrap()), Generation(0)).unwrap();
+        // As a write that does not come back: it tells somebody who does not listen.
+        let (teller, held) = sync_channel(0);
+        scribe.send(Job::Tell(teller));
+        let soon = || Instant::now() + Duration::from_millis(20);
+        assert_eq!(scribe.settled().wait_until(soon()), Err(Unsettled::Late));
+        // Others, too, and without hindering each other.
+        assert_eq!(scribe.settled().wait_until(soon()), Err(Unsettled::Late));
+        held.recv().unwrap();
+        assert_eq!(scribe.settled().wait_until(Instant::now() + Duration::from_secs(20)), Ok(()));
+    }
+
+    #[test]
     fn what_cannot_be_stored_is_told_to_who_waits_for_it() {
         let dir = tempfile::tempdir().unwrap();
         let run_dir = Arc::new(RunDir::open(dir.path()).unwrap());
@@ -168,7 +222,7 @@ mod tests {
         // A directory in its place: no file can be renamed to it.
         std::fs::create_dir_all(dir.path().join("x/y")).unwrap();
         scribe.replace(pending);
-        assert!(scribe.settled().wait().unwrap_err().contains("/x: "));
+        assert!(matches!(scribe.settled().wait(), Err(Unsettled::Failed(why)) if why.contains("/x: ")));
         std::fs::remove_dir_all(dir.path().join("x")).unwrap();
         assert!(scribe.settled().wait().is_err(), "it is still not there");
         scribe.replace(run_dir.write("x", b"2").unwrap());
