@@ -514,8 +514,6 @@ pub const TLS_FIRST_RECORD_MS_MAX: u64 = 250;
 pub const TLS_SESSIONS_MAX: usize = 256;
 /// Connections that the kernel keeps for us while we are busy; it takes the lesser of this and net.core.somaxconn.
 pub const LISTEN_BACKLOG: i32 = 4096;
-/// A socket in whose queue nothing is takes so much at once, in bytes: nobody has to be woken, and to poll all of a request, to learn it.
-pub const WRITTEN_AT_ONCE_BYTES_MAX: usize = 2 * 1024;
 /// Between an accept that has failed, for want of descriptors or memory, and the next one, in milliseconds.
 pub const ACCEPT_PAUSE_MS: u64 = 50;
 /// Between two lines of the log about refusals of one code, in milliseconds.

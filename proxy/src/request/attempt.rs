@@ -416,9 +416,8 @@ pub(super) fn secure<'a>(
     })
 }
 
-/// The whole request is in `out`. Write and first read are submitted together: one pass through the event loop less.
-/// `out` comes back as it was if nothing of the response has come and `is_kept`, so that it can be sent again. `None`, only if
-/// `may_park`: the request is sent, and the upstream takes its time.
+/// The whole request is in `out`, which comes back as it was if nothing of the response has come and `is_kept`, so that it can be sent
+/// again. `None`, only if `may_park`: the request is sent, and the upstream takes its time.
 #[expect(clippy::too_many_arguments, reason = "as `streamed`, with how it is to be waited for")]
 async fn whole(
     exchange: &Exchange<'_>,
@@ -441,7 +440,7 @@ async fn whole(
             upstream.tell(out).await;
             return Ok(None);
         }
-        hold = Some((HOLD_BUFFER_MS_MAX, head_at_ms));
+        hold = Some(HOLD_BUFFER_MS_MAX);
     }
     let bounds = (head_read_bytes(conn), exchange.bounds.head_bytes + 1);
     let read = upstream.ask(out, is_kept, response_input, bounds, hold).await;

@@ -1,13 +1,7 @@
-//! A request and the first bytes of its response in one pass through the event loop, or until it has been waited for long enough.
+//! A request and the first bytes of its response, or until it has been waited for long enough.
 
-use std::{
-    future::{Future as _, poll_fn},
-    io,
-    pin::pin,
-    task::{Context, Poll, Waker},
-};
+use std::io;
 
-use meshring_core::limits::WRITTEN_AT_ONCE_BYTES_MAX;
 use monoio::{
     buf::SliceMut,
     io::{AsyncReadRent as _, AsyncWriteRent as _, CancelableAsyncReadRent as _},
@@ -25,22 +19,21 @@ use super::{
 };
 
 impl Conn {
-    /// Sends a request and waits for the first bytes of its response, both submitted together: one pass through the event loop
-    /// less. `out` comes back as it was if `is_kept`; without it its storage is given back while the upstream takes its
+    /// Sends a request and waits for the first bytes of its response. `out` comes back as it was if `is_kept`; without it its storage is given back while the upstream takes its
     /// time. Returns what [`Input`] reads return: a failed write needs no handling of its own, since the read ends with the same
     /// broken connection, or with a response that the peer sent before it stopped reading.
     ///
     /// `hold`: an answer that does not come within so many milliseconds behind the request is not waited for any longer, see
-    /// [`is_canceled`](super::is_canceled); the deadline that was set before, which comes second here, is gone then.
+    /// [`is_canceled`](super::is_canceled); the deadline that was set before is gone then.
     pub(crate) async fn ask(
         &mut self,
         out: &mut Buffer,
         is_kept: bool,
         input: &mut Input,
         (at_most, bytes_max): (usize, usize),
-        hold: Option<(u64, u64)>,
+        hold: Option<u64>,
     ) -> io::Result<usize> {
-        let hold = hold.map(|(ms, until_ms)| Hold { timer: &self.timer, ms, until_ms });
+        let hold = hold.map(|ms| Hold { timer: &self.timer, ms });
         let (ReadHalf::Socket(read), WriteHalf::Socket(write)) = (&mut self.read, &mut self.write) else {
             // Also one that is a tunnel.
             let ReadHalf::Stream(stream) = &self.read else { return Err(io::ErrorKind::Unsupported.into()) };
@@ -131,19 +124,12 @@ async fn ask_kernel(
 pub(in crate::worker) struct Hold<'a> {
     timer: &'a Timer,
     ms: u64,
-    /// The deadline of the whole.
-    until_ms: u64,
 }
 
 impl Hold<'_> {
     /// The request is written: from here on its answer is waited for.
     pub(in crate::worker) fn begin(self) {
         self.timer.set(now_ms() + self.ms, Expiry::CancelRead);
-    }
-
-    /// It is not written yet, against all expectations.
-    fn undo(self) {
-        self.timer.set(self.until_ms, Expiry::ShutdownBoth);
     }
 }
 
@@ -164,6 +150,8 @@ async fn read_held(
     (result, space)
 }
 
+/// Not both at once: a read that is submitted together with its request finds nothing, and must be woken up for what comes. One that is
+/// submitted a pass later finds the response where it has come by then, which on a busy worker is most of the time.
 async fn ask_plain(
     read: &mut SocketReader,
     write: &mut SocketWriter,
@@ -173,64 +161,16 @@ async fn ask_plain(
     hold: Option<Hold<'_>>,
 ) -> (io::Result<usize>, SliceMut<Vec<u8>>) {
     let len = out.len();
-    let writing = write.socket.write(out.lend());
-    let Some(hold) = hold else {
-        let room = space.end() - space.begin();
-        let reading = read.socket.read(space);
-        let (written, bytes) = writing.await;
-        out.restore(bytes);
-        asked(write, out, is_kept, written, len).await;
-        let (result, space) = reading.await;
-        read.has_read(&result, room);
-        return (result, space);
-    };
-    let mut reading = pin!(read_held(read, space, Some(hold)));
-    let mut early = None;
-    let (written, bytes) = {
-        let mut writing = pin!(writing);
-        let mut done = None;
-        // One that is not held waits for longer, and must not have a buffer meanwhile.
-        if len <= WRITTEN_AT_ONCE_BYTES_MAX {
-            hold.begin();
-            // On epoll that is the write.
-            if let Poll::Ready(written) = writing.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                done = Some(written);
-            }
-            early = Some(reading.as_mut().await);
-        }
-        match done {
-            Some(written) => written,
-            None => {
-                poll_fn(|cx| {
-                    let written = writing.as_mut().poll(cx);
-                    if written.is_pending() && early.is_some() {
-                        hold.undo();
-                    }
-                    // A read that can be cancelled is submitted by its first turn.
-                    if early.is_none()
-                        && let Poll::Ready(result) = reading.as_mut().poll(cx)
-                    {
-                        early = Some(result);
-                    }
-                    written
-                })
-                .await
-            }
-        }
-    };
+    let (written, bytes) = write.socket.write(out.lend()).await;
     out.restore(bytes);
-    if early.is_some() && matches!(written, Ok(written) if written < len) {
-        hold.undo();
-    }
     asked(write, out, is_kept, written, len).await;
-    if let Some(result) = early {
-        return result;
+    if let Some(hold) = hold {
+        hold.begin();
     }
-    hold.begin();
-    reading.await
+    read_held(read, space, hold).await
 }
 
-/// The first write of a request of `len` bytes is done; the read is pending meanwhile.
+/// The first write of a request of `len` bytes is done.
 async fn asked(write: &mut SocketWriter, out: &mut Buffer, is_kept: bool, written: io::Result<usize>, len: usize) {
     if let Ok(written) = written
         && written < len
