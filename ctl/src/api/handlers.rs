@@ -70,7 +70,9 @@ async fn change(
         if query.wait && !query.dry_run {
             outcome.applied = Some(wait(&control, published.generation, false, query.timeout_ms, begin));
         }
-        survives(published.generation, settled, begin + timeout(query.timeout_ms))?;
+        if !query.dry_run {
+            survives(published.generation, settled, begin + timeout(query.timeout_ms))?;
+        }
         Ok(Json(outcome))
     })
     .await

@@ -33,7 +33,7 @@ use crate::{
         handshake::{self, HandshakeError},
         materials::{NoTls, Offer},
     },
-    upstream::{Endpoint, Lease, Origination, Reuse},
+    upstream::{Endpoint, Lease, Origination, Reuse, Seen},
     worker::{
         Worker,
         buffers::{Buffer, Input, Kept},
@@ -190,9 +190,11 @@ pub(super) async fn forward(
     };
     while *attempt <= ATTEMPTS_MAX {
         let is_last = *attempt == ATTEMPTS_MAX;
+        // The last one is not sent again.
+        let which = if is_last { reuse.once() } else { *reuse };
         let (was_sent, kept, stalled, mut lease) = match sent.take() {
             Some(Sent { lease, kept, stalled }) => (true, kept, stalled, lease),
-            None => match leased(worker, conn, record, pinned, plan, total_at_ms, *reuse, tried.as_ref()).await {
+            None => match leased(worker, conn, record, pinned, plan, total_at_ms, which, tried.as_ref()).await {
                 Ok(lease) => (false, None, None, lease),
                 Err(NotLeased { endpoint: Some(endpoint), .. }) if !is_last => {
                     worker.stats.add(Counter::UpstreamRetries, 1);
@@ -266,7 +268,9 @@ pub(super) async fn forward(
                     out.extend_from_slice(&kept);
                 }
                 worker.stats.add(Counter::UpstreamRetries, 1);
-                lease.endpoint().distrust_idle();
+                if lease.conn.stream().is_none() {
+                    lease.endpoint().distrust_idle();
+                }
                 *reuse = Reuse::Never;
                 *attempt += 1;
             }
@@ -274,6 +278,10 @@ pub(super) async fn forward(
                 out.clear();
                 out.release();
                 drop(response_input);
+                let is_odd = matches!(failure, Failure::NoResponse | Failure::Malformed(_));
+                if is_odd && lease.reused && lease.conn.stream().is_none() {
+                    lease.endpoint().distrust_idle();
+                }
                 if let (Failure::Timeout, Some(stream)) = (&failure, lease.conn.stream()) {
                     stream.waited_in_vain();
                 }
@@ -601,6 +609,9 @@ pub(super) async fn finish(
     let Exchange { worker, uploading, keep_alive, .. } = *exchange;
     conn.timer.clear();
     conn.told().works();
+    if relayed.upstream_seen == Seen::Excess {
+        lease.endpoint().distrust_idle();
+    }
     if relayed.upstream_reusable && !uploading.get() && !worker.draining() {
         lease.give_back(now_ms(), relayed.keep_alive_timeout_s, relayed.upstream_seen);
     }

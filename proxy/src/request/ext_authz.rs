@@ -109,7 +109,7 @@ async fn answer(
     let mut tried = None;
     let mut reuse = Reuse::Any;
     let mut last = Failure::NoEndpoint;
-    for _ in 0..ATTEMPTS_MAX {
+    for attempt in 1..=ATTEMPTS_MAX {
         let table = pinned.table();
         let chosen = cluster.choose(table, &worker.endpoints, &worker.random, now_ms(), tried.as_ref());
         let Some(endpoint) = chosen else { return Err(last) };
@@ -117,7 +117,9 @@ async fn answer(
         if left_ms == 0 {
             return Err(Failure::TimedOut);
         }
-        let lease = match lease::lease(worker, &endpoint, cluster.shared.slot, Http2::No, reuse, left_ms).await {
+        // The last one is not sent again.
+        let which = if attempt == ATTEMPTS_MAX { reuse.once() } else { reuse };
+        let lease = match lease::lease(worker, &endpoint, cluster.shared.slot, Http2::No, which, left_ms).await {
             Ok(lease) => lease,
             Err(unleased) => {
                 last = match unleased {

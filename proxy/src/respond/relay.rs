@@ -120,7 +120,7 @@ pub(crate) struct Relayed {
     pub(crate) is_switched: bool,
     /// The upstream connection can carry another request.
     pub(crate) upstream_reusable: bool,
-    /// What it has shown of that.
+    /// What it has shown of its server.
     pub(crate) upstream_seen: Seen,
     /// The client's connection can carry another request.
     pub(crate) downstream_keep: bool,
@@ -331,7 +331,7 @@ async fn relay_final(
         is_reusable: head.keep_alive && head.framing != BodyFraming::UntilClose,
         // Behind a head that has no body, servers are known to send one.
         seen: match head.framing {
-            BodyFraming::Length(1..) | BodyFraming::Chunked => Seen::Quiet,
+            BodyFraming::Length(1..) | BodyFraming::Chunked => Seen::End,
             _ => Seen::Nothing,
         },
         downstream_keep: keep,
@@ -384,7 +384,7 @@ async fn relay_rest(
         is_switched: false,
         // Bytes behind the end of a response belong to nobody (RFC 9112 section 9.5): that connection is done.
         upstream_reusable: relaying.is_reusable && input.is_empty(),
-        upstream_seen: relaying.seen,
+        upstream_seen: if input.is_empty() { relaying.seen } else { Seen::Excess },
         downstream_keep: relaying.downstream_keep,
         keep_alive_timeout_s: relaying.keep_alive_timeout_s,
     }))

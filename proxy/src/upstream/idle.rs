@@ -7,13 +7,15 @@ use meshring_core::limits::{UPSTREAM_DISTRUST_MS, UPSTREAM_IDLE_ONCE_MS_MAX, UPS
 use super::Reuse;
 use crate::worker::conn::Conn;
 
-/// What a response has shown of the connection that it came on, as far as its reader has seen.
+/// What a response has shown of the server that it came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Seen {
     /// Nothing.
     Nothing,
-    /// That nothing came behind it, in a message whose end nobody can mistake.
-    Quiet,
+    /// Its end, which nobody can mistake.
+    End,
+    /// Bytes behind its end.
+    Excess,
 }
 
 #[derive(Debug)]
@@ -22,7 +24,7 @@ struct Idle {
     since_ms: u64,
     /// When it is not to be used any more: our limit, or what the server has announced less a margin.
     until_ms: u64,
-    /// When it was seen to be quiet.
+    /// When it was seen to be quiet, unless that says nothing.
     quiet_at: Option<Instant>,
 }
 
@@ -30,7 +32,7 @@ struct Idle {
 #[derive(Debug, Default)]
 pub(super) struct IdleConns {
     conns: Vec<Idle>,
-    /// Until then each is looked at: one was used that its server had closed.
+    /// Until then each is looked at: the server closes connections, or says more on them, when nobody expects it.
     distrust_until_ms: u64,
 }
 
@@ -45,8 +47,8 @@ impl IdleConns {
 
     /// One more, for so many milliseconds.
     pub(super) fn put(&mut self, conn: Conn, now_ms: u64, ms_max: u64, seen: Seen) {
-        let is_quiet = seen == Seen::Quiet && now_ms >= self.distrust_until_ms && conn.was_quiet();
-        let quiet_at = is_quiet.then(Instant::now);
+        // Not now: to write the response may have taken its client minutes.
+        let quiet_at = conn.quiet_at().filter(|_| seen == Seen::End && now_ms >= self.distrust_until_ms);
         self.conns.push(Idle { conn, since_ms: now_ms, until_ms: now_ms + ms_max, quiet_at });
     }
 
@@ -64,13 +66,19 @@ impl IdleConns {
             }
             let idle = self.conns.pop()?;
             let is_trusted = reuse == Reuse::Any && idle.quiet_at.is_some_and(is_just_now);
-            if now_ms < idle.until_ms && (is_trusted || idle.conn.is_quiet()) {
-                return Some(idle.conn);
+            if now_ms < idle.until_ms {
+                if is_trusted || idle.conn.is_quiet() {
+                    return Some(idle.conn);
+                }
+                let young = Duration::from_millis(UPSTREAM_IDLE_ONCE_MS_MAX);
+                if idle.quiet_at.is_some_and(|at| at.elapsed() < young) {
+                    self.distrust(now_ms);
+                }
             }
         }
     }
 
-    /// A server has closed one without a word before a request came: for a while all of them are looked at.
+    /// The server has closed one soon after its use, or said something on it that nobody has asked for: for a while all are looked at.
     pub(super) fn distrust(&mut self, now_ms: u64) {
         self.distrust_until_ms = now_ms + UPSTREAM_DISTRUST_MS;
         self.conns.iter_mut().for_each(|idle| idle.quiet_at = None);
@@ -144,11 +152,11 @@ mod tests {
         on_each_driver(async |worker| {
             let mut was_in_time = false;
             for _ in 0..200 {
+                let began = Instant::now();
                 let (conn, mut server) = used(&worker, BUFFER_BYTES).await;
                 disturb(&conn, &mut server, false).await;
                 let mut idle = IdleConns::default();
-                let began = Instant::now();
-                idle.put(conn, now_ms(), 60_000, Seen::Quiet);
+                idle.put(conn, now_ms(), 60_000, Seen::End);
                 let taken = idle.take(Reuse::Any, now_ms());
                 if began.elapsed() < TRUSTED {
                     assert!(taken.is_some());
@@ -164,12 +172,14 @@ mod tests {
         on_each_driver(async |worker| {
             let cases = [
                 ("seen nothing", BUFFER_BYTES, Seen::Nothing, Reuse::Any),
+                ("seen too much", BUFFER_BYTES, Seen::Excess, Reuse::Any),
+                ("a response that took its client long", BUFFER_BYTES, Seen::End, Reuse::Any),
                 // More may have been there.
-                ("a read that was filled", RESPONSE.len(), Seen::Quiet, Reuse::Any),
-                ("a request that must not be sent twice", BUFFER_BYTES, Seen::Quiet, Reuse::Recent),
-                ("distrusted before", BUFFER_BYTES, Seen::Quiet, Reuse::Any),
-                ("distrusted since", BUFFER_BYTES, Seen::Quiet, Reuse::Any),
-                ("later", BUFFER_BYTES, Seen::Quiet, Reuse::Any),
+                ("a read that was filled", RESPONSE.len(), Seen::End, Reuse::Any),
+                ("a request that must not be sent twice", BUFFER_BYTES, Seen::End, Reuse::Recent),
+                ("distrusted before", BUFFER_BYTES, Seen::End, Reuse::Any),
+                ("distrusted since", BUFFER_BYTES, Seen::End, Reuse::Any),
+                ("later", BUFFER_BYTES, Seen::End, Reuse::Any),
             ];
             for (case, room, seen, reuse) in cases {
                 for (is_disturbed, ends) in [(false, false), (true, false), (true, true)] {
@@ -178,18 +188,21 @@ mod tests {
                         disturb(&conn, &mut server, ends).await;
                     }
                     let mut idle = IdleConns::default();
-                    if case == "distrusted before" {
-                        idle.distrust(now_ms());
+                    let later = async |at: Instant| {
+                        while at.elapsed() <= TRUSTED {
+                            pause(TICK).await;
+                        }
+                    };
+                    match case {
+                        "distrusted before" => idle.distrust(now_ms()),
+                        "a response that took its client long" => later(Instant::now()).await,
+                        _ => {}
                     }
                     idle.put(conn, now_ms(), 60_000, seen);
                     let given_back = Instant::now();
                     match case {
                         "distrusted since" => idle.distrust(now_ms()),
-                        "later" => {
-                            while given_back.elapsed() <= TRUSTED {
-                                pause(TICK).await;
-                            }
-                        }
+                        "later" => later(given_back).await,
                         _ => {}
                     }
                     assert_eq!(idle.take(reuse, now_ms()).is_none(), is_disturbed, "{case}, {is_disturbed}, {ends}");
@@ -205,8 +218,24 @@ mod tests {
             let mut idle = IdleConns::default();
             let now_ms = now_ms();
             idle.distrust(now_ms);
-            idle.put(conn, now_ms + UPSTREAM_DISTRUST_MS, 60_000, Seen::Quiet);
+            idle.put(conn, now_ms + UPSTREAM_DISTRUST_MS, 60_000, Seen::End);
             assert!(idle.conns[0].quiet_at.is_some());
+        });
+    }
+
+    #[test]
+    fn a_server_that_closes_soon_is_distrusted_and_one_that_closes_late_is_not() {
+        on_each_driver(async |worker| {
+            for (is_known, seen) in [(true, Seen::End), (false, Seen::Nothing)] {
+                let began = Instant::now();
+                let (conn, mut server) = used(&worker, BUFFER_BYTES).await;
+                disturb(&conn, &mut server, true).await;
+                let mut idle = IdleConns::default();
+                idle.put(conn, now_ms(), 60_000, seen);
+                assert!(idle.take(Reuse::Recent, now_ms()).is_none());
+                let was_soon = began.elapsed() < Duration::from_millis(UPSTREAM_IDLE_ONCE_MS_MAX);
+                assert!(!was_soon || (idle.distrust_until_ms > 0) == is_known);
+            }
         });
     }
 }

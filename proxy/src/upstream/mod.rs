@@ -51,6 +51,13 @@ pub(crate) enum Reuse {
     Never,
 }
 
+impl Reuse {
+    /// For the last attempt of a request.
+    pub(crate) fn once(self) -> Self {
+        if self == Self::Any { Self::Recent } else { self }
+    }
+}
+
 /// One address as a worker knows it, over all generations and clusters.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
@@ -203,7 +210,7 @@ impl Endpoint {
         self.avoid_until_ms.set(now_ms() + UPSTREAM_AVOID_MS);
     }
 
-    /// One of its connections was closed without a word before a request came.
+    /// Its server closes connections, or says more on them, when nobody expects it.
     pub(crate) fn distrust_idle(&self) {
         self.idle.borrow_mut().distrust(now_ms());
     }

@@ -481,13 +481,12 @@ impl Input {
             ReadHalf::Socket(socket) => socket,
             ReadHalf::Stream(stream) => return stream.fill(self, at_most, bytes_max).await,
         };
+        from.is_read();
         if let Some(tls) = from.tls.clone() {
             return self.fill_secured(from, &tls, at_most, bytes_max, handle).await;
         }
         let Some(space) = self.lend(at_most, bytes_max) else { return Err(io::ErrorKind::OutOfMemory.into()) };
-        let room = space.end() - space.begin();
         let (result, space) = from.socket.cancelable_read(space, handle).await;
-        from.has_read(&result, room);
         self.restore(space);
         result
     }
@@ -516,10 +515,7 @@ impl Input {
                     None => continue,
                 }
             }
-            let space = tls.lend_space();
-            let room = space.end() - space.begin();
-            let (result, space) = from.socket.cancelable_read(space, handle.clone()).await;
-            from.has_read(&result, room);
+            let (result, space) = from.socket.cancelable_read(tls.lend_space(), handle.clone()).await;
             tls.restore_space(space);
             if result? == 0 {
                 tls.socket_ended();
@@ -534,7 +530,7 @@ impl Input {
             ReadHalf::Socket(socket) => socket,
             ReadHalf::Stream(stream) => return stream.fill_now(self, at_most, bytes_max),
         };
-        from.is_read_elsewhere();
+        from.is_read();
         if let Some(tls) = &from.tls {
             return self.fill_secured_now(tls, at_most, bytes_max);
         }

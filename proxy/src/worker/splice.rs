@@ -143,7 +143,7 @@ impl Splice {
     /// `None` where one of them does not carry plain bytes, where control may have taken it around TCP, or without a pipe.
     fn between(from: &ReadHalf, to: &WriteHalf, pool: &Rc<Buffers>, restores: bool) -> Option<Self> {
         let (ReadHalf::Socket(from), WriteHalf::Socket(to)) = (from, to) else { return None };
-        from.is_read_elsewhere();
+        from.is_read();
         let is_kernel_tls = from.tls.is_some();
         let (from, to) = (from.plain_fd()?, to.plain_fd()?);
         if readiness::may_be_bypassed(from) || readiness::may_be_bypassed(to) {

@@ -129,7 +129,10 @@ pub(in crate::worker) struct Hold<'a> {
 impl Hold<'_> {
     /// The request is written: from here on its answer is waited for.
     pub(in crate::worker) fn begin(self) {
-        self.timer.set(now_ms() + self.ms, Expiry::CancelRead);
+        // A deadline that has passed in mid-write stays the one that has.
+        if !self.timer.has_expired() {
+            self.timer.set(now_ms() + self.ms, Expiry::CancelRead);
+        }
     }
 }
 
@@ -146,7 +149,7 @@ async fn read_held(
         Some(hold) => read.socket.cancelable_read(space, hold.timer.cancel_handle()).await,
         None => read.socket.read(space).await,
     };
-    read.has_read(&result, room);
+    read.has_read_answer(&result, room);
     (result, space)
 }
 
@@ -182,5 +185,25 @@ async fn asked(write: &mut SocketWriter, out: &mut Buffer, is_kept: bool, writte
         // An upstream may take its time: as many requests as wait for it, so many buffers less.
         out.clear();
         out.release();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{on_each_driver, pair};
+
+    #[test]
+    fn a_deadline_that_has_passed_while_the_request_was_written_is_still_known_behind_it() {
+        on_each_driver(async |worker| {
+            for is_late in [false, true] {
+                let (conn, _server) = pair(&worker);
+                conn.timer.set(now_ms() + 1_000, Expiry::ShutdownBoth);
+                worker.deadlines.tick(now_ms() + if is_late { 2_000 } else { 0 });
+                Hold { timer: &conn.timer, ms: 100 }.begin();
+                conn.timer.set(now_ms() + 1_000, Expiry::ShutdownBoth);
+                assert_eq!(conn.timer.take_expired(), is_late);
+            }
+        });
     }
 }
