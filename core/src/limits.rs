@@ -167,7 +167,8 @@ pub const KEEP_ALIVE_MARGIN_MS: u64 = 1_000;
 pub const UPSTREAM_IDLE_ONCE_MS_MAX: u64 = 1_000;
 /// For so many microseconds a connection on which nothing came behind its response is taken to be open and silent without being asked.
 pub const UPSTREAM_TRUST_US: u64 = 1_000;
-/// For so many milliseconds all connections to an endpoint are asked, after it was found to have closed one without a word.
+/// For so many milliseconds all connections to an endpoint are asked, after it was found to have closed one soon after its use, or to
+/// have said more on one than it should.
 pub const UPSTREAM_DISTRUST_MS: u64 = 10_000;
 /// Idle upstream connections that a worker keeps per endpoint unless `--upstream-idle-max` says otherwise. (Envoy keeps whatever a
 /// burst has opened for an hour.)

@@ -54,7 +54,7 @@ impl IdleConns {
 
     /// One that is still open, newest first: the older ones age out under low load.
     ///
-    /// Each is asked for FIN and for bytes that nobody wants, which costs a tenth of a request. Not so one that was seen to be quiet
+    /// Each is asked for FIN and for bytes that nobody wants, which costs 5 to 10 % of a request. Not so one that was seen to be quiet
     /// [just now](UPSTREAM_TRUST_US), for a request that can be sent again: whoever waits for readiness, as others do, knows no more of it
     /// than its last pass through its events has told, and what comes later meets the request on its way in any case.
     pub(super) fn take(&mut self, reuse: Reuse, now_ms: u64) -> Option<Conn> {
