@@ -23,7 +23,11 @@ use super::{
 };
 use crate::{
     apply::{Published, Publisher, Refusal},
-    control::{Control, fleet::Proxy, scribe::Settled},
+    control::{
+        Control,
+        fleet::Proxy,
+        scribe::{Settled, Unsettled},
+    },
     diagnostic::Severity,
     explain::{self, Explanation, Hop},
     export,
@@ -82,7 +86,10 @@ async fn change(
 fn survives(generation: Generation, settled: Settled, deadline: Instant) -> Result<(), ApiError> {
     settled.wait_until(deadline.max(Instant::now() + STORED_MIN)).map_err(|error| {
         let told = format!("generation {generation} is active, but {error}");
-        tracing::warn!("{told}");
+        // A failure has been logged by whoever has met it.
+        if error == Unsettled::Late {
+            tracing::warn!("{told}");
+        }
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, told)
     })
 }
