@@ -26,6 +26,7 @@ const TIMEOUT_MS: u32 = 1_000;
 
 on_both_drivers! {
     a_client_that_uploads_but_reads_nothing_is_let_go_at_the_timeout
+    a_response_that_is_cut_at_the_timeout_does_not_look_whole
     a_client_that_reads_no_interim_response_is_let_go_at_the_timeout
     an_upstream_that_does_not_complete_a_connection_is_504_at_the_timeout
 }
@@ -84,6 +85,20 @@ fn a_client_that_uploads_but_reads_nothing_is_let_go_at_the_timeout(driver: Driv
     assert_not_early(begun);
     is_over.recv_timeout(wait::PATIENCE).expect("the upstream's connection is ended, too");
     assert_ended(client.stream());
+}
+
+/// Only the end of the connection marks the end of this body.
+fn a_response_that_is_cut_at_the_timeout_does_not_look_whole(driver: Driver) {
+    let (upstream, is_over) = endless_upstream("HTTP/1.1 200 OK\r\n\r\n", "x".repeat(64 * 1024));
+    let proxy = Proxy::alone(&world_with_timeout(upstream.address()), driver);
+    let mut client = proxy.connect();
+    client.send("GET / HTTP/1.0\r\nhost: echo\r\n\r\n");
+    is_over.recv_timeout(wait::PATIENCE).expect("the upstream's connection is ended");
+    let mut response = Vec::new();
+    let end = client.stream().read_to_end(&mut response);
+    let error = end.expect_err("a response that was cut looks whole");
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    assert!(response.starts_with(b"HTTP/1.1 200 OK\r\n"), "{}", String::from_utf8_lossy(&response));
 }
 
 /// Interim responses without end, and nobody who reads them.

@@ -543,6 +543,11 @@ fn read_as(result: &io::Result<usize>) -> IdleRead {
 
 impl Drop for Conn {
     fn drop(&mut self) {
+        if self.fd().is_some() && self.timer.is_cut() {
+            // What is cut must not look whole. And a peer that waits for room to send would go on waiting for a minute: behind
+            // `shutdown` the kernel opens the window no more, and closes without a reset if all was read (`tcp_cleanup_rbuf`).
+            return self.abort();
+        }
         // Before the descriptor goes: the peer must be able to tell an end from a cut.
         if let Some(tls) = self.tls() {
             tls.close();

@@ -47,6 +47,8 @@ struct Slot {
     expired: bool,
     /// Ended by us at once, and for good: a deadline that is set later must not make it look like the peer's end.
     ended: bool,
+    /// Both sides were ended by us, at once or at a deadline.
+    cut: bool,
     idle: bool,
     canceller: Option<Canceller>,
 }
@@ -74,6 +76,8 @@ pub(crate) struct Deadlines(RefCell<Slots>);
 pub(crate) struct Timer {
     deadlines: Rc<Deadlines>,
     index: u32,
+    /// The slot of the timer that this one is beside, or its own.
+    main: u32,
 }
 
 /// Milliseconds of the monotonic clock; deadlines are looked at ten times a second, so that a few do not matter.
@@ -94,8 +98,8 @@ impl Deadlines {
 
     fn timer_of(self: &Rc<Self>, target: Target) -> Timer {
         let mut slots = self.0.borrow_mut();
-        let slot =
-            Slot { target, expiry: Expiry::ShutdownBoth, expired: false, ended: false, idle: false, canceller: None };
+        let expiry = Expiry::ShutdownBoth;
+        let slot = Slot { target, expiry, expired: false, ended: false, cut: false, idle: false, canceller: None };
         let index = match slots.free.pop() {
             Some(index) => {
                 slots.slots[index as usize] = slot;
@@ -113,7 +117,7 @@ impl Deadlines {
                 slots.slots.len() as u32 - 1
             }
         };
-        Timer { deadlines: Rc::clone(self), index }
+        Timer { deadlines: Rc::clone(self), index, main: index }
     }
 
     /// Acts on every deadline that has passed.
@@ -159,6 +163,7 @@ impl Deadlines {
 
 impl Slot {
     fn act(&mut self) {
+        self.cut |= self.expiry == Expiry::ShutdownBoth;
         let fd = match &self.target {
             Target::Socket(fd) => *fd,
             Target::Interrupt(interrupt) => return interrupt.act(self.expiry),
@@ -182,10 +187,17 @@ impl Slot {
 }
 
 impl Timer {
-    /// Another timer for the same socket or stream.
+    /// Another timer for the same socket or stream, which is dropped before this one.
     pub(crate) fn beside(&self) -> Timer {
         let target = self.deadlines.0.borrow().slots[self.index as usize].target.clone();
-        self.deadlines.timer_of(target)
+        let mut beside = self.deadlines.timer_of(target);
+        beside.main = self.main;
+        beside
+    }
+
+    /// Whether this timer, or one that was beside it, has ended both sides.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.deadlines.0.borrow().slots[self.index as usize].cut
     }
 
     /// Sets the deadline, in milliseconds of [`now_ms`]; replaces the one before.
@@ -263,6 +275,36 @@ impl Drop for Timer {
         let slot = &mut slots.slots[index];
         slot.canceller = None;
         slot.target = Target::Socket(-1);
+        let was_cut = slot.cut;
+        slots.slots[self.main as usize].cut |= was_cut;
         slots.free.push(self.index);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{on_each_driver, pair};
+
+    #[test]
+    fn what_any_timer_of_a_connection_has_cut_ends_with_a_reset() {
+        on_each_driver(async |worker| {
+            for (is_beside, expiry) in
+                [(false, Expiry::ShutdownBoth), (true, Expiry::ShutdownBoth), (true, Expiry::ShutdownRead)]
+            {
+                let (conn, peer) = pair(&worker);
+                let second = conn.second_timer();
+                let timer = if is_beside { &second } else { &conn.timer };
+                timer.set(now_ms() + 1_000, expiry);
+                worker.deadlines.tick(now_ms() + 2_000);
+                drop(second);
+                assert_eq!(conn.timer.is_cut(), expiry == Expiry::ShutdownBoth);
+                // What the slot was before is nothing to the next one.
+                assert!(!conn.second_timer().is_cut());
+                drop(conn);
+                // A reset dissolves the connection; behind a FIN it still has two ends.
+                assert_eq!(peer.peer_addr().is_err(), expiry == Expiry::ShutdownBoth);
+            }
+        });
     }
 }
