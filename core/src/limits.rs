@@ -202,6 +202,12 @@ pub const HTTP2_CONNECTION_WINDOW_BYTES: u32 = HTTP2_STREAMS_MAX * HTTP2_STREAM_
 pub const HTTP2_UPSTREAM_WINDOW_BYTES: u32 = HTTP2_UPSTREAM_STREAMS_MAX as u32 * HTTP2_STREAM_WINDOW_BYTES;
 /// Largest header list, in bytes as RFC 9113 section 6.5.2 counts them: what the bounds of a head leave room for.
 pub const HTTP2_HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;
+/// A header list of more octets ends the connection, where one that is above the limit is answered: nobody sends four times as much as he
+/// was told by mistake, and each octet of a header section may stand for a field of 32 and more. As many as [`HTTP2_HEADER_BLOCK_BYTES_MAX`]
+/// of text in few fields are below it.
+pub const HTTP2_HEADER_LIST_BYTES_ENDURED: usize = 4 * HTTP2_HEADER_LIST_BYTES_MAX as usize;
+/// Likewise fields of a client's header section, of which three octets may be one.
+pub const HTTP2_HEADER_FIELDS_ENDURED: usize = 10 * HEAD_FIELDS_MAX;
 /// A header section as it is sent, in bytes: one whose list is too long is answered, one that is longer still does not end.
 pub const HTTP2_HEADER_BLOCK_BYTES_MAX: usize = 2 * HTTP2_HEADER_LIST_BYTES_MAX as usize;
 /// Frames that it may come in.

@@ -2,7 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
 use meshring_core::{
-    limits::{HEAD_BYTES_MAX, HEAD_FIELDS_MAX, HTTP2_STREAMS_MAX},
+    limits::{
+        HEAD_BYTES_MAX, HEAD_FIELDS_MAX, HTTP2_HEADER_FIELDS_ENDURED, HTTP2_HEADER_LIST_BYTES_ENDURED,
+        HTTP2_STREAMS_MAX,
+    },
     table::model::UpstreamProtocol,
 };
 use meshring_tests::{
@@ -10,7 +13,7 @@ use meshring_tests::{
     frames::{
         self, CONTINUATION, DATA, ENABLE_CONNECT_PROTOCOL, ENABLE_PUSH, END_HEADERS, HEADERS, INITIAL_WINDOW_SIZE,
         MAX_CONCURRENT_STREAMS, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE, PING, PUSH_PROMISE, RST_STREAM, SETTINGS,
-        WINDOW_UPDATE, block, code, field,
+        WINDOW_UPDATE, block, code, field, headers,
     },
     generate::{assert_same_bytes, body},
     h2::{Connection, Message, Opening, get, request},
@@ -32,6 +35,7 @@ on_both_drivers! {
     the_settings_are_what_the_proxy_can_keep
     pings_and_settings_are_acknowledged
     a_header_list_of_60_kib_is_forwarded_and_more_is_431
+    a_header_list_beyond_all_bounds_ends_the_connection
     frames_that_no_client_may_send_end_the_connection
     what_is_unknown_is_ignored
     a_half_written_preface_is_no_request
@@ -270,6 +274,32 @@ fn a_header_list_of_60_kib_is_forwarded_and_more_is_431(driver: Driver) {
         client.get("echo", "/behind").expect(200);
         assert_eq!(hop.application.received().len(), before + 1);
     }
+}
+
+/// An octet of each field is enough where the table has the rest, and three where it is nothing.
+fn a_header_list_beyond_all_bounds_ends_the_connection(driver: Driver) {
+    let hop = Hop::new(driver);
+    let entry = frames::indexed("x-bomb", "b".repeat(3_968 - "x-bomb".len()));
+    // Of the entry 4,000 octets each; what else a request has is far below them.
+    let large = |octets: usize| [entry.clone(), vec![0xbe; octets / 4_000 - 1]].concat();
+    let many = |count: usize| [0, 1, b'x', 0].repeat(count);
+    for (fields, is_endured) in [
+        (large(HTTP2_HEADER_LIST_BYTES_ENDURED), true),
+        (large(HTTP2_HEADER_LIST_BYTES_ENDURED + 4_000), false),
+        (many(HTTP2_HEADER_FIELDS_ENDURED), true),
+        (many(HTTP2_HEADER_FIELDS_ENDURED + 1), false),
+    ] {
+        let mut client = Connection::connect(hop.listeners()[0]);
+        let stream = client.new_stream();
+        client.send(headers(stream, [block(&get("echo", "/bad")), fields].concat(), true));
+        if is_endured {
+            client.response(stream).expect(431);
+            client.get("echo", "/behind").expect(200);
+        } else {
+            assert_eq!(client.end(), Some(code::ENHANCE_YOUR_CALM));
+        }
+    }
+    assert_eq!(hop.application.received().len(), 2);
 }
 
 fn frames_that_no_client_may_send_end_the_connection(driver: Driver) {

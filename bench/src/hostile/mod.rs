@@ -5,6 +5,7 @@ mod attack;
 mod cgroup;
 mod descriptors;
 mod floods;
+mod give_way;
 mod hosts;
 mod memory;
 mod random_close;
@@ -20,17 +21,14 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::ValueEnum;
-use rustix::process::setpriority_process;
 use rustix::thread::{CpuSet, sched_getaffinity};
 
+use self::give_way::give_way;
 use crate::limits::{FLOOD_RATE_MAX, HOSTILE_REQUESTS_MAX, HOSTILE_ROUNDS_MAX};
 use crate::mesh::RunParent;
 use crate::process::pin_to;
 use crate::reconfigure::in_range;
 use crate::{OutputFormat, load, parse_duration};
-
-/// The least of shares.
-const ATTACKER_NICE: i32 = 19;
 
 /// What is done to the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -170,10 +168,4 @@ fn separate_cores() -> anyhow::Result<usize> {
     };
     pin_to(others)?;
     Ok(proxy)
-}
-
-/// Lets everybody else on its core go before this thread, an attacker: what the normal load waits for is the proxy, not it.
-fn give_way() {
-    // Means this thread, on Linux. Where it may not be, others' latencies are told too high.
-    let _ = setpriority_process(None, ATTACKER_NICE);
 }

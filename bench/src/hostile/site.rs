@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use aws_lc_rs::digest::{SHA256, digest};
 
+use super::give_way::give_way_of;
 use crate::limits::{GENERATOR_OVERRUN_MAX, READY_MAX};
 use crate::load::report::LoadReport;
 use crate::mesh::api::Api;
@@ -78,6 +79,8 @@ impl<'a> Site<'a> {
             Attacked::At(address) => config += &format!("---\n{}", service(ATTACKED, address)),
             Attacked::Bytes(bytes) => {
                 let (backend, address) = backend::start(None, bytes, mesh.dir())?;
+                // On a core that others share: what it does is no work of the proxy.
+                give_way_of(&backend);
                 backends.push(backend);
                 config += &format!("---\n{}", service(ATTACKED, address));
             }

@@ -20,6 +20,17 @@ use crate::poller::{Interest, Poller, Token};
 /// How often what is due is looked at.
 const TICK: Duration = Duration::from_millis(5);
 
+/// The least that is waited for.
+const SHORTEST: Duration = Duration::from_micros(50);
+
+/// When a connection is due, by its number from 0, in seconds. At regular times all of them would be in step with the normal load, and
+/// meet a request each, or none.
+fn due_s(number: usize, rate: f64) -> f64 {
+    // The golden ratio: the parts behind the point of its multiples are spread evenly, however many they are.
+    let off = (number as f64 * 0.618_033_988_75).fract();
+    (number as f64 + off) / rate
+}
+
 /// What is to be done.
 #[derive(Debug, Clone)]
 pub(super) struct Attack {
@@ -147,13 +158,16 @@ impl Attacker {
         let mut events = Vec::with_capacity(EVENTS_PER_WAIT_MAX);
         while !progress.stop.load(Ordering::Relaxed) {
             // Places that are taken when a connection is due let it wait, and the rate is lower.
-            let due = (begun.elapsed().as_secs_f64() * self.attack.rate) as usize + 1;
+            let elapsed_s = begun.elapsed().as_secs_f64();
+            let due = (elapsed_s * self.attack.rate) as usize + 1;
             let free = self.slots.iter().position(|(_, connection)| connection.is_none());
-            if let (Some(slot), true) = (free, self.opened < due) {
+            if let (Some(slot), true) = (free, due_s(self.opened, self.attack.rate) <= elapsed_s) {
                 self.open(slot)?;
             } else if free.is_none() {
                 self.opened = self.opened.max(due.saturating_sub(self.slots.len()));
             }
+            let next = Duration::from_secs_f64(due_s(self.opened, self.attack.rate));
+            self.poller.wake_after(next.saturating_sub(begun.elapsed()).clamp(SHORTEST, TICK))?;
             self.poller.wait(&mut events, Some(TICK))?;
             for event in &events {
                 let slot = event.token.slot as usize;

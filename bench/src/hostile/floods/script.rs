@@ -71,7 +71,7 @@ impl Flood {
     pub(super) fn meant(self) -> Meant {
         match self {
             Self::ZeroWindow | Self::Unread => Meant::Stalled,
-            Self::HpackBomb | Self::CookieCrumbs | Self::EmptyFields | Self::MassClose => Meant::PutUpWith,
+            Self::MassClose => Meant::PutUpWith,
             _ => Meant::Ended,
         }
     }
@@ -156,7 +156,8 @@ impl Flood {
             }
             // A literal without a name has three bytes: what it is, no name, no value.
             Self::EmptyFields => headers(stream, &[get(NORMAL), vec![0; 12_000]].concat(), true, out),
-            Self::MassClose => headers(stream, &post(NORMAL), false, out),
+            // Others' server would be busy with connections that come and go.
+            Self::MassClose => headers(stream, &post(ATTACKED), false, out),
         }
     }
 

@@ -125,6 +125,11 @@ impl FieldList {
         Ok(())
     }
 
+    /// How many others there are.
+    pub(super) fn count(&self) -> usize {
+        self.lines.len()
+    }
+
     /// The other fields.
     pub(super) fn lines(&self) -> impl Iterator<Item = (&[u8], &[u8])> + Clone {
         let part = |range: Range<u32>| &self.bytes[range.start as usize..range.end as usize];

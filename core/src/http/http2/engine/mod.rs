@@ -29,9 +29,9 @@ use super::fields::FieldList;
 use super::frame::{self, STREAM_MAX, WINDOW_DEFAULT, Wishes, kind, setting};
 use super::{Malformed, PREFACE, Shape, hpack};
 use crate::limits::{
-    BUFFER_BYTES, HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_HEADER_LIST_BYTES_MAX, HTTP2_LOCAL_RESETS_MAX,
-    HTTP2_RESETS_REMEMBERED_MAX, HTTP2_STREAM_WINDOW_BYTES, HTTP2_STREAMS_MAX, HTTP2_UPDATES_FOR_A_USELESS_FRAME,
-    HTTP2_UPSTREAM_WINDOW_BYTES, HTTP2_USELESS_FRAMES_MAX,
+    BUFFER_BYTES, HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_HEADER_LIST_BYTES_ENDURED, HTTP2_HEADER_LIST_BYTES_MAX,
+    HTTP2_LOCAL_RESETS_MAX, HTTP2_RESETS_REMEMBERED_MAX, HTTP2_STREAM_WINDOW_BYTES, HTTP2_STREAMS_MAX,
+    HTTP2_UPDATES_FOR_A_USELESS_FRAME, HTTP2_UPSTREAM_WINDOW_BYTES, HTTP2_USELESS_FRAMES_MAX,
 };
 
 /// Who waits for a stream.
@@ -229,7 +229,7 @@ impl<T: Wake + Default> Engine<T> {
             reading: if role == Role::Server { Reading::Preface(0) } else { Reading::Frame },
             partial: Vec::new(),
             block: None,
-            decoder: hpack::Decoder::new(4_096),
+            decoder: hpack::Decoder::new(4_096).with_list_max(HTTP2_HEADER_LIST_BYTES_ENDURED),
             streams: Streams::new(kept_max),
             active: 0,
             last_id: 0,

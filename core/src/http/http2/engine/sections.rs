@@ -7,7 +7,7 @@ use super::super::{Refused, Upgraded, request_to_text, response_to_text, trailer
 use super::inbox::Coding;
 use super::receive::Received;
 use super::*;
-use crate::limits::HTTP2_INTERIM_BYTES_MAX;
+use crate::limits::{HTTP2_HEADER_FIELDS_ENDURED, HTTP2_INTERIM_BYTES_MAX};
 
 impl<T: Wake + Default> Engine<T> {
     /// A whole field section: a head or trailers.
@@ -25,7 +25,16 @@ impl<T: Wake + Default> Engine<T> {
         let listing = self
             .decoder
             .decode(block, strings, HTTP2_HEADER_LIST_BYTES_MAX as usize, |name, value, _| fields.push(name, value))
-            .map_err(|error| ConnectionError::new(Code::COMPRESSION_ERROR, error.reason()))?;
+            .map_err(|error| {
+                let is_large = error == hpack::Error::ListSize;
+                let code = if is_large { Code::ENHANCE_YOUR_CALM } else { Code::COMPRESSION_ERROR };
+                ConnectionError::new(code, error.reason())
+            })?;
+        if self.role == Role::Server && fields.count() > HTTP2_HEADER_FIELDS_ENDURED {
+            // Without this each of them would cost as much as dozens of requests, and be answered.
+            let reason = "a header section has many times more fields than it may have";
+            return Err(ConnectionError::new(Code::ENHANCE_YOUR_CALM, reason));
+        }
         if let Some(key) = self.streams.find(id) {
             return self.section_of(key, ends, listing.too_large, fields, out);
         }

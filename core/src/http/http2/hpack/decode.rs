@@ -15,6 +15,8 @@ pub struct Decoder {
     pub(super) table: Table,
     /// What size updates may say.
     limit: usize,
+    /// What [`Listing::size`] may become.
+    list_max: usize,
 }
 
 /// What a whole header block was.
@@ -38,7 +40,14 @@ impl Decoder {
     pub const fn new(max_size: usize) -> Self {
         assert!(max_size <= TABLE_SIZE_MAX, "a table that is too large");
         let size = if max_size < TABLE_SIZE_INITIAL { max_size } else { TABLE_SIZE_INITIAL };
-        Self { table: Table::new(size), limit: max_size }
+        Self { table: Table::new(size), limit: max_size, list_max: usize::MAX }
+    }
+
+    /// Bounds [`Listing::size`] of what is decoded at all: a block of which the fields together have more octets is an error as soon as
+    /// that is known. A kilobyte of a block may stand for four megabytes, or for a thousand fields.
+    #[must_use]
+    pub fn with_list_max(self, octets: usize) -> Self {
+        Self { list_max: octets, ..self }
     }
 
     /// The peer has acknowledged another SETTINGS_HEADER_TABLE_SIZE. If the table is larger, its next block has to begin
@@ -61,7 +70,7 @@ impl Decoder {
     ///
     /// # Errors
     ///
-    /// Fails on what is a COMPRESSION_ERROR. Fields may have been handed out before.
+    /// Fails on what is a COMPRESSION_ERROR, and on what is too large to be endured. Fields may have been handed out before.
     pub fn decode(
         &mut self,
         block: &[u8],
@@ -80,6 +89,8 @@ impl Decoder {
                 let (name, value) = self.field(index)?;
                 if listing.add(name.len() + value.len(), list_limit) {
                     field(name, value, false);
+                } else if listing.size > self.list_max {
+                    return Err(Error::ListSize);
                 }
                 continue;
             }
@@ -98,6 +109,8 @@ impl Decoder {
             let text_len = name.len() + value.len();
             if listing.add(text_len, list_limit) {
                 field(name.of(work, &self.table), value.of(work, &self.table), first & 0x10 != 0 && !is_indexed);
+            } else if listing.size > self.list_max {
+                return Err(Error::ListSize);
             }
             if is_indexed {
                 listing.table_changed = true;

@@ -24,8 +24,8 @@ pub const FIELD_OVERHEAD: usize = 32;
 /// Octets of a table before any SETTINGS_HEADER_TABLE_SIZE or size update says otherwise (RFC 9113 section 6.5.2).
 pub const TABLE_SIZE_INITIAL: usize = 4096;
 
-/// Why a header block cannot be decoded: a connection error of type COMPRESSION_ERROR (RFC 9113 section 4.3). The decoder
-/// is of no more use then.
+/// Why a header block cannot be decoded: a connection error, of type COMPRESSION_ERROR (RFC 9113 section 4.3) but for
+/// [`ListSize`](Self::ListSize). The decoder is of no more use then.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -49,6 +49,9 @@ pub enum Error {
     SizeUpdateOrder,
     /// Section 4.2: the limit was lowered below the table's size, and the next block did not say so.
     SizeUpdateMissing,
+    /// Its fields have more octets than [`Decoder::with_list_max`] allows (RFC 9113 section 10.5.1: whoever does not process a field block
+    /// must close the connection).
+    ListSize,
 }
 
 impl Error {
@@ -66,6 +69,7 @@ impl Error {
             Self::SizeUpdateLimit => "a table size update is above the limit",
             Self::SizeUpdateOrder => "a table size update does not come first",
             Self::SizeUpdateMissing => "a table size update is missing after the limit was lowered",
+            Self::ListSize => "a header list is many times larger than SETTINGS_MAX_HEADER_LIST_SIZE",
         }
     }
 }

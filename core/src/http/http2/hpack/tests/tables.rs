@@ -228,3 +228,16 @@ fn a_string_beyond_all_limits_is_measured_and_not_stored() {
     let result = Decoder::new(4096).decode(&block, &mut Vec::new(), 1000, |_, _, _| ());
     assert_eq!(result, Err(Error::HuffmanPadding));
 }
+
+#[test]
+fn a_list_beyond_all_bounds_is_decoded_no_further() {
+    let (empty, indexed) = ([0, 0, 0].repeat(100), [0x82].repeat(100));
+    // ":method: GET" has ten octets of text.
+    for (block, size) in [(&empty, 3_200), (&indexed, 4_200)] {
+        for (list_max, expected) in [(size, Ok(size)), (size - 1, Err(Error::ListSize))] {
+            let mut decoder = Decoder::new(4096).with_list_max(list_max);
+            let result = decoder.decode(block, &mut Vec::new(), 1000, |_, _, _| ());
+            assert_eq!(result.map(|listing| listing.size), expected);
+        }
+    }
+}
