@@ -40,7 +40,8 @@ pub(super) struct Site<'a> {
     rate: f64,
     api: Api,
     interrupted: &'a AtomicBool,
-    _backends: Vec<Process>,
+    /// That of the normal load, and that of [`ATTACKED`] where it is a process.
+    backends: Vec<Process>,
 }
 
 /// The upstream of [`ATTACKED`].
@@ -79,8 +80,6 @@ impl<'a> Site<'a> {
             Attacked::At(address) => config += &format!("---\n{}", service(ATTACKED, address)),
             Attacked::Bytes(bytes) => {
                 let (backend, address) = backend::start(None, bytes, mesh.dir())?;
-                // On a core that others share: what it does is no work of the proxy.
-                give_way_of(&backend);
                 backends.push(backend);
                 config += &format!("---\n{}", service(ATTACKED, address));
             }
@@ -93,7 +92,12 @@ impl<'a> Site<'a> {
         mesh.wait_for("a first answer", READY_MAX, |_| Ok(is_served(address).then_some(())))?;
         let pid = mesh.proxy_pid()?;
         let others = Vec::new();
-        Ok(Self { mesh, address, pid, others, rate: args.rate, api, interrupted, _backends: backends })
+        Ok(Self { mesh, address, pid, others, rate: args.rate, api, interrupted, backends })
+    }
+
+    /// Lets the upstream of [`ATTACKED`] do what the attack makes it do when nobody else wants the core that it shares.
+    pub(super) fn let_attacked_give_way(&self) {
+        self.backends.iter().skip(1).for_each(give_way_of);
     }
 
     /// One more proxy, for a part of the attack.

@@ -68,6 +68,10 @@ fn drill(
 ) -> anyhow::Result<()> {
     let start = ProxyStart { core: Some(core), ..ProxyStart::default() };
     let mut site = Site::start(args, &Attacked::Bytes(RESPONSE_BYTES), &start, interrupted)?;
+    if flood.meant() == Meant::PutUpWith {
+        // What it does beside them is no work of the proxy. An attack that lives on its responses needs it to be prompt.
+        site.let_attacked_give_way();
+    }
     // What is set up once is no cost of an attack.
     site.load(args.duration.min(Duration::from_secs(1)), |_| Ok(()))?;
     let before = usage::memory(site.pid)?.rss;
