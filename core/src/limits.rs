@@ -206,7 +206,7 @@ pub const HTTP2_HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;
 /// was told by mistake, and each octet of a header section may stand for a field of 32 and more. As many as [`HTTP2_HEADER_BLOCK_BYTES_MAX`]
 /// of text in few fields are below it.
 pub const HTTP2_HEADER_LIST_BYTES_ENDURED: usize = 4 * HTTP2_HEADER_LIST_BYTES_MAX as usize;
-/// Likewise fields of a client's header section, of which three octets may be one.
+/// Likewise fields of a client's header section, of those within the limit: an octet may be one.
 pub const HTTP2_HEADER_FIELDS_ENDURED: usize = 10 * HEAD_FIELDS_MAX;
 /// A header section as it is sent, in bytes: one whose list is too long is answered, one that is longer still does not end.
 pub const HTTP2_HEADER_BLOCK_BYTES_MAX: usize = 2 * HTTP2_HEADER_LIST_BYTES_MAX as usize;

@@ -94,6 +94,8 @@ fn a_response_that_is_cut_at_the_timeout_does_not_look_whole(driver: Driver) {
     let mut client = proxy.connect();
     client.send("GET / HTTP/1.0\r\nhost: echo\r\n\r\n");
     is_over.recv_timeout(wait::PATIENCE).expect("the upstream's connection is ended");
+    // Not before the reset has come: it is behind a FIN, which is behind what nobody has read.
+    wait::until("the client's connection to be reset", || client.stream().peer_addr().is_err().then_some(()));
     let mut response = Vec::new();
     let end = client.stream().read_to_end(&mut response);
     let error = end.expect_err("a response that was cut looks whole");

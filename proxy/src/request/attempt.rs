@@ -287,10 +287,6 @@ pub(super) async fn forward(
                 }
                 let failure = failure.because_of(lease.conn.stream().and_then(|stream| stream.flaw()));
                 let address = lease.endpoint().address();
-                if lease.conn.fd().is_some() {
-                    // In the middle of an exchange: it may stop whatever it does, and need not find out by itself.
-                    lease.conn.abort();
-                }
                 drop(lease);
                 return failed(worker, conn, input, head, record, failure, address).await;
             }

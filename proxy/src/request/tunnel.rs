@@ -84,8 +84,9 @@ impl Patience {
     /// Something has moved.
     fn renew(&self) {
         let at_ms = now_ms().saturating_add(self.ms_max.get());
-        self.client.timer.set(at_ms, Expiry::ShutdownBoth);
-        self.upstream.timer.set(at_ms, Expiry::ShutdownBoth);
+        // What is reset is decided when both directions have ended.
+        self.client.timer.set(at_ms, Expiry::EndBoth);
+        self.upstream.timer.set(at_ms, Expiry::EndBoth);
     }
 
     /// Whether the connections were ended by us.

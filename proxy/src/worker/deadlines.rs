@@ -26,8 +26,10 @@ pub(crate) enum Expiry {
     ShutdownRead,
     /// End the write side: the peer sees FIN.
     ShutdownWrite,
-    /// End both sides.
+    /// End both sides, and reset the connection when it is closed: see [`Timer::is_cut`].
     ShutdownBoth,
+    /// End both sides behind what was written.
+    EndBoth,
     /// Cancel the pending idle read, so that the connection can give its buffer back.
     CancelRead,
 }
@@ -47,7 +49,7 @@ struct Slot {
     expired: bool,
     /// Ended by us at once, and for good: a deadline that is set later must not make it look like the peer's end.
     ended: bool,
-    /// Both sides were ended by us, at once or at a deadline.
+    /// See [`Timer::is_cut`].
     cut: bool,
     idle: bool,
     canceller: Option<Canceller>,
@@ -175,7 +177,7 @@ impl Slot {
             }
             Expiry::ShutdownRead => Shutdown::Read,
             Expiry::ShutdownWrite => Shutdown::Write,
-            Expiry::ShutdownBoth => Shutdown::Both,
+            Expiry::ShutdownBoth | Expiry::EndBoth => Shutdown::Both,
         };
         // SAFETY: a Timer lives beside its socket in a Conn, which drops the timer first (field order), or in a frame
         // that borrows the Conn; with the timer goes this slot's deadline: a slot with a deadline always names an open
@@ -195,7 +197,7 @@ impl Timer {
         beside
     }
 
-    /// Whether this timer, or one that was beside it, has ended both sides.
+    /// Whether this timer, or one that was beside it, has ended both sides in the middle of something ([`Expiry::ShutdownBoth`]).
     pub(crate) fn is_cut(&self) -> bool {
         self.deadlines.0.borrow().slots[self.index as usize].cut
     }
@@ -290,7 +292,7 @@ mod tests {
     fn what_any_timer_of_a_connection_has_cut_ends_with_a_reset() {
         on_each_driver(async |worker| {
             for (is_beside, expiry) in
-                [(false, Expiry::ShutdownBoth), (true, Expiry::ShutdownBoth), (true, Expiry::ShutdownRead)]
+                [(false, Expiry::ShutdownBoth), (true, Expiry::ShutdownBoth), (true, Expiry::EndBoth)]
             {
                 let (conn, peer) = pair(&worker);
                 let second = conn.second_timer();

@@ -36,7 +36,7 @@ impl Interrupt {
         match expiry {
             Expiry::ShutdownRead => self.read_ended.set(true),
             Expiry::ShutdownWrite => self.write_ended.set(true),
-            Expiry::ShutdownBoth => {
+            Expiry::ShutdownBoth | Expiry::EndBoth => {
                 self.read_ended.set(true);
                 self.write_ended.set(true);
             }

@@ -141,8 +141,11 @@ pub(crate) fn watch_silence(fd: RawFd) {
 pub(crate) fn reset(fd: RawFd) {
     // SAFETY: the caller is the Conn that owns the open descriptor.
     let socket = unsafe { BorrowedFd::borrow_raw(fd) };
-    // `connect` to no address dissolves the connection with a RST. An error means that it is gone already.
-    let _ = connect_unspec(socket);
+    // `connect` to no address dissolves the connection with a RST. It fails where the connection is gone already, and where the kernel
+    // does its TLS (`tls_disconnect`): there the RST comes behind the FIN, when the descriptor is closed.
+    if connect_unspec(socket).is_err() {
+        let _ = sockopt::set_socket_linger(socket, Some(Duration::ZERO));
+    }
 }
 
 /// `SO_ORIGINAL_DST` where it differs from the socket's own address.

@@ -166,8 +166,12 @@ impl Attacker {
             } else if free.is_none() {
                 self.opened = self.opened.max(due.saturating_sub(self.slots.len()));
             }
-            let next = Duration::from_secs_f64(due_s(self.opened, self.attack.rate));
-            self.poller.wake_after(next.saturating_sub(begun.elapsed()).clamp(SHORTEST, TICK))?;
+            let mut wait = TICK;
+            if self.slots.iter().any(|(_, connection)| connection.is_none()) {
+                let left_s = due_s(self.opened, self.attack.rate) - begun.elapsed().as_secs_f64();
+                wait = Duration::from_secs_f64(left_s.clamp(SHORTEST.as_secs_f64(), TICK.as_secs_f64()));
+            }
+            self.poller.wake_after(wait)?;
             self.poller.wait(&mut events, Some(TICK))?;
             for event in &events {
                 let slot = event.token.slot as usize;

@@ -213,7 +213,8 @@ impl Link {
     fn finish(&self, reading: &Timer, writing: &Timer) {
         self.with(|protocol, out| protocol.close(out));
         if self.is_writing.get() {
-            writing.set(now_ms() + HTTP2_LAST_WORDS_MS_MAX, Expiry::ShutdownBoth);
+            // Whole responses may stand before what is not written.
+            writing.set(now_ms() + HTTP2_LAST_WORDS_MS_MAX, Expiry::EndBoth);
         }
         // Not shut: what still comes is to be taken in, or closing would reset the connection and take the last frames from the peer.
         reading.shutdown(Expiry::CancelRead);
@@ -364,7 +365,7 @@ impl Link {
             self.is_writing.set(true);
             self.go_on(HTTP2_WOKEN_AT_ONCE);
             let ms_max = if self.is_ending.get() { HTTP2_LAST_WORDS_MS_MAX } else { BODY_IDLE_MS_MAX };
-            timer.set(now_ms() + ms_max, Expiry::ShutdownBoth);
+            timer.set(now_ms() + ms_max, Expiry::EndBoth);
             let result = write_all(half, &mut buffer).await;
             timer.clear();
             self.is_writing.set(false);

@@ -31,7 +31,7 @@ impl<T: Wake + Default> Engine<T> {
                 ConnectionError::new(code, error.reason())
             })?;
         if self.role == Role::Server && fields.count() > HTTP2_HEADER_FIELDS_ENDURED {
-            // Without this each of them would cost as much as dozens of requests, and be answered.
+            // Answered, one behind the other, each would cost as much as dozens of requests.
             let reason = "a header section has many times more fields than it may have";
             return Err(ConnectionError::new(Code::ENHANCE_YOUR_CALM, reason));
         }

@@ -441,3 +441,13 @@ fn bytes_go_between_kernel_tls_and_plain_sockets() {
     let _open: TcpStream = writing.join().unwrap();
     assert_eq!(digest(&SHA256, &receiving.join().unwrap()).as_ref(), expected.as_ref());
 }
+
+#[test]
+fn a_reset_needs_no_more_than_the_descriptor() {
+    let Some((kernel, peer, _)) = moved(Ours::Server) else { return };
+    crate::worker::readiness::reset(kernel.fd());
+    // As the runtime's write half does when it is dropped.
+    let _ = kernel.socket.shutdown(Shutdown::Write);
+    drop(kernel);
+    assert!(peer.socket.peer_addr().is_err(), "the peer has an end where it should have none");
+}
