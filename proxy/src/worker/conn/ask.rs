@@ -20,8 +20,8 @@ use super::{
 
 impl Conn {
     /// Sends a request and waits for the first bytes of its response. `out` comes back as it was if `is_kept`; without it its
-    /// storage is given back while the upstream takes its time. Returns what [`Input`] reads return: a failed write needs no handling of its own, since the read ends with the same
-    /// broken connection, or with a response that the peer sent before it stopped reading.
+    /// storage is given back while the upstream takes its time. Returns what [`Input`] reads return: a failed write needs no handling of
+    /// its own, since the read ends with the same broken connection, or with a response that the peer sent before it stopped reading.
     ///
     /// `hold`: an answer that does not come within so many milliseconds behind the request is not waited for any longer, see
     /// [`is_canceled`](super::is_canceled); the deadline that was set before is gone then.

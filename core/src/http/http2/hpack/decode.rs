@@ -44,7 +44,8 @@ impl Decoder {
     }
 
     /// Bounds [`Listing::size`] of what is decoded at all: a block of which the fields together have more octets is an error as soon as
-    /// that is known. It matters above the `list_limit` of [`Decoder::decode`]. A kilobyte of a block may stand for four megabytes, or for a thousand fields.
+    /// that is known. It matters above the `list_limit` of [`Decoder::decode`]. A kilobyte of a block may stand for four megabytes, or for a
+    /// thousand fields.
     #[must_use]
     pub fn with_list_max(self, octets: usize) -> Self {
         Self { list_max: octets, ..self }
