@@ -222,10 +222,11 @@ impl Client {
 impl Side for Client {
     const TAKES_REQUESTS: bool = false;
 
-    fn received(&mut self, link: &Rc<Link>) {
+    fn received(&mut self, link: &Rc<Link>) -> bool {
         // What is wrong with a response is told by whoever waits for it, see `Stream::flaw`.
         link.ask(|protocol| while protocol.next_event().is_some() {});
         self.confirm(link);
+        false
     }
 
     fn look(&mut self, link: &Rc<Link>, cx: &mut Context<'_>) -> bool {

@@ -58,6 +58,8 @@ pub(super) struct Link {
     is_writing: Cell<bool>,
     /// The reader waits until what is there is on its way.
     is_stalled: Cell<bool>,
+    /// Of what was read, not all was taken.
+    has_unread: Cell<bool>,
 }
 
 /// Tells the streams of a connection that it is over.
@@ -74,8 +76,8 @@ pub(super) trait Side {
     /// Whether what comes are requests, which may need connections of their own.
     const TAKES_REQUESTS: bool;
 
-    /// Something has come, or the end of it.
-    fn received(&mut self, link: &Rc<Link>);
+    /// Something has come, or the end of it. True: it waits for its turn, and what else was read with it is to be taken in the next one.
+    fn received(&mut self, link: &Rc<Link>) -> bool;
 
     /// Looks after the connection with each turn. True: it is to end.
     fn look(&mut self, link: &Rc<Link>, cx: &mut Context<'_>) -> bool;
@@ -95,6 +97,7 @@ impl Link {
             is_ending: Cell::new(false),
             is_writing: Cell::new(false),
             is_stalled: Cell::new(false),
+            has_unread: Cell::new(false),
         })
     }
 
@@ -125,6 +128,11 @@ impl Link {
     /// Asks something about the connection.
     pub(super) fn ask<R>(&self, look: impl FnOnce(&mut Protocol) -> R) -> R {
         look(&mut self.protocol.borrow_mut())
+    }
+
+    /// Whether bytes wait that were read together with what has come.
+    pub(super) fn has_unread(&self) -> bool {
+        self.has_unread.get()
     }
 
     /// Bytes that have come so far.
@@ -247,7 +255,8 @@ impl Link {
                 }
                 // Who breaks the protocol gets nothing more done.
                 let taken = self.take(worker, input.unread())?;
-                side.borrow_mut().received(self);
+                self.has_unread.set(taken < input.unread().len());
+                let waits = side.borrow_mut().received(self);
                 match taken {
                     // What was said so far is to go out before more is asked.
                     0 => self.room().await,
@@ -256,9 +265,11 @@ impl Link {
                 if self.is_ending.get() {
                     return Ok(());
                 }
-                if !input.is_empty() {
-                    // So many frames at a time are enough.
-                    yield_now().await;
+                // So many frames at a time are enough.
+                match input.is_empty() {
+                    true => {}
+                    false if waits => worker.turns.next().await,
+                    false => yield_now().await,
                 }
             }
             reads = reads.wrapping_add(1);

@@ -8,6 +8,7 @@ mod link;
 mod outgoing;
 mod pulse;
 pub(crate) mod server;
+mod starts;
 mod stream;
 mod websocket;
 

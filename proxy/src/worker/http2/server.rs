@@ -12,9 +12,7 @@ use std::{
 
 use meshring_core::{
     http::http2::{Code, ConnectionError, Event, Opening, Role},
-    limits::{
-        DEADLINE_TICK_MS, HTTP2_BEGUN_IN_A_ROW_MAX, HTTP2_ENDED_PING_INTERVAL_MS, HTTP2_LINGER_MS, LINGER_BYTES_MAX,
-    },
+    limits::{DEADLINE_TICK_MS, HTTP2_ENDED_PING_INTERVAL_MS, HTTP2_LINGER_MS, LINGER_BYTES_MAX},
     stats::Counter,
 };
 
@@ -22,6 +20,7 @@ use super::{
     Origin, Stream,
     link::{Link, Side},
     pulse::{Care, Pulse, Seen},
+    starts::Starts,
 };
 use crate::{
     accept::{Listener, Work},
@@ -53,7 +52,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, conn: &mut Conn, listener: &Rc<Li
         timer,
         bell,
         opened: VecDeque::new(),
-        begun: (0, 0),
+        starts: Starts::new(),
     });
     let result = link.run(worker, conn, Some(first), &server).await;
     if let Err(error) = &result {
@@ -93,14 +92,13 @@ struct Server<'a> {
     timer: Timer,
     /// Requests that wait for their turn, first come first served.
     opened: VecDeque<(Conn, Work)>,
-    /// A turn of the worker, and how many were begun in it.
-    begun: (u64, usize),
+    starts: Starts,
 }
 
 impl Side for Server<'_> {
     const TAKES_REQUESTS: bool = true;
 
-    fn received(&mut self, link: &Rc<Link>) {
+    fn received(&mut self, link: &Rc<Link>) -> bool {
         while let Some(event) = link.ask(|protocol| protocol.next_event()) {
             match event {
                 Event::Opened(opening) => self.accept(link, opening),
@@ -122,10 +120,11 @@ impl Side for Server<'_> {
             self.pulse = Some(Pulse::new(now_ms(), self.worker.limits.idle_ms_max));
             self.timer.set_idle(now_ms(), RING);
         }
+        !self.opened.is_empty()
     }
 
     fn look(&mut self, link: &Rc<Link>, cx: &mut Context<'_>) -> bool {
-        self.begin(cx);
+        self.begin(link, cx);
         if !self.is_leaving && self.pulse.is_some() && (self.worker.draining() || self.wear.is_worn()) {
             self.leave(link);
         }
@@ -177,7 +176,7 @@ impl Server<'_> {
         let work = opening.shape.err().map_or(Work::Request, Work::Refusal);
         let Some(stream) = Stream::accepted(&self.origin, link, opening) else { return };
         let conn = Conn::of_stream(stream, &self.worker.deadlines);
-        if self.opened.is_empty() && self.may_begin() {
+        if self.opened.is_empty() && !self.is_amid_burst(link) && self.may_begin() {
             return tasks::guarded_stream(self.worker, conn, Rc::clone(self.listener), work);
         }
         if self.opened.len() == self.opened.capacity() {
@@ -188,8 +187,8 @@ impl Server<'_> {
     }
 
     /// Lets those begin that wait, as many as may in this turn.
-    fn begin(&mut self, cx: &mut Context<'_>) {
-        if self.opened.capacity() == 0 {
+    fn begin(&mut self, link: &Link, cx: &mut Context<'_>) {
+        if self.opened.capacity() == 0 || self.is_amid_burst(link) {
             return;
         }
         while let Some((conn, work)) = self.opened.pop_front() {
@@ -206,16 +205,20 @@ impl Server<'_> {
         self.opened = VecDeque::new();
     }
 
+    /// Whether more was read with the requests that are there, which is taken first: of a burst nothing is begun that is cancelled behind
+    /// it, or whose client only asks for the answer to a PING and leaves. The reader wakes this task when it goes on.
+    fn is_amid_burst(&self, link: &Link) -> bool {
+        link.has_unread() && !self.is_alone()
+    }
+
     /// Whether one more request may be begun in this turn, which counts it. Where nobody else waits a turn lasts: whoever has begun so
     /// many lets one pass, and what comes meanwhile is worked on, and answered, together.
     fn may_begin(&mut self) -> bool {
-        let turn = self.worker.turns.number();
-        let (counted, begun) = self.begun;
-        let begun = if counted == turn { begun } else { 0 };
-        let is_alone = self.worker.mailboxes.connections(self.worker.index) <= 1;
-        let may = is_alone || begun < HTTP2_BEGUN_IN_A_ROW_MAX;
-        self.begun = (turn, begun + usize::from(may));
-        may
+        self.is_alone() || self.starts.may(self.worker.turns.number())
+    }
+
+    fn is_alone(&self) -> bool {
+        self.worker.mailboxes.connections(self.worker.index) <= 1
     }
 }
 
