@@ -19,6 +19,12 @@ pub fn coarse_ms() -> u64 {
     now.tv_sec.unsigned_abs() * 1_000 + now.tv_nsec.unsigned_abs() / 1_000_000
 }
 
+/// Seconds since the Unix epoch by `CLOCK_REALTIME_COARSE`, for dates: at most 10 ms late. 0 before 1970.
+#[must_use]
+pub fn coarse_unix_s() -> u64 {
+    clock_gettime(ClockId::RealtimeCoarse).tv_sec.try_into().unwrap_or(0)
+}
+
 /// Milliseconds since the Unix epoch, for people: history, log lines. Never used for a deadline.
 #[must_use]
 pub fn unix_ms() -> u64 {

@@ -165,8 +165,6 @@ pub const KEEP_ALIVE_MARGIN_MS: u64 = 1_000;
 /// A request that must not be sent twice goes on a pooled connection only if that was idle for less than this, in
 /// milliseconds: below the shortest keep-alive timeout of common servers (gunicorn: 2 s; Node.js, Apache: 5 s).
 pub const UPSTREAM_IDLE_ONCE_MS_MAX: u64 = 1_000;
-/// For so many microseconds a connection on which nothing came behind its response is taken to be open and silent without being asked.
-pub const UPSTREAM_TRUST_US: u64 = 1_000;
 /// For so many milliseconds all connections to an endpoint are asked, after it was found to have closed one soon after its use, or to
 /// have said more on one than it should.
 pub const UPSTREAM_DISTRUST_MS: u64 = 10_000;

@@ -19,6 +19,7 @@ use std::{
 };
 
 use meshring_core::{
+    clock::monotonic_ns,
     http::{
         detect::may_be_http,
         error::Refusal,
@@ -287,7 +288,8 @@ async fn exchange(
     scratch: &mut Scratch,
     head: &RequestHead,
 ) -> After {
-    let record = Record::start(&worker.stats);
+    let arrived_ns = conn.stream().and_then(|stream| stream.take_arrival()).unwrap_or_else(monotonic_ns);
+    let record = Record::start(&worker.stats, arrived_ns);
     if let Some(slot) = conn.secured_peer().and_then(|peer| peer.slot) {
         record.source(slot);
     }
@@ -378,16 +380,17 @@ async fn exchange(
         return deny(worker, conn, input, head, &record, Denial::Late).await;
     }
     let certificate = client_certificate(&pinned, listener, is_guarded, conn);
-    let (plan, out) = if listener.direction != Direction::Outbound {
+    // Declared before, and not made of what the branches say: both are large.
+    let (plan, out);
+    if listener.direction != Direction::Outbound {
         let target = Target::Application { endpoint: listener.application(worker), shared: listener.cluster(worker) };
         let extra = passed.to_client.clone();
         let timeout_ms = call.timeout_ms(0);
-        let plan = Plan { target, response_edits: Edits::default(), timeout_ms, extra };
+        plan = Plan { target, response_edits: Edits::default(), timeout_ms, extra };
         let rewritten = Rewritten { path: request.replaced_path(), authority: None };
         let edits = passed.edits(&pinned, Edits::default(), call.left_ms(timeout_ms, &record));
         let how = Outgoing { edits: &edits, query: passed.query.as_deref(), certificate };
-        let out = serialized(worker, &request, &how, &rewritten, &hop(false), &mut texts.lines);
-        (plan, out)
+        out = serialized(worker, &request, &how, &rewritten, &hop(false), &mut texts.lines);
     } else {
         let asked_port = head.port.or_else(|| meant_port(conn, listener));
         match route::decide(&pinned, &request, asked_port, &worker.random) {
@@ -404,7 +407,7 @@ async fn exchange(
                 let is_literal =
                     pinned.table().cluster(chosen.cluster()).kind == ArchivedClusterKind::OriginalDestination;
                 let literal = if is_literal { request_address(&request) } else { None };
-                let plan = Plan {
+                plan = Plan {
                     target: Target::Cluster { chosen, cluster, literal },
                     response_edits: Edits::of_response(&chosen),
                     timeout_ms: call.timeout_ms(chosen.rule.timeout_ms.to_native()),
@@ -413,8 +416,7 @@ async fn exchange(
                 let hop = hop(rewritten.authority.is_some());
                 let edits = passed.edits(&pinned, edits, call.left_ms(plan.timeout_ms, &record));
                 let how = Outgoing { edits: &edits, query: passed.query.as_deref(), certificate };
-                let out = serialized(worker, &request, &how, &rewritten, &hop, &mut texts.lines);
-                (plan, out)
+                out = serialized(worker, &request, &how, &rewritten, &hop, &mut texts.lines);
             }
             Ok(Decision::Redirect { rule, redirect, service_port }) => {
                 let request_port = asked_port.or(is_guarded.then_some(listener.address.port())).or(service_port);
@@ -440,7 +442,7 @@ async fn exchange(
                 return deny(worker, conn, input, head, &record, denial).await;
             }
         }
-    };
+    }
     let mut sending = match Sending::new(worker, conn, input, head, &record, plan.timeout_ms, out) {
         Ok(sending) => sending,
         Err(bad) => return deny_late(worker, conn, input, head, &record, Denial::BadBody(bad)).await,

@@ -35,12 +35,12 @@ pub(crate) struct Record<'w> {
 }
 
 impl<'w> Record<'w> {
-    /// A request was understood.
-    pub(crate) fn start(stats: &'w WorkerSlots) -> Self {
+    /// A request was understood, which has come at this time of [`monotonic_ns`].
+    pub(crate) fn start(stats: &'w WorkerSlots, started_ns: u64) -> Self {
         stats.add(Counter::Requests, 1);
         Self {
             stats,
-            started_ns: monotonic_ns(),
+            started_ns,
             status: Cell::new(0),
             cluster: Cell::new(None),
             complete: Cell::new(false),

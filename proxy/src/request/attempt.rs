@@ -240,7 +240,10 @@ pub(super) async fn forward(
                 out.clear();
                 out.release();
                 drop(response_input);
-                return finish(&exchange, conn, input, lease, relayed).await;
+                if give_back(&exchange, conn, lease, &relayed) {
+                    return After::KeepAlive;
+                }
+                return finish(&exchange, conn, input).await;
             }
             Ok(Some(Progress::Stalled(mut relaying))) => {
                 relaying.rest = Some(worker.buffers.keep(out));
@@ -598,15 +601,9 @@ pub(super) async fn streamed(
     }
 }
 
-/// After a complete response: pool the upstream connection, say whether the client's can go on.
-pub(super) async fn finish(
-    exchange: &Exchange<'_>,
-    conn: &mut Conn,
-    input: &mut Input,
-    lease: Lease,
-    relayed: Relayed,
-) -> After {
-    let Exchange { worker, uploading, keep_alive, .. } = *exchange;
+/// After a complete response: pools the upstream connection. Whether the client's can go on.
+fn give_back(exchange: &Exchange<'_>, conn: &Conn, lease: Lease, relayed: &Relayed) -> bool {
+    let Exchange { worker, uploading, .. } = *exchange;
     conn.timer.clear();
     conn.told().works();
     if relayed.upstream_seen == Seen::Excess {
@@ -615,9 +612,12 @@ pub(super) async fn finish(
     if relayed.upstream_reusable && !uploading.get() && !worker.draining() {
         lease.give_back(now_ms(), relayed.keep_alive_timeout_s, relayed.upstream_seen);
     }
-    if relayed.downstream_keep && !uploading.get() && !conn.is_worn() {
-        return After::KeepAlive;
-    }
+    relayed.downstream_keep && !uploading.get() && !conn.is_worn()
+}
+
+/// Ends a client's connection behind a complete response.
+async fn finish(exchange: &Exchange<'_>, conn: &mut Conn, input: &mut Input) -> After {
+    let Exchange { uploading, keep_alive, .. } = *exchange;
     // A client that has asked for an end sends no more. Any other may have: closing over it would reset the connection.
     if keep_alive || uploading.get() || !input.is_empty() {
         // A body that was still coming may have filled a buffer when the response was already there.

@@ -1,6 +1,12 @@
 //! The Date of responses that come without one (RFC 9110 section 6.6.1).
 
-use std::{cell::Cell, io::Write as _, time::SystemTime};
+use std::{
+    cell::Cell,
+    io::Write as _,
+    time::{Duration, SystemTime},
+};
+
+use meshring_core::clock::coarse_unix_s;
 
 /// Length of an IMF-fixdate: `Sun, 06 Nov 1994 08:49:37 GMT`.
 const LEN: usize = 29;
@@ -22,16 +28,15 @@ impl Default for Clock {
 impl Clock {
     /// The date now.
     pub(crate) fn now(&self) -> [u8; LEN] {
-        self.at(SystemTime::now())
+        self.at(coarse_unix_s())
     }
 
-    fn at(&self, now: SystemTime) -> [u8; LEN] {
-        let second = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    /// The date so many seconds after the Unix epoch.
+    fn at(&self, second: u64) -> [u8; LEN] {
         if self.second.replace(second) != second {
             let mut text = [b' '; LEN];
             // The format knows four digits of a year; a clock beyond that gets the last date that can be written.
-            let date =
-                httpdate::HttpDate::from(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(second.min(LAST)));
+            let date = httpdate::HttpDate::from(SystemTime::UNIX_EPOCH + Duration::from_secs(second.min(LAST)));
             let fits = write!(&mut text[..], "{date}");
             debug_assert!(fits.is_ok(), "an IMF-fixdate has a fixed length");
             self.text.set(text);
@@ -45,15 +50,13 @@ const LAST: u64 = 253_402_300_799;
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
     fn a_date_follows_the_wall_clock_even_backwards_and_beyond_its_range() {
         let clock = Clock::default();
         let at = |seconds| {
-            let text = clock.at(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+            let text = clock.at(seconds);
             String::from_utf8(text.to_vec()).unwrap()
         };
         assert_eq!(at(784_111_777), "Sun, 06 Nov 1994 08:49:37 GMT");

@@ -18,6 +18,7 @@ use std::{
 };
 
 use meshring_core::{
+    clock::monotonic_ns,
     http::{
         fields::Fields,
         head::{BodyFraming, Bounds, Method, Version},
@@ -138,7 +139,7 @@ fn the_deadline_of_a_response_head_is_gone_once_the_head_has_come() {
     on_each_driver(async |worker| {
         let (mut upstream, mut server) = pair(&worker);
         let (mut client, mut reader, filled) = stalled_pair(&worker);
-        let record = Record::start(&worker.stats);
+        let record = Record::start(&worker.stats, monotonic_ns());
         let uploading = Cell::new(false);
         let continued = Cell::new(true);
         let exchange = relay::Exchange {

@@ -1,8 +1,6 @@
 //! The idle connections of an endpoint.
 
-use std::time::{Duration, Instant};
-
-use meshring_core::limits::{UPSTREAM_DISTRUST_MS, UPSTREAM_IDLE_ONCE_MS_MAX, UPSTREAM_TRUST_US};
+use meshring_core::limits::{UPSTREAM_DISTRUST_MS, UPSTREAM_IDLE_ONCE_MS_MAX};
 
 use super::Reuse;
 use crate::worker::conn::Conn;
@@ -25,7 +23,7 @@ struct Idle {
     /// When it is not to be used any more: our limit, or what the server has announced less a margin.
     until_ms: u64,
     /// When it was seen to be quiet, unless that says nothing.
-    quiet_at: Option<Instant>,
+    quiet_ms: Option<u64>,
 }
 
 /// Idle connections, oldest first.
@@ -48,15 +46,15 @@ impl IdleConns {
     /// One more, for so many milliseconds.
     pub(super) fn put(&mut self, conn: Conn, now_ms: u64, ms_max: u64, seen: Seen) {
         // Not now: to write the response may have taken its client minutes.
-        let quiet_at = conn.quiet_at().filter(|_| seen == Seen::End && now_ms >= self.distrust_until_ms);
-        self.conns.push(Idle { conn, since_ms: now_ms, until_ms: now_ms + ms_max, quiet_at });
+        let quiet_ms = conn.quiet_ms().filter(|_| seen == Seen::End && now_ms >= self.distrust_until_ms);
+        self.conns.push(Idle { conn, since_ms: now_ms, until_ms: now_ms + ms_max, quiet_ms });
     }
 
     /// One that is still open, newest first: the older ones age out under low load.
     ///
-    /// Each is asked for FIN and for bytes that nobody wants, which costs 5 to 10 % of a request. Not so one that was seen to be quiet
-    /// [just now](UPSTREAM_TRUST_US), for a request that can be sent again: whoever waits for readiness, as others do, knows no more of it
-    /// than its last pass through its events has told, and what comes later meets the request on its way in any case.
+    /// Each is asked for FIN and for bytes that nobody wants, which costs 5 to 10 % of a request. Not so one that was seen to be quiet in
+    /// this very tick of the coarse clock, for a request that can be sent again: whoever waits for readiness, as others do, knows no more
+    /// of it than its last pass through its events has told, and what comes later meets the request on its way in any case.
     pub(super) fn take(&mut self, reuse: Reuse, now_ms: u64) -> Option<Conn> {
         loop {
             let newest = self.conns.last()?;
@@ -65,13 +63,12 @@ impl IdleConns {
                 return None;
             }
             let idle = self.conns.pop()?;
-            let is_trusted = reuse == Reuse::Any && idle.quiet_at.is_some_and(is_just_now);
+            let is_trusted = reuse == Reuse::Any && idle.quiet_ms == Some(now_ms);
             if now_ms < idle.until_ms {
                 if is_trusted || idle.conn.is_quiet() {
                     return Some(idle.conn);
                 }
-                let young = Duration::from_millis(UPSTREAM_IDLE_ONCE_MS_MAX);
-                if idle.quiet_at.is_some_and(|at| at.elapsed() < young) {
+                if idle.quiet_ms.is_some_and(|quiet_ms| now_ms < quiet_ms + UPSTREAM_IDLE_ONCE_MS_MAX) {
                     self.distrust(now_ms);
                 }
             }
@@ -81,7 +78,7 @@ impl IdleConns {
     /// The server has closed one soon after its use, or said something on it that nobody has asked for: for a while all are looked at.
     pub(super) fn distrust(&mut self, now_ms: u64) {
         self.distrust_until_ms = now_ms + UPSTREAM_DISTRUST_MS;
-        self.conns.iter_mut().for_each(|idle| idle.quiet_at = None);
+        self.conns.iter_mut().for_each(|idle| idle.quiet_ms = None);
     }
 
     /// Drops those that are too old or no longer open.
@@ -97,15 +94,12 @@ impl IdleConns {
     }
 }
 
-fn is_just_now(at: Instant) -> bool {
-    at.elapsed() < Duration::from_micros(UPSTREAM_TRUST_US)
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
         io::{Read as _, Write as _},
         net::TcpStream,
+        time::{Duration, Instant},
     };
 
     use meshring_core::limits::BUFFER_BYTES;
@@ -118,7 +112,6 @@ mod tests {
 
     const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nx";
     const TICK: Duration = Duration::from_micros(100);
-    const TRUSTED: Duration = Duration::from_micros(UPSTREAM_TRUST_US);
 
     /// A connection that has carried a request and its response; the response was read with so much room.
     async fn used(worker: &Worker, room: usize) -> (Conn, TcpStream) {
@@ -152,13 +145,13 @@ mod tests {
         on_each_driver(async |worker| {
             let mut was_in_time = false;
             for _ in 0..200 {
-                let began = Instant::now();
+                let began_ms = now_ms();
                 let (conn, mut server) = used(&worker, BUFFER_BYTES).await;
                 disturb(&conn, &mut server, false).await;
                 let mut idle = IdleConns::default();
                 idle.put(conn, now_ms(), 60_000, Seen::End);
                 let taken = idle.take(Reuse::Any, now_ms());
-                if began.elapsed() < TRUSTED {
+                if began_ms == now_ms() {
                     assert!(taken.is_some());
                     was_in_time = true;
                 }
@@ -188,21 +181,21 @@ mod tests {
                         disturb(&conn, &mut server, ends).await;
                     }
                     let mut idle = IdleConns::default();
-                    let later = async |at: Instant| {
-                        while at.elapsed() <= TRUSTED {
+                    let later = async |than_ms: u64| {
+                        while now_ms() == than_ms {
                             pause(TICK).await;
                         }
                     };
                     match case {
                         "distrusted before" => idle.distrust(now_ms()),
-                        "a response that took its client long" => later(Instant::now()).await,
+                        "a response that took its client long" => later(now_ms()).await,
                         _ => {}
                     }
                     idle.put(conn, now_ms(), 60_000, seen);
-                    let given_back = Instant::now();
+                    let given_back_ms = now_ms();
                     match case {
                         "distrusted since" => idle.distrust(now_ms()),
-                        "later" => later(given_back).await,
+                        "later" => later(given_back_ms).await,
                         _ => {}
                     }
                     assert_eq!(idle.take(reuse, now_ms()).is_none(), is_disturbed, "{case}, {is_disturbed}, {ends}");
@@ -219,7 +212,7 @@ mod tests {
             let now_ms = now_ms();
             idle.distrust(now_ms);
             idle.put(conn, now_ms + UPSTREAM_DISTRUST_MS, 60_000, Seen::End);
-            assert!(idle.conns[0].quiet_at.is_some());
+            assert!(idle.conns[0].quiet_ms.is_some());
         });
     }
 

@@ -7,7 +7,7 @@ use std::{
     os::fd::{AsRawFd as _, RawFd},
     pin::Pin,
     rc::Rc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use meshring_core::{
@@ -65,8 +65,8 @@ pub(crate) struct SocketReader {
     told: Told,
     /// See [`Conn::meant_port`]; `None` before somebody asks.
     meant_port: Cell<Option<Option<u16>>>,
-    /// See [`Conn::quiet_at`].
-    quiet_at: Cell<Option<Instant>>,
+    /// See [`Conn::quiet_ms`].
+    quiet_ms: Cell<Option<u64>>,
 }
 
 /// What writes to a socket.
@@ -120,12 +120,12 @@ impl SocketReader {
     /// Notes how the read of an answer has ended that had room for so many bytes: one that was not filled has left nothing behind.
     pub(super) fn has_read_answer(&self, result: &io::Result<usize>, room: usize) {
         let is_quiet = matches!(*result, Ok(count) if count > 0 && count < room);
-        self.quiet_at.set(is_quiet.then(Instant::now));
+        self.quiet_ms.set(is_quiet.then(now_ms));
     }
 
     /// Notes any other read of the socket.
     pub(super) fn is_read(&self) {
-        self.quiet_at.set(None);
+        self.quiet_ms.set(None);
     }
 
     /// Its socket, where plain bytes come out of it: without TLS, or with the kernel's.
@@ -198,7 +198,7 @@ impl Conn {
             tls: None,
             told: Told::default(),
             meant_port: Cell::new(None),
-            quiet_at: Cell::new(None),
+            quiet_ms: Cell::new(None),
         };
         let read = ReadHalf::Socket(read);
         let write = WriteHalf::Socket(SocketWriter { socket: write, fd, tls: None });
@@ -485,11 +485,11 @@ impl Conn {
             || self.tls().is_some_and(|tls| tls.is_quiet())
     }
 
-    /// When an answer that one read has brought whole was the last thing there.
-    pub(crate) fn quiet_at(&self) -> Option<Instant> {
+    /// When an answer that one read has brought whole was the last thing there, by the coarse clock.
+    pub(crate) fn quiet_ms(&self) -> Option<u64> {
         let ReadHalf::Socket(socket) = &self.read else { return None };
         let holds_nothing = socket.tls.as_ref().is_none_or(|tls| !tls.is_kernel() && tls.is_empty());
-        socket.quiet_at.get().filter(|_| holds_nothing)
+        socket.quiet_ms.get().filter(|_| holds_nothing)
     }
 
     /// The address that the client of a listener meant. `is_untracked`: no kernel module keeps track of interceptions here, as far as

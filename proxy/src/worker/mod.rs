@@ -129,7 +129,8 @@ pub(crate) struct Worker {
     pub(crate) listeners: Vec<Rc<Listener>>,
     /// Second descriptors of the listening sockets, to shut them when draining.
     sockets: RefCell<Vec<StdTcpListener>>,
-    scratches: RefCell<Vec<Scratch>>,
+    #[expect(clippy::vec_box, reason = "they are handed out and taken back with each request, and are large to move")]
+    scratches: RefCell<Vec<Box<Scratch>>>,
     stream_tasks: StreamTasks,
     /// What decoding of HTTP/2 needs.
     http2_scratch: RefCell<meshring_core::http::http2::Scratch>,
@@ -199,12 +200,12 @@ impl Greeters {
 
 impl Worker {
     /// Field tables for one connection.
-    pub(crate) fn take_scratch(&self) -> Scratch {
+    pub(crate) fn take_scratch(&self) -> Box<Scratch> {
         self.scratches.borrow_mut().pop().unwrap_or_default()
     }
 
     /// Gives them back.
-    pub(crate) fn give_scratch(&self, scratch: Scratch) {
+    pub(crate) fn give_scratch(&self, scratch: Box<Scratch>) {
         let mut scratches = self.scratches.borrow_mut();
         if scratches.len() < SCRATCHES_POOLED_MAX {
             scratches.push(scratch);

@@ -12,6 +12,7 @@ use std::{
 };
 
 use meshring_core::{
+    clock::monotonic_ns,
     http::http2::{Code, ConnectionError, Engine, Role, Wake},
     limits::{
         BODY_IDLE_MS_MAX, BUFFER_BYTES, BUFFERS_IN_A_ROW_MAX, HOLD_BUFFER_MS_MAX, HTTP2_LAST_WORDS_MS_MAX,
@@ -51,6 +52,8 @@ pub(super) struct Link {
     pool: Rc<Buffers>,
     task: RefCell<Option<Waker>>,
     received_bytes: Cell<u64>,
+    /// When the last of them were taken, in [`monotonic_ns`].
+    received_ns: Cell<u64>,
     /// Bytes that the other side has taken, or the kernel for it.
     written_bytes: Cell<u64>,
     /// Nothing more is read, and what is to be written goes out soon or not at all.
@@ -93,6 +96,7 @@ impl Link {
             pool: Rc::clone(pool),
             task: RefCell::default(),
             received_bytes: Cell::new(0),
+            received_ns: Cell::new(0),
             written_bytes: Cell::new(0),
             is_ending: Cell::new(false),
             is_writing: Cell::new(false),
@@ -138,6 +142,11 @@ impl Link {
     /// Bytes that have come so far.
     pub(super) fn received_bytes(&self) -> u64 {
         self.received_bytes.get()
+    }
+
+    /// When what has come last was taken, in [`monotonic_ns`]; where requests are taken.
+    pub(super) fn received_ns(&self) -> u64 {
+        self.received_ns.get()
     }
 
     /// How much one of its streams may read of a response before the other side has taken it, in bytes.
@@ -252,6 +261,9 @@ impl Link {
                     if self.is_ending.get() {
                         return Ok(());
                     }
+                }
+                if S::TAKES_REQUESTS {
+                    self.received_ns.set(monotonic_ns());
                 }
                 // Who breaks the protocol gets nothing more done.
                 let taken = self.take(worker, input.unread())?;

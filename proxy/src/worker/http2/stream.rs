@@ -48,6 +48,8 @@ pub(crate) struct Stream {
     is_tunnel: Cell<bool>,
     /// Of an upstream connection's streams.
     place: Option<Place>,
+    /// See [`Stream::take_arrival`].
+    arrived_ns: Cell<Option<u64>>,
 }
 
 impl std::fmt::Debug for Stream {
@@ -81,7 +83,9 @@ impl Stream {
         };
         let interrupt = link.ask(|protocol| protocol.waiter(key).map(|waiter| Rc::clone(&waiter.0)))?;
         let outgoing = Outgoing::response(method, extended);
-        Some(Self::new(origin, link, interrupt, Some(key), outgoing, None))
+        let stream = Self::new(origin, link, interrupt, Some(key), outgoing, None);
+        stream.arrived_ns.set(Some(link.received_ns()));
+        Some(stream)
     }
 
     /// A request to an upstream, which is opened when its head is written.
@@ -109,12 +113,19 @@ impl Stream {
             malformed: Cell::new(None),
             is_tunnel: Cell::new(false),
             place,
+            arrived_ns: Cell::new(None),
         }
     }
 
     /// The connection that it is part of.
     pub(crate) fn origin(&self) -> &Origin {
         &self.origin
+    }
+
+    /// When the request that it has begun with has come, in [`monotonic_ns`](meshring_core::clock::monotonic_ns), for whoever asks
+    /// first: it may have waited for its turn, and what follows in a tunnel came later.
+    pub(crate) fn take_arrival(&self) -> Option<u64> {
+        self.arrived_ns.take()
     }
 
     pub(crate) fn interrupt(&self) -> &Rc<Interrupt> {
