@@ -227,11 +227,13 @@ pub const HTTP2_DRIBBLE_BYTES: usize = 16;
 /// Frames of one connection that are taken in a row before others get their turn: the dearest, a small request or SETTINGS that move the
 /// windows of a hundred streams, take a microsecond each.
 pub const HTTP2_FRAMES_IN_A_ROW_MAX: usize = 64;
-/// Requests among them: each is a task, and takes some microseconds, or tens of them where its upstream has to be connected to.
+/// Requests among them; and of a connection, those that are begun before all of them that must connect to their upstream have had their
+/// turn to: one that waits for its connection has all in hand.
 pub const HTTP2_REQUESTS_IN_A_ROW_MAX: usize = 16;
-/// Requests of one connection that are begun in one turn of the worker, where it has others, once it has begun fewer in a few turns; those
-/// behind them wait, and may be cancelled before anything was done for them. With 8 connections of 8 streams a request takes 10 % less CPU time with 8 than with 16 or without a
-/// bound, others' p99 under a flood is half as long, and one connection of 100 streams beside idle ones pays 7 %.
+/// Requests of one connection that are begun in one turn of the worker, where it has others (a new connection begins fewer in its first
+/// turns); those behind them wait, and may be cancelled before anything was done for them. With 8 connections of 8 streams a request takes
+/// 10 % less CPU time with 8 than with 16 or without a bound, others' p99 under a flood is half as long, and one connection of 100 streams
+/// beside idle ones pays 7 %.
 pub const HTTP2_BEGUN_IN_A_ROW_MAX: usize = 8;
 /// Streams of a connection that has ended which are told so in one turn of the worker: each takes its task and its connection upstream
 /// along, which is some tens of microseconds of closing, and a connection may have a thousand.

@@ -357,8 +357,10 @@ pub(crate) async fn serve_stream(
             match end {
                 End::Tunnel(tunnel) => return Some(Quiet::Tunnel(tunnel)),
                 End::Parked(parked) => return Some(Quiet::Request(parked)),
-                // The head is withheld until the frames have shown that they do not belie it.
-                End::Idle if conn.readable_until(now_ms() + worker.limits.head_ms_max, false).await => {}
+                // The head is withheld until the frames have shown that they do not belie it, and comes only then.
+                End::Idle if conn.readable_until(now_ms() + worker.limits.head_ms_max, false).await => {
+                    stream.take_arrival();
+                }
                 End::Idle => {
                     time_out(worker, conn).await;
                     return None;

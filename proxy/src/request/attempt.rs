@@ -240,7 +240,7 @@ pub(super) async fn forward(
                 out.clear();
                 out.release();
                 drop(response_input);
-                if give_back(&exchange, conn, lease, &relayed) {
+                if settle(&exchange, conn, lease, &relayed) {
                     return After::KeepAlive;
                 }
                 return finish(&exchange, conn, input).await;
@@ -601,8 +601,8 @@ pub(super) async fn streamed(
     }
 }
 
-/// After a complete response: pools the upstream connection. Whether the client's can go on.
-fn give_back(exchange: &Exchange<'_>, conn: &Conn, lease: Lease, relayed: &Relayed) -> bool {
+/// After a complete response: pools the upstream connection, and says whether the client's can go on.
+fn settle(exchange: &Exchange<'_>, conn: &Conn, lease: Lease, relayed: &Relayed) -> bool {
     let Exchange { worker, uploading, .. } = *exchange;
     conn.timer.clear();
     conn.told().works();

@@ -21,6 +21,8 @@ pub(crate) struct Pace {
     /// Begun, and others have not had their turn since.
     begun: Cell<usize>,
     line: RefCell<VecDeque<Rc<Waiter>>>,
+    /// How many have been at the head of the line.
+    called: Cell<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -66,7 +68,7 @@ impl Drop for InLine<'_> {
 impl Pace {
     /// So much at a time.
     pub(crate) fn new(in_a_row_max: usize) -> Self {
-        Self { in_a_row_max, begun: Cell::new(0), line: RefCell::default() }
+        Self { in_a_row_max, begun: Cell::new(0), line: RefCell::default(), called: Cell::new(0) }
     }
 
     /// Runs a future, of which the first step is what takes long, when it is its turn. May be dropped if the future may, which is
@@ -83,11 +85,15 @@ impl Pace {
         }
     }
 
-    /// Waits until all have begun that are in the line now: whoever makes them is to make no more of them meanwhile.
-    pub(crate) async fn pass(&self, turns: &Turns) {
-        if !self.line.borrow().is_empty() {
-            self.turn(turns).await.is_over = true;
-        }
+    /// Where the line ends now, for [`has_passed`](Self::has_passed).
+    pub(crate) fn end(&self) -> u64 {
+        self.called.get() + self.line.borrow().len() as u64
+    }
+
+    /// Whether all were called, or have left, that were in the line when this was its [end](Self::end): whoever makes them is to make no
+    /// more of them before.
+    pub(crate) fn has_passed(&self, end: u64) -> bool {
+        self.called.get() >= end
     }
 
     async fn turn<'a>(&'a self, turns: &'a Turns) -> Turn<'a> {
@@ -119,6 +125,7 @@ impl Pace {
         while self.begun.get() < at_most {
             let next = self.line.borrow_mut().pop_front();
             let Some(next) = next else { return };
+            self.called.set(self.called.get() + 1);
             if next.has_left.get() {
                 continue;
             }
@@ -175,6 +182,7 @@ mod tests {
             })
             .collect();
         assert_eq!(step(&mut futures, &begun), 2);
+        let end = pace.end();
         // One in the line leaves, and one that has just been called.
         futures[3] = None;
         futures[0] = None;
@@ -183,10 +191,12 @@ mod tests {
         while futures.iter().any(Option::is_some) {
             let before = begun.get();
             assert!(step(&mut futures, &begun) <= before + 4, "{:?}", order.borrow());
+            assert!(!pace.has_passed(end) || order.borrow().len() >= 5, "{:?}", order.borrow());
             steps += 1;
             assert!(steps < 20, "{:?}", order.borrow());
         }
         assert_eq!(*order.borrow(), [0, 1, 4, 5, 6, 7, 8]);
+        assert!(pace.has_passed(end) && !pace.has_passed(end + 1));
         drop(futures);
         assert_eq!(pace.begun.get(), 0);
     }

@@ -220,9 +220,7 @@ impl Client {
 }
 
 impl Side for Client {
-    const TAKES_REQUESTS: bool = false;
-
-    fn received(&mut self, link: &Rc<Link>) -> bool {
+    fn received(&mut self, link: &Rc<Link>, _goes_on: bool) -> bool {
         // What is wrong with a response is told by whoever waits for it, see `Stream::flaw`.
         link.ask(|protocol| while protocol.next_event().is_some() {});
         self.confirm(link);

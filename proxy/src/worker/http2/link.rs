@@ -12,7 +12,6 @@ use std::{
 };
 
 use meshring_core::{
-    clock::monotonic_ns,
     http::http2::{Code, ConnectionError, Engine, Role, Wake},
     limits::{
         BODY_IDLE_MS_MAX, BUFFER_BYTES, BUFFERS_IN_A_ROW_MAX, HOLD_BUFFER_MS_MAX, HTTP2_LAST_WORDS_MS_MAX,
@@ -52,8 +51,6 @@ pub(super) struct Link {
     pool: Rc<Buffers>,
     task: RefCell<Option<Waker>>,
     received_bytes: Cell<u64>,
-    /// When the last of them were taken, in [`monotonic_ns`].
-    received_ns: Cell<u64>,
     /// Bytes that the other side has taken, or the kernel for it.
     written_bytes: Cell<u64>,
     /// Nothing more is read, and what is to be written goes out soon or not at all.
@@ -61,8 +58,6 @@ pub(super) struct Link {
     is_writing: Cell<bool>,
     /// The reader waits until what is there is on its way.
     is_stalled: Cell<bool>,
-    /// Of what was read, not all was taken.
-    has_unread: Cell<bool>,
 }
 
 /// Tells the streams of a connection that it is over.
@@ -76,11 +71,9 @@ impl Drop for End<'_> {
 
 /// What a side does beside moving bytes.
 pub(super) trait Side {
-    /// Whether what comes are requests, which may need connections of their own.
-    const TAKES_REQUESTS: bool;
-
-    /// Something has come, or the end of it. True: it waits for its turn, and what else was read with it is to be taken in the next one.
-    fn received(&mut self, link: &Rc<Link>) -> bool;
+    /// Something has come, or the end of it. `goes_on`: more was read with it, which is taken next. True: something waits for its turn, and
+    /// more is to be taken in the next one.
+    fn received(&mut self, link: &Rc<Link>, goes_on: bool) -> bool;
 
     /// Looks after the connection with each turn. True: it is to end.
     fn look(&mut self, link: &Rc<Link>, cx: &mut Context<'_>) -> bool;
@@ -96,12 +89,10 @@ impl Link {
             pool: Rc::clone(pool),
             task: RefCell::default(),
             received_bytes: Cell::new(0),
-            received_ns: Cell::new(0),
             written_bytes: Cell::new(0),
             is_ending: Cell::new(false),
             is_writing: Cell::new(false),
             is_stalled: Cell::new(false),
-            has_unread: Cell::new(false),
         })
     }
 
@@ -134,19 +125,14 @@ impl Link {
         look(&mut self.protocol.borrow_mut())
     }
 
-    /// Whether bytes wait that were read together with what has come.
-    pub(super) fn has_unread(&self) -> bool {
-        self.has_unread.get()
+    /// Nothing that comes of the connection reaches the other side any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_ending.get() || self.ask(|protocol| protocol.has_failed())
     }
 
     /// Bytes that have come so far.
     pub(super) fn received_bytes(&self) -> u64 {
         self.received_bytes.get()
-    }
-
-    /// When what has come last was taken, in [`monotonic_ns`]; where requests are taken.
-    pub(super) fn received_ns(&self) -> u64 {
-        self.received_ns.get()
     }
 
     /// How much one of its streams may read of a response before the other side has taken it, in bytes.
@@ -237,13 +223,13 @@ impl Link {
         reading.shutdown(Expiry::CancelRead);
     }
 
-    async fn read<S: Side>(
+    async fn read(
         self: &Rc<Self>,
         worker: &Worker,
         half: &mut ReadHalf,
         timer: &Timer,
         first: Option<Held>,
-        side: &RefCell<S>,
+        side: &RefCell<impl Side>,
     ) -> Result<(), ConnectionError> {
         let mut input = Input::new(self.pool.lazy());
         let mut count = first.as_ref().map_or(0, |first| first.len());
@@ -255,20 +241,9 @@ impl Link {
         loop {
             self.received_bytes.set(self.received_bytes.get() + count as u64);
             while !input.is_empty() {
-                if S::TAKES_REQUESTS {
-                    // A request that waits for its connection has all in hand: no more of them before those that are there go on.
-                    worker.connects.pass(&worker.turns).await;
-                    if self.is_ending.get() {
-                        return Ok(());
-                    }
-                }
-                if S::TAKES_REQUESTS {
-                    self.received_ns.set(monotonic_ns());
-                }
                 // Who breaks the protocol gets nothing more done.
                 let taken = self.take(worker, input.unread())?;
-                self.has_unread.set(taken < input.unread().len());
-                let waits = side.borrow_mut().received(self);
+                let waits = side.borrow_mut().received(self, taken < input.unread().len());
                 match taken {
                     // What was said so far is to go out before more is asked.
                     0 => self.room().await,
@@ -279,8 +254,9 @@ impl Link {
                 }
                 // So many frames at a time are enough.
                 match input.is_empty() {
+                    // Also where the next read would find something at once: they would not come to their turn.
+                    _ if waits => worker.turns.next().await,
                     true => {}
-                    false if waits => worker.turns.next().await,
                     false => yield_now().await,
                 }
             }
@@ -293,13 +269,13 @@ impl Link {
                 Some(Ok(count)) if count > 0 => count,
                 Some(Ok(_)) if !half.is_truncated() => {
                     self.with(|protocol, out| protocol.end(out));
-                    side.borrow_mut().received(self);
+                    side.borrow_mut().received(self, false);
                     self.outlive(half).await;
                     return Ok(());
                 }
                 Some(_) => {
                     self.with(|protocol, _| protocol.lose());
-                    side.borrow_mut().received(self);
+                    side.borrow_mut().received(self, false);
                     return Ok(());
                 }
                 None => return Ok(()),

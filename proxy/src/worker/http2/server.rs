@@ -2,7 +2,6 @@
 
 use std::{
     cell::RefCell,
-    collections::VecDeque,
     future::{Future, poll_fn},
     io,
     pin::Pin,
@@ -11,8 +10,11 @@ use std::{
 };
 
 use meshring_core::{
+    clock::monotonic_ns,
     http::http2::{Code, ConnectionError, Event, Opening, Role},
-    limits::{DEADLINE_TICK_MS, HTTP2_ENDED_PING_INTERVAL_MS, HTTP2_LINGER_MS, LINGER_BYTES_MAX},
+    limits::{
+        DEADLINE_TICK_MS, HTTP2_ENDED_PING_INTERVAL_MS, HTTP2_LINGER_MS, HTTP2_REQUESTS_IN_A_ROW_MAX, LINGER_BYTES_MAX,
+    },
     stats::Counter,
 };
 
@@ -20,7 +22,7 @@ use super::{
     Origin, Stream,
     link::{Link, Side},
     pulse::{Care, Pulse, Seen},
-    starts::Starts,
+    starts::{Starts, Waiting},
 };
 use crate::{
     accept::{Listener, Work},
@@ -51,8 +53,11 @@ pub(crate) async fn serve(worker: &Rc<Worker>, conn: &mut Conn, listener: &Rc<Li
         is_leaving: false,
         timer,
         bell,
-        opened: VecDeque::new(),
+        opened: Waiting::new(),
         starts: Starts::new(),
+        begun: (0, 0),
+        is_amid_read: false,
+        received_ns: 0,
     });
     let result = link.run(worker, conn, Some(first), &server).await;
     if let Err(error) = &result {
@@ -90,15 +95,22 @@ struct Server<'a> {
     /// Rings when the connection is to be looked at, and when the worker drains.
     bell: Rc<Interrupt>,
     timer: Timer,
-    /// Requests that wait for their turn, first come first served.
-    opened: VecDeque<(Conn, Work)>,
+    /// Requests that wait for their turn.
+    opened: Waiting<(Conn, Work)>,
     starts: Starts,
+    /// How many were begun since the line of connects was looked at, and where it ended then.
+    begun: (usize, u64),
+    /// Of what was read last, not all was taken.
+    is_amid_read: bool,
+    /// When the first of it was, in [`monotonic_ns`].
+    received_ns: u64,
 }
 
 impl Side for Server<'_> {
-    const TAKES_REQUESTS: bool = true;
-
-    fn received(&mut self, link: &Rc<Link>) -> bool {
+    fn received(&mut self, link: &Rc<Link>, goes_on: bool) -> bool {
+        if !std::mem::replace(&mut self.is_amid_read, goes_on) {
+            self.received_ns = monotonic_ns();
+        }
         while let Some(event) = link.ask(|protocol| protocol.next_event()) {
             match event {
                 Event::Opened(opening) => self.accept(link, opening),
@@ -119,6 +131,9 @@ impl Side for Server<'_> {
         } else if self.pulse.is_none() && link.ask(|protocol| protocol.has_settings()) {
             self.pulse = Some(Pulse::new(now_ms(), self.worker.limits.idle_ms_max));
             self.timer.set_idle(now_ms(), RING);
+        }
+        if !goes_on {
+            self.opened.release();
         }
         !self.opened.is_empty()
     }
@@ -174,47 +189,54 @@ impl Server<'_> {
     /// A request: served on a task of its own, when it is its turn.
     fn accept(&mut self, link: &Rc<Link>, opening: Opening) {
         let work = opening.shape.err().map_or(Work::Request, Work::Refusal);
-        let Some(stream) = Stream::accepted(&self.origin, link, opening) else { return };
+        let Some(stream) = Stream::accepted(&self.origin, link, opening, self.received_ns) else { return };
         let conn = Conn::of_stream(stream, &self.worker.deadlines);
-        if self.opened.is_empty() && !self.is_amid_burst(link) && self.may_begin() {
-            return tasks::guarded_stream(self.worker, conn, Rc::clone(self.listener), work);
+        let may_be_cancelled = self.is_amid_read && !self.is_alone();
+        if self.opened.is_empty() && !may_be_cancelled && self.may_begin() {
+            return self.start(conn, work);
         }
-        if self.opened.len() == self.opened.capacity() {
+        if self.opened.is_full() {
             // There is no bound on how many may be opened and cancelled behind those that wait.
             self.opened.retain(|(conn, _)| !is_cancelled(self.worker, conn));
         }
-        self.opened.push_back((conn, work));
+        self.opened.push((conn, work));
     }
 
     /// Lets those begin that wait, as many as may in this turn.
     fn begin(&mut self, link: &Link, cx: &mut Context<'_>) {
-        if self.opened.capacity() == 0 || self.is_amid_burst(link) {
+        if self.opened.is_empty() {
             return;
         }
-        while let Some((conn, work)) = self.opened.pop_front() {
-            if is_cancelled(self.worker, &conn) {
-                continue;
-            }
-            if !self.may_begin() {
-                self.opened.push_front((conn, work));
+        let is_over = link.is_over();
+        if is_over {
+            self.opened.release();
+        }
+        while let Some((conn, _)) = self.opened.next() {
+            let is_gone = is_cancelled(self.worker, conn) || is_over;
+            if !is_gone && !self.may_begin() {
                 return self.worker.turns.wake(cx.waker());
             }
-            tasks::guarded_stream(self.worker, conn, Rc::clone(self.listener), work);
+            match self.opened.take() {
+                Some((conn, work)) if !is_gone => self.start(conn, work),
+                _ => {}
+            }
         }
-        // A connection may live for days.
-        self.opened = VecDeque::new();
     }
 
-    /// Whether more was read with the requests that are there, which is taken first: of a burst nothing is begun that is cancelled behind
-    /// it, or whose client only asks for the answer to a PING and leaves. The reader wakes this task when it goes on.
-    fn is_amid_burst(&self, link: &Link) -> bool {
-        link.has_unread() && !self.is_alone()
+    fn start(&mut self, conn: Conn, work: Work) {
+        self.begun.0 += 1;
+        if self.begun.0 == HTTP2_REQUESTS_IN_A_ROW_MAX {
+            self.begun = (0, self.worker.connects.end());
+        }
+        tasks::guarded_stream(self.worker, conn, Rc::clone(self.listener), work);
     }
 
-    /// Whether one more request may be begun in this turn, which counts it. Where nobody else waits a turn lasts: whoever has begun so
-    /// many lets one pass, and what comes meanwhile is worked on, and answered, together.
+    /// Whether one more request may be begun in this turn. Where nobody else waits a turn lasts: whoever has begun so many lets one pass,
+    /// and what comes meanwhile is worked on, and answered, together.
     fn may_begin(&mut self) -> bool {
-        self.is_alone() || self.starts.may(self.worker.turns.number())
+        // One that waits for its connection has all in hand: no more of them before those that are there go on.
+        self.worker.connects.has_passed(self.begun.1)
+            && (self.starts.may(self.worker.turns.number()) || self.is_alone())
     }
 
     fn is_alone(&self) -> bool {
@@ -222,7 +244,7 @@ impl Server<'_> {
     }
 }
 
-/// Whether the client has cancelled a request before it was begun; to be asked once of each that is.
+/// Whether the client has cancelled a request before it was begun, which counts it: to be asked no more of one that is.
 fn is_cancelled(worker: &Worker, conn: &Conn) -> bool {
     let is_cancelled = conn.stream().is_some_and(|stream| stream.is_cancelled());
     if is_cancelled {

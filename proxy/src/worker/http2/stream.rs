@@ -67,8 +67,8 @@ impl Drop for Stream {
 }
 
 impl Stream {
-    /// A client's request. `None`: it is gone already.
-    pub(super) fn accepted(origin: &Rc<Origin>, link: &Rc<Link>, opening: Opening) -> Option<Self> {
+    /// A client's request, which has come at this time of [`monotonic_ns`](meshring_core::clock::monotonic_ns). `None`: it is gone already.
+    pub(super) fn accepted(origin: &Rc<Origin>, link: &Rc<Link>, opening: Opening, arrived_ns: u64) -> Option<Self> {
         let key = opening.key;
         let (method, extended) = match opening.shape {
             Ok(shape) if shape.is_extended => {
@@ -84,7 +84,7 @@ impl Stream {
         let interrupt = link.ask(|protocol| protocol.waiter(key).map(|waiter| Rc::clone(&waiter.0)))?;
         let outgoing = Outgoing::response(method, extended);
         let stream = Self::new(origin, link, interrupt, Some(key), outgoing, None);
-        stream.arrived_ns.set(Some(link.received_ns()));
+        stream.arrived_ns.set(Some(arrived_ns));
         Some(stream)
     }
 
@@ -122,8 +122,8 @@ impl Stream {
         &self.origin
     }
 
-    /// When the request that it has begun with has come, in [`monotonic_ns`](meshring_core::clock::monotonic_ns), for whoever asks
-    /// first: it may have waited for its turn, and what follows in a tunnel came later.
+    /// When the request that it begins with has come, in [`monotonic_ns`](meshring_core::clock::monotonic_ns), for whoever asks first: it
+    /// may have waited for its turn, and what follows in a tunnel came later.
     pub(crate) fn take_arrival(&self) -> Option<u64> {
         self.arrived_ns.take()
     }
