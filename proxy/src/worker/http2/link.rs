@@ -254,9 +254,8 @@ impl Link {
                 }
                 // So many frames at a time are enough.
                 match input.is_empty() {
-                    // Also where the next read would find something at once: they would not come to their turn.
-                    _ if waits => worker.turns.next().await,
                     true => {}
+                    false if waits => worker.turns.next().await,
                     false => yield_now().await,
                 }
             }
