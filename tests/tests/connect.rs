@@ -8,6 +8,8 @@ use meshring_tests::{
     binaries,
     checklist::{expect_refusal, saying},
     client::Client,
+    frames::{block, code, data, headers},
+    h2::Connection,
     on_both_drivers,
     ports::Reserved,
     proxy::{Driver, Proxy},
@@ -23,6 +25,7 @@ on_both_drivers! {
     a_host_that_nobody_knows_is_404
     an_endpoint_that_refuses_is_503_and_another_one_is_tried
     curl_goes_through_the_tunnel
+    a_client_of_http_2_has_tunnels_beside_its_requests
 }
 
 fn head(target: &str) -> String {
@@ -175,4 +178,52 @@ fn curl_goes_through_the_tunnel(driver: Driver) {
     assert!(!text.contains("via:") && !text.contains("x-forwarded-for:"), "{text}");
     assert!(!run(&["--proxytunnel", "http://echo:80/"]).0);
     assert_eq!(upstream.connections(), 1);
+}
+
+fn a_client_of_http_2_has_tunnels_beside_its_requests(driver: Driver) {
+    let application = Application::start();
+    let mut world = world(&[application.address()]);
+    world.host("here", vec![rule(saying("here"))]);
+    let proxy = proxy(driver, world);
+    let mut client = Connection::connect(proxy.outbound());
+    let connect = |stream, target, early: &str| {
+        let head = block(&[(":method", "CONNECT"), (":authority", target)]);
+        [headers(stream, head, false), data(stream, early, false)].concat()
+    };
+    let mut tunnels = Vec::new();
+    for target in ["echo:443", "echo:8443", "ECHO.default.svc.cluster.local:443"] {
+        let stream = client.new_stream();
+        client.send(connect(stream, target, "at once"));
+        let accepted = client.head(stream);
+        assert_eq!((accepted.status(), accepted.ended), (200, false));
+        // A tunnel has no framing (RFC 9110 section 9.3.6).
+        assert!(!accepted.fields.has("content-length") && !accepted.fields.has("transfer-encoding"), "{accepted:?}");
+        let mut upstream = application.accept();
+        assert_eq!(upstream.bytes(7), b"at once");
+        tunnels.push((stream, upstream));
+    }
+    client.get("here", "/").expect(200);
+    // An end is an end, and a reset a reset, of this stream alone.
+    let (reset_by_server, mut upstream) = tunnels.pop().unwrap();
+    upstream.send("last");
+    client.wait("what was sent before the reset", |client| {
+        client.message(reset_by_server).body.ends_with(b"last").then_some(())
+    });
+    reset(upstream);
+    assert_eq!(client.response(reset_by_server).reset, Some(code::CONNECT_ERROR));
+    for (stream, mut upstream) in tunnels {
+        client.body(stream, b"up", true);
+        assert_eq!(upstream.bytes(2), b"up");
+        upstream.expect_end();
+        upstream.send("down").finish_sending();
+        assert_eq!(client.response(stream).expect(200).text(), "down");
+    }
+    // Without a tunnel what comes with it goes nowhere, and is no request.
+    for (target, status) in [("echo:444", 405), ("nobody.example.com:443", 404)] {
+        let stream = client.new_stream();
+        client.send(connect(stream, target, "GET / HTTP/1.1\r\nhost: echo\r\n\r\n"));
+        assert_eq!(client.response(stream).status(), status, "{target}");
+    }
+    client.get("here", "/").expect(200);
+    assert!(application.try_accept().is_none());
 }

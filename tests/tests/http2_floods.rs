@@ -145,6 +145,7 @@ fn cve_2019_9511_a_dribble_of_window_updates_harms_nobody(driver: Driver) {
     let outcome = target.attack(&Opening::narrow().with(INITIAL_WINDOW_SIZE, 1), 20_000, |round| {
         if round == 0 { begin.clone() } else { frames::window_update(1, 1) }
     });
+    expect_ended(&outcome, &[code::ENHANCE_YOUR_CALM]);
     target.finish(&outcome);
 }
 
@@ -154,6 +155,7 @@ fn cve_2019_9512_a_flood_of_pings_is_bounded(driver: Driver) {
     // Never reads the answers.
     let many = frames::ping(*b"pingping").repeat(1_000);
     let outcome = target.attack(&Opening::default(), 2_000, |_| many.clone());
+    expect_ended(&outcome, &[code::ENHANCE_YOUR_CALM]);
     target.finish(&outcome);
 }
 
@@ -163,6 +165,7 @@ fn cve_2019_9513_a_flood_of_priorities_is_bounded(driver: Driver) {
     let outcome = target.attack(&Opening::default(), 200, |round| {
         (0..1_000).flat_map(|at| frames::frame(PRIORITY, 0, stream(at), [0, 0, 0, round as u8, 200])).collect()
     });
+    expect_ended(&outcome, &[code::ENHANCE_YOUR_CALM]);
     target.finish(&outcome);
 }
 
@@ -180,6 +183,7 @@ fn cve_2019_9515_a_flood_of_settings_is_bounded(driver: Driver) {
     let mut target = Target::start(driver, Application::echoing());
     let many = frames::settings(&[(INITIAL_WINDOW_SIZE, 65_535)]).repeat(1_000);
     let outcome = target.attack(&Opening::default(), 2_000, |_| many.clone());
+    expect_ended(&outcome, &[code::ENHANCE_YOUR_CALM]);
     target.finish(&outcome);
 }
 
@@ -189,6 +193,7 @@ fn cve_2019_9516_empty_fields_are_no_leak(driver: Driver) {
     // A field of no bytes costs a header table, or a list that counts bytes only, something all the same.
     let empty = [block(&get("echo", "/bad")), field("", "").repeat(4_000)].concat();
     let outcome = target.attack(&Opening::default(), 500, |round| headers(stream(round), &empty, true));
+    expect_ended(&outcome, &[code::ENHANCE_YOUR_CALM]);
     target.finish(&outcome);
 }
 

@@ -6,6 +6,10 @@ use std::{
     net::{SocketAddr, TcpStream},
     path::Path,
     process::{Command, Output},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use meshring_core::table::model::UpstreamProtocol;
@@ -34,6 +38,7 @@ use tempfile::TempDir;
 on_both_drivers! {
     what_is_spoken_upstream_is_what_the_table_says
     requests_of_many_clients_share_connections
+    no_connection_has_more_streams_than_its_server_takes
     curl_uploads_and_downloads_byte_exact_in_any_mix
     nghttpd_is_a_fine_upstream
     h2load_sees_no_failures
@@ -119,6 +124,43 @@ fn requests_of_many_clients_share_connections(driver: Driver) {
         client.response().expect(200);
     }
     assert_eq!(upstream.connections(), 1, "one worker has one connection to an endpoint");
+}
+
+fn no_connection_has_more_streams_than_its_server_takes(driver: Driver) {
+    const REQUESTS: usize = 8;
+    const STREAMS: usize = 2;
+    let arrived = Arc::<AtomicUsize>::default();
+    let come = Arc::clone(&arrived);
+    let upstream = Upstream::scripted(move |peer| {
+        let opening = h2::Opening::default().with(frames::MAX_CONCURRENT_STREAMS, STREAMS as u32);
+        let Some(mut connection) = Connection::accept(peer.stream(), &opening) else { return };
+        let mut waiting = Vec::new();
+        while let Some((stream, message)) = connection.next_request() {
+            if message.fields.value(":path") != Some("/first") {
+                come.fetch_add(1, Ordering::SeqCst);
+                waiting.push(stream);
+                if waiting.len() < STREAMS {
+                    continue;
+                }
+                // Reads no more before all are here: one beyond what it takes would never be counted.
+                wait::until("all requests", || (come.load(Ordering::SeqCst) == REQUESTS).then_some(()));
+            } else {
+                waiting.push(stream);
+            }
+            for stream in waiting.drain(..) {
+                connection.send(headers(stream, block(&[(":status", "200")]), true));
+            }
+        }
+    });
+    let proxy = Proxy::alone(&table(upstream.address(), UpstreamProtocol::Http2), driver);
+    let mut client = Connection::connect(proxy.outbound());
+    // From here on it knows how many the server takes.
+    client.get("echo", "/first").expect(200);
+    let streams: Vec<_> = (0..REQUESTS).map(|_| client.request(&get("echo", "/"), true)).collect();
+    for stream in streams {
+        client.response(stream).expect(200);
+    }
+    assert_eq!(upstream.connections(), REQUESTS / STREAMS);
 }
 
 fn curl_uploads_and_downloads_byte_exact_in_any_mix(driver: Driver) {

@@ -1,23 +1,34 @@
 //! WebSocket over either version of HTTP on either side (RFC 6455, RFC 8441), with libraries that others wrote at both ends.
 #![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
 use meshring_core::table::model::UpstreamProtocol;
 use meshring_tests::{
-    frames::{block, code},
-    h2::Connection,
+    checklist::Sidecar,
+    frames::{block, code, data, headers},
+    h2::{Connection, Opening},
     h2_application::Hop,
     on_both_drivers,
     peers::{self, Server},
     proxy::{Driver, Proxy},
     table::{World, rule},
+    tls::{Mesh, peer_authentication},
+    upstream::Upstream,
+    wait,
 };
 use serde_json::json;
 
 on_both_drivers! {
     messages_pass_in_any_mix_of_versions
     ws_of_node_talks_in_any_mix_of_versions_and_with_another_library
+    messages_pass_through_two_sidecars_that_prove_who_they_are
     an_extended_connect_is_translated_and_nothing_else_of_it_leaks
     an_extended_connect_that_is_malformed_ends_its_stream
+    item_54_bytes_behind_an_extended_connect_wait_for_its_200
 }
 
 fn messages_pass_in_any_mix_of_versions(driver: Driver) {
@@ -91,6 +102,22 @@ fn ws_of_node_talks_in_any_mix_of_versions_and_with_another_library(driver: Driv
     }
 }
 
+fn messages_pass_through_two_sidecars_that_prove_who_they_are(driver: Driver) {
+    let Some(python) = peers::python() else { return };
+    let server = Server::start(&python, "ws_peer.py", &["h1"]);
+    let mesh = Mesh::start(driver, &[server.address], &[("mode.yaml", &peer_authentication("STRICT", ""))]);
+    for spoken in ["h1", "h2"] {
+        let arguments = [spoken, &mesh.client.outbound().to_string(), "reviews", "/chat?room=1"];
+        let told = peers::run(&python, "ws_peer.py", &arguments);
+        let expected = json!({"subprotocol": "judge.echo", "same": 14, "of": 14, "code": 4001});
+        assert_eq!(told, [expected], "{spoken}: {}", server.process.output());
+    }
+    server.wait_for("event", "closed", 2);
+    assert!(server.told("violation").is_empty(), "{:?}", server.told("violation"));
+    assert!(mesh.server_metric("downstream_tls_handshakes_total") > 0);
+    assert_eq!(mesh.server_metric("tunnels_total"), 2);
+}
+
 const TUNNEL: [(&str, &str); 6] = [
     (":method", "CONNECT"),
     (":protocol", "websocket"),
@@ -101,7 +128,6 @@ const TUNNEL: [(&str, &str); 6] = [
 ];
 
 fn an_extended_connect_is_translated_and_nothing_else_of_it_leaks(driver: Driver) {
-    use meshring_tests::{checklist::Sidecar, upstream::Upstream};
     // Accepts as RFC 6455 says, but only what is keyed right; then sends bytes back.
     let upstream = Upstream::scripted(|peer| {
         let Some(head) = peer.head() else { return };
@@ -148,4 +174,44 @@ fn an_extended_connect_that_is_malformed_ends_its_stream(driver: Driver) {
     let with_path = [(":method", "CONNECT"), (":authority", "echo:80"), (":path", "/"), (":scheme", "http")];
     let stream = client.request(&with_path, false);
     client.response(stream).expect_reset(code::PROTOCOL_ERROR);
+}
+
+fn item_54_bytes_behind_an_extended_connect_wait_for_its_200(driver: Driver) {
+    const ENABLE_CONNECT_PROTOCOL: u16 = 8;
+    let may_look = Arc::<AtomicBool>::default();
+    let seen = Arc::clone(&may_look);
+    let upstream = Upstream::scripted(move |peer| {
+        let opening = Opening::default().with(ENABLE_CONNECT_PROTOCOL, 1);
+        let Some(mut connection) = Connection::accept(peer.stream(), &opening) else { return };
+        let Some((stream, _)) = connection.accept_stream(&mut Vec::new(), |message| !message.fields.0.is_empty())
+        else {
+            return;
+        };
+        connection.send(headers(stream, block(&[(":status", "103")]), false));
+        wait::until("the client to have sent more", || seen.load(Ordering::SeqCst).then_some(()));
+        // Whatever the proxy has sent by now comes before the answer to a PING.
+        connection.settle();
+        let status = if connection.message(stream).body.is_empty() { "200" } else { "500" };
+        connection.send(headers(stream, block(&[(":status", status)]), false));
+        connection.wait("the bytes", |connection| connection.message(stream).body.ends_with(b"more").then_some(()));
+        let body = connection.message(stream).body;
+        connection.body(stream, &body, true);
+        peer.wait_for_end();
+    });
+    let sidecar = Sidecar::configured(
+        driver,
+        upstream,
+        |builder| builder,
+        |world, cluster| {
+            world.protocol(cluster, UpstreamProtocol::Http2);
+        },
+    );
+    let mut client = Connection::connect(sidecar.outbound());
+    let stream = client.new_stream();
+    client.send([headers(stream, block(&TUNNEL), false), data(stream, "early, ", false)].concat());
+    client.wait("103", |client| (!client.message(stream).interim.is_empty()).then_some(()));
+    client.send(data(stream, "more", false)).settle();
+    may_look.store(true, Ordering::SeqCst);
+    assert_eq!(client.head(stream).status(), 200, "bytes before the 200");
+    assert_eq!(client.response(stream).text(), "early, more");
 }

@@ -72,6 +72,8 @@ pub(crate) struct Endpoint {
     idle: RefCell<IdleConns>,
     /// Connections that requests share (HTTP/2).
     shared: RefCell<Vec<Multiplexed>>,
+    /// How many streams one of them may have, as far as its server has ever said so.
+    streams_known: Cell<usize>,
     /// Another one of them on its way.
     joining: RefCell<Option<Rc<Attempt>>>,
     /// Until then its server, which was offered HTTP/2, is taken to speak HTTP/1.1 only.
@@ -185,6 +187,7 @@ impl Endpoint {
             avoid_until_ms: Cell::new(0),
             idle: RefCell::default(),
             shared: RefCell::default(),
+            streams_known: Cell::new(usize::MAX),
             joining: RefCell::default(),
             http1_only_until_ms: Cell::new(0),
         })
@@ -286,7 +289,7 @@ impl Endpoint {
         shared.retain(Multiplexed::is_open);
         shared.sort_by_key(Multiplexed::streams);
         // The least busy one may be one that allows few.
-        let stream = shared.iter().find_map(|connection| connection.stream(streams_max))?;
+        let stream = shared.iter().find_map(|connection| connection.stream(streams_max, &self.streams_known))?;
         Some(Lease { conn: Conn::of_stream(stream, deadlines), reused: true, active: self.activate() })
     }
 

@@ -1,6 +1,7 @@
 //! Connections of HTTP/2 whose key is worn and has no successor: they end by GOAWAY, and no stream is lost to it.
 
 use std::{
+    cell::Cell,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener},
     rc::Rc,
@@ -255,9 +256,9 @@ fn nothing_new_goes_on_an_upstream_connection_of_http2_whose_key_is_worn() {
             let (lease, upstream) = town.upstream_speaking(&worker, Some(version), answers).await;
             let shared = client::start(&worker, lease.conn);
             let mut asked = 0;
-            let waiting = shared.stream(0).unwrap();
+            let waiting = shared.stream(0, &Cell::new(usize::MAX)).unwrap();
             while shared.is_open() {
-                let mut conn = Conn::of_stream(shared.stream(0).unwrap(), &worker.deadlines);
+                let mut conn = Conn::of_stream(shared.stream(0, &Cell::new(usize::MAX)).unwrap(), &worker.deadlines);
                 ask(&worker, &mut conn).await;
                 asked += 1;
                 assert!(asked <= RECORDS_MAX, "{version:?}: it does not wear out");

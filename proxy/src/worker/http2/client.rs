@@ -277,13 +277,21 @@ impl Multiplexed {
         Some(is_http2)
     }
 
-    /// A stream for one more request, if there is room for it: `streams_max` is the cluster's limit, 0 for none.
-    pub(crate) fn stream(&self, streams_max: u32) -> Option<Stream> {
+    /// A stream for one more request, if there is room for it: `streams_max` is the cluster's limit, 0 for none. `known`: how many streams a
+    /// connection to this server may have, as far as any has said so. A new one has not yet, and requests beyond it would be refused there,
+    /// and sent once more.
+    pub(crate) fn stream(&self, streams_max: u32, known: &Cell<usize>) -> Option<Stream> {
         let limit = match streams_max {
             0 => HTTP2_UPSTREAM_STREAMS_MAX,
             some => HTTP2_UPSTREAM_STREAMS_MAX.min(some as usize),
         };
-        if self.streams() >= limit.min(self.link.ask(|protocol| protocol.max_concurrent_streams())) {
+        let mut said = self.link.ask(|protocol| protocol.max_concurrent_streams());
+        if self.state.is_confirmed.get() {
+            known.set(said.max(1));
+        } else {
+            said = said.min(known.get());
+        }
+        if self.streams() >= limit.min(said) {
             return None;
         }
         let opener = Opener { state: Rc::clone(&self.state), is_secured: self.origin.secured.is_some() };

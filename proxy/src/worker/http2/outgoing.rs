@@ -292,8 +292,16 @@ impl Outgoing {
         }
     }
 
-    /// Ends the stream with an error.
-    pub(super) fn reset(&mut self, target: &Target<'_>, code: Code) {
+    /// Ends the stream with an error: ours to an upstream, or what we have got from one.
+    pub(super) fn abort(&mut self, target: &Target<'_>, is_upstream: bool) {
+        let code = match (is_upstream, self.method, &self.extended) {
+            (true, ..) => Code::CANCEL,
+            // The connection that the tunnel leads to has broken (RFC 9113 section 8.5).
+            (false, Method::Connect, _) => Code::CONNECT_ERROR,
+            // Likewise, once it is a tunnel (RFC 8441 section 5).
+            (false, _, Some(_)) if matches!(self.framing, Framing::Raw | Framing::Done) => Code::CANCEL,
+            (false, ..) => Code::INTERNAL_ERROR,
+        };
         self.framing = Framing::Done;
         if let Some(key) = *target.key {
             target.link.with(|protocol, out| protocol.reset(key, code, out));

@@ -225,16 +225,16 @@ impl Server<'_> {
 
     fn start(&mut self, conn: Conn, work: Work) {
         self.begun.0 += 1;
-        if self.begun.0 == HTTP2_REQUESTS_IN_A_ROW_MAX {
-            self.begun = (0, self.worker.connects.end());
-        }
         tasks::guarded_stream(self.worker, conn, Rc::clone(self.listener), work);
     }
 
     /// Whether one more request may be begun in this turn. Where nobody else waits a turn lasts: whoever has begun so many lets one pass,
     /// and what comes meanwhile is worked on, and answered, together.
     fn may_begin(&mut self) -> bool {
-        // One that waits for its connection has all in hand: no more of them before those that are there go on.
+        // One that waits for its connection has all in hand: no more of them before those that are there go on. By now they are in the line.
+        if self.begun.0 >= HTTP2_REQUESTS_IN_A_ROW_MAX {
+            self.begun = (0, self.worker.connects.end());
+        }
         self.worker.connects.has_passed(self.begun.1)
             && (self.starts.may(self.worker.turns.number()) || self.is_alone())
     }

@@ -11,7 +11,7 @@ use std::{
 use meshring_core::{
     http::{
         head::Method,
-        http2::{Code, ConnectionError, Fault, Malformed, Opening, Piece, Room, StreamKey, response_from_text},
+        http2::{ConnectionError, Fault, Malformed, Opening, Piece, Room, StreamKey, response_from_text},
     },
     limits::HTTP2_READ_BEYOND_BYTES,
 };
@@ -438,7 +438,8 @@ impl Stream {
 
     /// Ends it with an error: the peer must not take what it has for all of the message.
     pub(crate) fn abort(&self) {
-        self.write(|outgoing, target| outgoing.reset(target, Code::INTERNAL_ERROR));
+        let is_upstream = self.place.is_some();
+        self.write(|outgoing, target| outgoing.abort(target, is_upstream));
     }
 
     /// Ready when the client has cancelled it.
