@@ -127,6 +127,14 @@ const TUNNEL: [(&str, &str); 6] = [
     ("sec-websocket-version", "13"),
 ];
 
+/// A sidecar before a scripted server.
+fn before(upstream: Upstream, protocol: UpstreamProtocol, driver: Driver) -> Sidecar {
+    let speaks = |world: &mut World, cluster| {
+        world.protocol(cluster, protocol);
+    };
+    Sidecar::configured(driver, upstream, |builder| builder, speaks)
+}
+
 fn an_extended_connect_is_translated_and_nothing_else_of_it_leaks(driver: Driver) {
     // Accepts as RFC 6455 says, but only what is keyed right; then sends bytes back.
     let upstream = Upstream::scripted(|peer| {
@@ -142,14 +150,7 @@ fn an_extended_connect_is_translated_and_nothing_else_of_it_leaks(driver: Driver
         peer.send("sec-websocket-accept: AAAAAAAAAAAAAAAAAAAAAAAAAAA=\r\n\r\n");
         peer.wait_for_end();
     });
-    let sidecar = Sidecar::configured(
-        driver,
-        upstream,
-        |builder| builder,
-        |world, cluster| {
-            world.protocol(cluster, UpstreamProtocol::Http1);
-        },
-    );
+    let sidecar = before(upstream, UpstreamProtocol::Http1, driver);
     let mut client = Connection::connect(sidecar.outbound());
     client.settle();
     let stream = client.request(&TUNNEL, false);
@@ -198,14 +199,7 @@ fn item_54_bytes_behind_an_extended_connect_wait_for_its_200(driver: Driver) {
         connection.body(stream, &body, true);
         peer.wait_for_end();
     });
-    let sidecar = Sidecar::configured(
-        driver,
-        upstream,
-        |builder| builder,
-        |world, cluster| {
-            world.protocol(cluster, UpstreamProtocol::Http2);
-        },
-    );
+    let sidecar = before(upstream, UpstreamProtocol::Http2, driver);
     let mut client = Connection::connect(sidecar.outbound());
     let stream = client.new_stream();
     client.send([headers(stream, block(&TUNNEL), false), data(stream, "early, ", false)].concat());
