@@ -1,15 +1,21 @@
 //! WebSocket over either version of HTTP on either side (RFC 6455, RFC 8441), with libraries that others wrote at both ends.
 #![allow(clippy::unwrap_used, reason = "clippy allows it in test functions only, not in what they share")]
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    net::TcpStream,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
 };
 
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use meshring_core::table::model::UpstreamProtocol;
 use meshring_tests::{
     checklist::Sidecar,
-    frames::{block, code, data, headers},
+    client::Client,
+    frames::{self, block, code, data, headers},
     h2::{Connection, Opening},
     h2_application::Hop,
     on_both_drivers,
@@ -17,6 +23,7 @@ use meshring_tests::{
     proxy::{Driver, Proxy},
     table::{World, rule},
     tls::{Mesh, peer_authentication},
+    tunnel::reset,
     upstream::Upstream,
     wait,
 };
@@ -29,7 +36,12 @@ on_both_drivers! {
     an_extended_connect_is_translated_and_nothing_else_of_it_leaks
     an_extended_connect_that_is_malformed_ends_its_stream
     item_54_bytes_behind_an_extended_connect_wait_for_its_200
+    a_server_that_breaks_off_is_cancel_to_a_client_of_http_2
+    a_client_that_breaks_off_is_cancel_to_a_server_of_http_2
 }
+
+/// SETTINGS_ENABLE_CONNECT_PROTOCOL (RFC 8441 section 3).
+const ENABLE_CONNECT_PROTOCOL: u16 = 8;
 
 fn messages_pass_in_any_mix_of_versions(driver: Driver) {
     let Some(python) = peers::python() else { return };
@@ -178,7 +190,6 @@ fn an_extended_connect_that_is_malformed_ends_its_stream(driver: Driver) {
 }
 
 fn item_54_bytes_behind_an_extended_connect_wait_for_its_200(driver: Driver) {
-    const ENABLE_CONNECT_PROTOCOL: u16 = 8;
     let may_look = Arc::<AtomicBool>::default();
     let seen = Arc::clone(&may_look);
     let upstream = Upstream::scripted(move |peer| {
@@ -208,4 +219,82 @@ fn item_54_bytes_behind_an_extended_connect_wait_for_its_200(driver: Driver) {
     may_look.store(true, Ordering::SeqCst);
     assert_eq!(client.head(stream).status(), 200, "bytes before the 200");
     assert_eq!(client.response(stream).text(), "early, more");
+}
+
+/// A server of HTTP/2 that opens one tunnel, sends "here" through it, and does as it is told.
+fn tunnelling(then: impl Fn(&mut Connection<TcpStream>, u32) + Send + Sync + 'static) -> Upstream {
+    Upstream::scripted(move |peer| {
+        let opening = Opening::default().with(ENABLE_CONNECT_PROTOCOL, 1);
+        let Some(mut connection) = Connection::accept(peer.stream(), &opening) else { return };
+        let Some((stream, _)) = connection.accept_stream(&mut Vec::new(), |message| !message.fields.0.is_empty())
+        else {
+            return;
+        };
+        connection.send(headers(stream, block(&[(":status", "200")]), false));
+        connection.body(stream, b"here", false);
+        then(&mut connection, stream);
+        peer.wait_for_end();
+    })
+}
+
+// RFC 8441 section 5: a reset of TCP is a reset of the stream with CANCEL.
+fn a_server_that_breaks_off_is_cancel_to_a_client_of_http_2(driver: Driver) {
+    let http1 = Upstream::scripted(|peer| {
+        let Some(head) = peer.head() else { return };
+        let key = head.fields.value("sec-websocket-key").unwrap_or_default();
+        let sum = digest(&SHA1_FOR_LEGACY_USE_ONLY, format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11").as_bytes());
+        peer.send(format!(
+            "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-accept: {}\r\n\r\nhere",
+            STANDARD.encode(sum.as_ref())
+        ));
+        assert_eq!(peer.some(), b"break");
+        peer.reset();
+    });
+    let http2 = tunnelling(|connection, stream| {
+        connection.wait("the word", |connection| (connection.message(stream).body == b"break").then_some(()));
+        connection.send(frames::reset(stream, code::INTERNAL_ERROR));
+    });
+    for (upstream, protocol) in [(http1, UpstreamProtocol::Http1), (http2, UpstreamProtocol::Http2)] {
+        let sidecar = before(upstream, protocol, driver);
+        let mut client = Connection::connect(sidecar.outbound());
+        let stream = client.request(&TUNNEL, false);
+        client.wait("the tunnel", |client| (client.message(stream).body == b"here").then_some(()));
+        client.body(stream, b"break", false);
+        let broken = client.response(stream);
+        assert_eq!((broken.status(), broken.ended, broken.reset), (200, false, Some(code::CANCEL)), "{protocol:?}");
+        // Its connection goes on.
+        let beside = client.request(&[(":method", "CONNECT"), (":authority", "echo:80")], false);
+        assert_eq!(client.head(beside).status(), 405);
+    }
+}
+
+fn a_client_that_breaks_off_is_cancel_to_a_server_of_http_2(driver: Driver) {
+    for is_http1 in [true, false] {
+        let told = Arc::new(AtomicU32::new(u32::MAX));
+        let tell = Arc::clone(&told);
+        let upstream = tunnelling(move |connection, stream| {
+            let end = connection.response(stream);
+            assert!(!end.ended, "passed off as whole: {end:?}");
+            tell.store(end.reset.unwrap_or_default(), Ordering::SeqCst);
+        });
+        let sidecar = before(upstream, UpstreamProtocol::Http2, driver);
+        if is_http1 {
+            let mut client = Client::connect(sidecar.outbound());
+            client.send("GET /chat HTTP/1.1\r\nhost: echo\r\nconnection: upgrade\r\nupgrade: websocket\r\n");
+            client.send("sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n");
+            assert!(client.head().line.starts_with("HTTP/1.1 101 "));
+            assert_eq!(client.bytes(4), b"here");
+            reset(client);
+        } else {
+            let mut client = Connection::connect(sidecar.outbound());
+            let stream = client.request(&TUNNEL, false);
+            client.wait("the tunnel", |client| (client.message(stream).body == b"here").then_some(()));
+            client.send(frames::reset(stream, code::INTERNAL_ERROR)).settle();
+        }
+        let code = wait::until("the server to be told", || match told.load(Ordering::SeqCst) {
+            u32::MAX => None,
+            code => Some(code),
+        });
+        assert_eq!(code, code::CANCEL, "HTTP/1.1: {is_http1}");
+    }
 }
