@@ -361,11 +361,21 @@ pub(super) fn trim(mut bytes: &[u8]) -> &[u8] {
     bytes
 }
 
+/// See [`classes`].
+#[inline(always)]
+fn classes_of_few(bytes: &[u8], class: impl Fn(u8) -> u8) -> u8 {
+    let Some(&first) = bytes.first() else { return 0 };
+    // What is copied over is no byte that is not there.
+    let mut block = [first; 16];
+    block[..bytes.len()].copy_from_slice(bytes);
+    block.map(class).iter().fold(0, |all, &found| all | found)
+}
+
 /// The classes of all bytes, as bits. Without an early end and with a last piece that overlaps the one before, so that the
 /// compiler makes vector instructions of it and no loop over what is left.
 #[inline(always)]
 pub(super) fn classes(bytes: &[u8], class: impl Fn(u8) -> u8) -> u8 {
-    let Some(last) = bytes.last_chunk::<16>() else { return bytes.iter().fold(0, |found, &b| found | class(b)) };
+    let Some(last) = bytes.last_chunk::<16>() else { return classes_of_few(bytes, class) };
     let mut found = [0; 16];
     for piece in bytes.as_chunks::<16>().0 {
         for (found, &b) in found.iter_mut().zip(piece) {

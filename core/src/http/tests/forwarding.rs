@@ -464,3 +464,12 @@ fn a_client_certificate_is_appended_to_what_peers_have_said_of_theirs() {
     );
     assert_eq!(written("", ClientCertificate::Received), "");
 }
+
+#[test]
+fn each_number_of_an_address_is_written_as_the_standard_library_writes_it() {
+    for n in 0..=255 {
+        let peer = Ipv4Addr::new(n, 255 - n, n / 10, n % 100);
+        let hop = Hop { peer: peer.into(), ..STRANGER };
+        assert!(forwarded("", &hop).contains(&format!("x-forwarded-for: {peer}\n")), "{peer}");
+    }
+}

@@ -1,6 +1,7 @@
+use super::super::http2::hpack::Decoder;
 use super::super::http2::{
-    Malformed, PREFACE, Pseudo, Refused, Upgraded, begins_preface, is_trailer, request_from_text, request_to_text,
-    response_from_text, response_to_text, trailers_to_text,
+    Malformed, PREFACE, Pseudo, Refused, Upgraded, begins_preface, encode_field, is_trailer, request_from_text,
+    request_to_text, response_from_text, response_to_text, trailers_to_text,
 };
 use super::super::{BodyFraming, Bounds, Fields, Method, NoEdits, Refusal, RequestOut, request, request_head};
 use super::{FIRST_HOP, parsed, refused, responded_to};
@@ -510,5 +511,18 @@ fn all_fields_of_a_head_go_on_however_many_and_however_long_they_are() {
         let sent = names.iter().map(|name| (name.as_bytes(), value.as_bytes()));
         let sent: Vec<_> = sent.chain([(&b"Content-Length"[..], &b"3"[..])]).collect();
         assert_eq!(head.fields().collect::<Vec<_>>(), sent);
+    }
+}
+
+#[test]
+fn names_of_any_length_are_sent_in_lower_case() {
+    for len in 1..100 {
+        let name: Vec<u8> = b"X-Ab9_Z".iter().copied().cycle().take(len).collect();
+        let mut block = Vec::new();
+        encode_field(&mut block, &name, b"A value");
+        let mut seen = Vec::new();
+        let keep = |name: &[u8], value: &[u8], _| seen.push((name.to_vec(), value.to_vec()));
+        Decoder::new(4_096).decode(&block, &mut Vec::new(), 1_000, keep).expect("a block of ours");
+        assert_eq!(seen, [(name.to_ascii_lowercase(), b"A value".to_vec())]);
     }
 }

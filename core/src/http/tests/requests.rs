@@ -1,3 +1,4 @@
+use super::super::authority::split;
 use super::super::{BodyFraming, Bounds, Fields, HeadScanner, Method, Refusal, TargetForm, Version, request};
 use super::{FIRST_HOP, parsed, refused, with};
 
@@ -616,4 +617,21 @@ fn every_refusal_has_its_own_code() {
     let codes: std::collections::HashSet<_> = bytes.iter().map(|bytes| refused(bytes).code()).collect();
     assert_eq!(codes.len(), bytes.len());
     assert!(codes.iter().all(|code| code.starts_with("http1.")));
+}
+
+#[test]
+fn each_byte_of_a_host_is_judged_wherever_it_stands() {
+    for len in 1..40 {
+        for at in 0..len {
+            for byte in 0..=255 {
+                let mut host = vec![b'a'; len];
+                host[at] = byte;
+                let is_name = byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+                // What a colon or a bracket makes of it is another matter.
+                if !b":[".contains(&byte) {
+                    assert_eq!(split(&host), is_name.then_some((len, None)), "{byte:#x} at {at} of {len}");
+                }
+            }
+        }
+    }
 }

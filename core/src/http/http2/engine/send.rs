@@ -240,13 +240,12 @@ impl<T: Wake + Default> Engine<T> {
 pub fn encode_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     debug_assert!(is_token(name));
     let mut lower = [0; LOWER_BYTES];
-    if !name.iter().any(u8::is_ascii_uppercase) {
-        return hpack::encode(out, name, value, !may_be_known(name));
-    }
     match lower.get_mut(..name.len()) {
-        Some(lower) => {
-            lower.copy_from_slice(name);
+        Some(start) => {
+            start.copy_from_slice(name);
+            // All of it, whatever the name's length: that is a few instructions, and a loop over a name is many.
             lower.make_ascii_lowercase();
+            let lower = &lower[..name.len()];
             hpack::encode(out, lower, value, !may_be_known(lower));
         }
         None => {
@@ -263,7 +262,7 @@ const UPDATES_DUE_MAX: u32 = 100_000;
 /// Room that is worth a frame, in bytes.
 const ROOM_BYTES_MIN: usize = 256;
 /// Names of this length are made small without memory of their own.
-const LOWER_BYTES: usize = 64;
+const LOWER_BYTES: usize = 32;
 
 /// Whether a field may go into a table of compression, of whoever comes next. What the other hop has sent as never to be indexed must
 /// stay so (RFC 7541 section 7.1.3), which the text does not tell: so it is said of all but those that are no secret anywhere.
