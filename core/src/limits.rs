@@ -69,7 +69,8 @@ pub const HOT_IDLE_CONNECTIONS_MAX: usize = 256;
 /// After this time without a request a connection gives its buffer back, in milliseconds.
 pub const HOT_IDLE_MS_MAX: u64 = 1_000;
 /// Streams per worker that may wait for a response with all in hand that their request has needed, for a moment: most responses come
-/// by then. Beyond it a stream is reduced at once to what is needed to go on: 10,000 silent streams must cost 2 KB each, not 16.
+/// by then; and as many more for as long as it takes, whose upstream connection has been prompt. Beyond it a stream is reduced at once to
+/// what is needed to go on: 10,000 silent streams must cost 2 KB each, not 16.
 pub const HOT_STREAMS_MAX: usize = 64;
 /// Connections of one worker unless `--connections-max` says otherwise; descriptors and memory may set it lower. Beyond
 /// it new ones are answered with 503, so that neither limit is ever met in mid-request.
@@ -111,6 +112,9 @@ pub const HANDOVER_DIFFERENCE_MIN: u32 = 2;
 pub const REQUEST_HEAD_MS_MAX: u64 = 30_000;
 /// A peer that is silent for so long in the middle of a message is waited for without a buffer, in milliseconds: a tick.
 pub const HOLD_BUFFER_MS_MAX: u64 = DEADLINE_TICK_MS;
+/// After so many answers in a row within that time an upstream connection is prompt: its next answer is waited for with a buffer, however
+/// long it takes.
+pub const PROMPT_ANSWERS_MIN: u8 = 8;
 /// Least rate of a request body unless `--min-body-rate` says otherwise, in bytes per second: slower than any modem. Each
 /// client that sends below it holds a connection of an upstream (Apache's mod_reqtimeout: 500).
 pub const BODY_RATE_MIN: u64 = 100;

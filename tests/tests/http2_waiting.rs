@@ -12,7 +12,7 @@ use std::{
 };
 
 use meshring_core::{
-    limits::{DEADLINE_TICK_MS, HOT_STREAMS_MAX, HTTP2_STREAMS_MAX},
+    limits::{DEADLINE_TICK_MS, HOT_STREAMS_MAX, HTTP2_STREAMS_MAX, PROMPT_ANSWERS_MIN},
     table::model::{Route, UpstreamProtocol},
 };
 use meshring_tests::{
@@ -34,6 +34,7 @@ on_both_drivers! {
     a_refused_stream_is_tried_again_however_late
     a_server_that_dies_is_told_of
     requests_that_are_cancelled_are_cancelled_upstream
+    a_connection_that_has_been_prompt_may_take_its_time
     a_draining_proxy_waits_for_late_responses
     a_stream_whose_response_is_not_read_costs_little
     a_stream_of_a_connection_that_is_not_read_costs_little
@@ -315,6 +316,37 @@ fn requests_that_are_cancelled_are_cancelled_upstream(driver: Driver) {
         drop(again);
         late.wait_for_cancelled(2 * STREAMS);
     }
+}
+
+fn a_connection_that_has_been_prompt_may_take_its_time(driver: Driver) {
+    let late = Late::new(UpstreamProtocol::Http1);
+    let proxy = proxy(late.upstream.address(), UpstreamProtocol::Http1, 2_000, driver);
+    let mut client = Connection::connect(proxy.outbound());
+    let mut held = 0;
+    let mut hold = |client: &mut Connection<TcpStream>| {
+        for _ in 0..=PROMPT_ANSWERS_MIN {
+            client.get("echo", FIRST).expect(200);
+        }
+        held += 1;
+        let stream = client.request(&request("GET", "echo", "/held"), true);
+        late.wait_for(held);
+        stream
+    };
+    let stream = hold(&mut client);
+    // A stream that is parked is by now.
+    wait::until_still(Duration::from_millis(4 * DEADLINE_TICK_MS), "memory", || proxy.process.resident_kib());
+    late.gate.is_open.store(true, Ordering::SeqCst);
+    assert_eq!(client.response(stream).expect(200).text(), "/held");
+    assert_eq!(late.upstream.connections(), 1, "not the connection that was prompt");
+    late.gate.is_open.store(false, Ordering::SeqCst);
+
+    let stream = hold(&mut client);
+    client.response(stream).expect(504);
+    late.wait_for_cancelled(1);
+
+    let stream = hold(&mut client);
+    client.send(frames::reset(stream, code::CANCEL));
+    late.wait_for_cancelled(2);
 }
 
 fn a_draining_proxy_waits_for_late_responses(driver: Driver) {

@@ -12,7 +12,7 @@ use std::{
 
 use meshring_core::{
     http::Via,
-    limits::{HOLD_BUFFER_MS_MAX, LINGER_LOOK_MS},
+    limits::{HOLD_BUFFER_MS_MAX, LINGER_LOOK_MS, PROMPT_ANSWERS_MIN},
     stats::TlsCounter,
 };
 use monoio::{
@@ -67,6 +67,8 @@ pub(crate) struct SocketReader {
     meant_port: Cell<Option<Option<u16>>>,
     /// See [`Conn::quiet_ms`].
     quiet_ms: Cell<Option<u64>>,
+    /// See [`Conn::has_answered`].
+    prompt_answers: Cell<u8>,
 }
 
 /// What writes to a socket.
@@ -199,6 +201,7 @@ impl Conn {
             told: Told::default(),
             meant_port: Cell::new(None),
             quiet_ms: Cell::new(None),
+            prompt_answers: Cell::new(0),
         };
         let read = ReadHalf::Socket(read);
         let write = WriteHalf::Socket(SocketWriter { socket: write, fd, tls: None });
@@ -490,6 +493,20 @@ impl Conn {
         let ReadHalf::Socket(socket) = &self.read else { return None };
         let holds_nothing = socket.tls.as_ref().is_none_or(|tls| !tls.is_kernel() && tls.is_empty());
         socket.quiet_ms.get().filter(|_| holds_nothing)
+    }
+
+    /// Notes whether an answer has come within [`HOLD_BUFFER_MS_MAX`].
+    pub(crate) fn has_answered(&self, is_prompt: bool) {
+        if let ReadHalf::Socket(socket) = &self.read {
+            let count = if is_prompt { socket.prompt_answers.get().saturating_add(1) } else { 0 };
+            socket.prompt_answers.set(count);
+        }
+    }
+
+    /// Whether its last [`PROMPT_ANSWERS_MIN`] answers have all been prompt, so that the next one is expected to be. Of a stream nothing is
+    /// noted: its reads are taken back at no cost.
+    pub(crate) fn is_prompt(&self) -> bool {
+        matches!(&self.read, ReadHalf::Socket(socket) if socket.prompt_answers.get() >= PROMPT_ANSWERS_MIN)
     }
 
     /// The address that the client of a listener meant. `is_untracked`: no kernel module keeps track of interceptions here, as far as

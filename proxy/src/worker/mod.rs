@@ -118,6 +118,8 @@ pub(crate) struct Worker {
     pub(crate) hot_idle: Places,
     /// For streams that wait for a response with all in hand.
     pub(crate) hot_streams: Places,
+    /// Likewise, for as long as it takes: for what is asked of a connection that has been prompt, see [`Conn::is_prompt`](conn::Conn::is_prompt).
+    pub(crate) prompt_streams: Places,
     /// For connections to upstreams.
     pub(crate) connects: Pace,
     pub(crate) turns: Turns,
@@ -351,6 +353,7 @@ fn build(start: Start) -> std::io::Result<(Rc<Worker>, Vec<StdTcpListener>, StdU
         random: Random::new(monotonic_ns() ^ (start.index as u64) << 32),
         hot_idle: Places::new(HOT_IDLE_CONNECTIONS_MAX, start.limits.buffer_bytes_max),
         hot_streams: Places::new(HOT_STREAMS_MAX, start.limits.buffer_bytes_max),
+        prompt_streams: Places::new(HOT_STREAMS_MAX, start.limits.buffer_bytes_max),
         connects: Pace::new(CONNECTS_IN_A_ROW_MAX),
         turns: Turns::default(),
         greeters: Greeters::default(),

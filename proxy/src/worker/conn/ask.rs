@@ -190,8 +190,28 @@ async fn asked(write: &mut SocketWriter, out: &mut Buffer, is_kept: bool, writte
 
 #[cfg(test)]
 mod tests {
+    use meshring_core::limits::PROMPT_ANSWERS_MIN;
+
     use super::*;
     use crate::testing::{on_each_driver, pair};
+
+    #[test]
+    fn a_connection_is_prompt_after_enough_answers_in_a_row_and_no_more_after_one_that_is_late() {
+        on_each_driver(async |worker| {
+            let (conn, _server) = pair(&worker);
+            for _ in 0..2 {
+                for _ in 0..PROMPT_ANSWERS_MIN {
+                    assert!(!conn.is_prompt());
+                    conn.has_answered(true);
+                }
+                for _ in 0..1_000 {
+                    assert!(conn.is_prompt());
+                    conn.has_answered(true);
+                }
+                conn.has_answered(false);
+            }
+        });
+    }
 
     #[test]
     fn a_deadline_that_has_passed_while_the_request_was_written_is_still_known_behind_it() {
