@@ -90,10 +90,13 @@ impl ChunkedDecoder {
         let mut pos = 0;
         while let Some(&b) = input.get(pos) {
             match self.state {
-                State::Size => {
-                    self.size(b)?;
-                    pos += 1;
-                }
+                State::Size => match self.whole_size(&input[pos..]) {
+                    Some(len) => pos += len,
+                    None => {
+                        self.size(b)?;
+                        pos += 1;
+                    }
+                },
                 State::Extension => pos += self.extension(&input[pos..])?,
                 State::SizeLf => {
                     if b != b'\n' {
@@ -110,6 +113,10 @@ impl ChunkedDecoder {
                         self.state = State::DataCr;
                     }
                     return Ok(Step::new(pos + len, Event::Data(pos..pos + len)));
+                }
+                State::DataCr if input[pos..].starts_with(b"\r\n") => {
+                    pos += 2;
+                    self.state = State::Size;
                 }
                 State::DataCr if b == b'\r' => {
                     pos += 1;
@@ -131,10 +138,29 @@ impl ChunkedDecoder {
         Ok(Step::new(pos, event))
     }
 
+    /// Reads a size line that is there whole and has no extension, as nearly all are: how long it is.
+    #[inline]
+    fn whole_size(&mut self, rest: &[u8]) -> Option<usize> {
+        if self.digits > 0 {
+            return None;
+        }
+        let (mut size, mut digits) = (0, 0);
+        for digit in rest.iter().take(SIZE_DIGITS_MAX.into()).map_while(|&b| hex(b)) {
+            size = size << 4 | u64::from(digit);
+            digits += 1;
+        }
+        if digits == 0 || !rest[digits..].starts_with(b"\r\n") {
+            return None;
+        }
+        self.left = size;
+        self.state = if size == 0 { State::Trailer } else { State::Data };
+        Some(digits + 2)
+    }
+
     #[inline]
     fn size(&mut self, b: u8) -> Result<(), ChunkError> {
         if let Some(digit) = hex(b) {
-            if self.digits == 16 {
+            if self.digits == SIZE_DIGITS_MAX {
                 return Err(ChunkError::Size);
             }
             self.digits += 1;
@@ -211,42 +237,65 @@ impl ChunkedDecoder {
     }
 }
 
+/// Digits of a chunk's size, as many as a number of 64 bits has.
+const SIZE_DIGITS_MAX: u8 = 16;
+
 /// Kinds that may come in trailers although they are known by kind.
 const HARMLESS: KindSet = KindSet::of(&[FieldKind::Server, FieldKind::UserAgent, FieldKind::Date]);
+
+/// Those that are not known by kind.
+const FORBIDDEN_OTHERS: [&[u8]; 23] = [
+    b"accept-ranges",
+    b"age",
+    b"cache-control",
+    b"content-encoding",
+    b"content-location",
+    b"content-range",
+    b"expires",
+    b"if-match",
+    b"if-modified-since",
+    b"if-none-match",
+    b"if-range",
+    b"if-unmodified-since",
+    b"location",
+    b"origin",
+    b"pragma",
+    b"proxy-authenticate",
+    b"proxy-authorization",
+    b"range",
+    b"retry-after",
+    b"transfer-coding",
+    b"vary",
+    b"warning",
+    b"www-authenticate",
+];
+
+/// The letters that they begin with, a bit each from `a` on.
+const FORBIDDEN_LETTERS: u32 = {
+    let (mut letters, mut i) = (0, 0);
+    while i < FORBIDDEN_OTHERS.len() {
+        letters |= 1 << (FORBIDDEN_OTHERS[i][0] - b'a');
+        i += 1;
+    }
+    letters
+};
+
+/// Whether a name is one of [`FORBIDDEN_OTHERS`].
+fn is_forbidden_other(name: &[u8]) -> bool {
+    // Nearly all trailers are gRPC's, whose letter is none of these.
+    let letter =
+        name.first().map_or(0, |first| 1_u32.checked_shl(u32::from((first | 0x20).wrapping_sub(b'a'))).unwrap_or(0));
+    letter & FORBIDDEN_LETTERS != 0 && FORBIDDEN_OTHERS.iter().any(|other| name.eq_ignore_ascii_case(other))
+}
 
 /// Whether a field must not come in a trailer section: framing, routing, authentication, request modifiers, response
 /// control and content format (RFC 9110 section 6.5.1). A recipient that merges trailers into headers would let them
 /// replace what was checked.
 #[must_use]
 pub fn is_forbidden_in_trailers(name: &[u8]) -> bool {
-    const OTHERS: [&[u8]; 23] = [
-        b"accept-ranges",
-        b"age",
-        b"cache-control",
-        b"content-encoding",
-        b"content-location",
-        b"content-range",
-        b"expires",
-        b"if-match",
-        b"if-modified-since",
-        b"if-none-match",
-        b"if-range",
-        b"if-unmodified-since",
-        b"location",
-        b"origin",
-        b"pragma",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"range",
-        b"retry-after",
-        b"transfer-coding",
-        b"vary",
-        b"warning",
-        b"www-authenticate",
-    ];
     match classify(name) {
         Class::Twin => true,
-        Class::Kind(FieldKind::Other) => OTHERS.iter().any(|other| name.eq_ignore_ascii_case(other)),
+        Class::Kind(FieldKind::Other) => is_forbidden_other(name),
         Class::Kind(kind) => !HARMLESS.contains(kind),
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use meshring_core::http::{
-    body::BodyDecoder,
+    body::{BodyDecoder, LAST_CHUNK},
     chunked::Event,
     head::{BodyFraming, Method},
     http2::{
@@ -193,7 +193,7 @@ impl Outgoing {
             return Ok((false, 0));
         }
         let mut decoder = BodyDecoder::new(framing);
-        let ending = if self.trailers.is_empty() { ending(&mut decoder, rest)? } else { None };
+        let ending = if self.trailers.is_empty() { ending(&mut decoder, rest, LAST_CHUNK)? } else { None };
         self.framing = if ending.is_some() { Framing::Done } else { Framing::Coded(BodyDecoder::new(framing)) };
         Ok((ending.is_some(), ending.unwrap_or_default()))
     }
@@ -216,12 +216,19 @@ impl Outgoing {
                     (range, false, step.consumed)
                 } else {
                     let mut behind = next.clone();
-                    let ending =
-                        if self.trailers.is_empty() { ending(&mut behind, &text[step.consumed..])? } else { None };
+                    let rest = &text[step.consumed..];
+                    let ending = if self.trailers.is_empty() {
+                        ending(&mut behind, rest, LAST_CHUNK_BEHIND_DATA)?
+                    } else {
+                        None
+                    };
                     (range, ending.is_some(), step.consumed + ending.unwrap_or_default())
                 }
             }
             Event::Trailer { name, value } => {
+                if self.trailers.is_empty() {
+                    self.trailers.reserve(TRAILER_BYTES);
+                }
                 encode_field(&mut self.trailers, &text[name], &text[value]);
                 *decoder = next;
                 return Poll::Ready(Ok(step.consumed));
@@ -314,8 +321,17 @@ impl Outgoing {
     }
 }
 
-/// Whether the body has its end at the beginning of `rest`, with neither data nor trailers before it: how far.
-fn ending(decoder: &mut BodyDecoder, rest: &[u8]) -> Result<Option<usize>, Broken> {
+/// The end of a chunk, and of a body without trailers.
+const LAST_CHUNK_BEHIND_DATA: &[u8] = b"\r\n0\r\n\r\n";
+/// What a trailer section usually takes, in bytes.
+const TRAILER_BYTES: usize = 64;
+
+/// Whether the body has its end at the beginning of `rest`, with neither data nor trailers before it: how far. `last_chunk`: what the
+/// end is here of a body in chunks.
+fn ending(decoder: &mut BodyDecoder, rest: &[u8], last_chunk: &[u8]) -> Result<Option<usize>, Broken> {
+    if matches!(decoder, BodyDecoder::Chunked(_)) && rest.len() >= last_chunk.len() {
+        return Ok(rest.starts_with(last_chunk).then_some(last_chunk.len()));
+    }
     let mut at = 0;
     while !decoder.is_done() {
         let step = decoder.decode(&rest[at..]).map_err(not_ours)?;

@@ -37,6 +37,8 @@ impl Spare {
 
 /// What a head usually takes as text, in bytes.
 const HEAD_BYTES: usize = 512;
+/// Likewise trailers: gRPC's status, and an empty message.
+const TRAILER_BYTES: usize = 64;
 
 /// How the body is written as text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -141,7 +143,7 @@ impl Inbox {
 
     /// The trailer lines, as text.
     pub(super) fn trailers_mut(&mut self) -> &mut Vec<u8> {
-        self.trailers.get_or_insert_default()
+        self.trailers.get_or_insert_with(|| Box::new(Vec::with_capacity(TRAILER_BYTES)))
     }
 
     /// The trailer lines of a body whose text has no place for them.
