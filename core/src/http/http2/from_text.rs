@@ -218,13 +218,15 @@ struct Place {
 impl Place {
     /// Of a line that begins at `at`. `None`: too far behind.
     fn of(at: usize, line: &lines::Line) -> Option<Self> {
-        let position = |offset: usize| u16::try_from(at + offset).ok();
+        // The line's parts lie before its end.
+        u16::try_from(at + line.len).ok()?;
+        let position = |offset: usize| (at + offset) as u16;
         Some(Self {
             kind: line.kind,
-            start: position(0)?,
-            name_end: position(line.name_len)?,
-            value_start: position(line.value_start)?,
-            value_end: position(line.value_end)?,
+            start: position(0),
+            name_end: position(line.name_len),
+            value_start: position(line.value_start),
+            value_end: position(line.value_end),
         })
     }
 
@@ -310,7 +312,7 @@ impl<'a> Section<'a> {
                 Next::End => break,
                 Next::Unfinished | Next::Malformed => return None,
             };
-            let line = line_of(&found, rest);
+            let value = || &rest[found.value_start..found.value_end];
             let lines = &mut section.lines;
             if lines.placed == at
                 && let Some(slot) = lines.places.get_mut(lines.count)
@@ -321,14 +323,15 @@ impl<'a> Section<'a> {
                 lines.placed += found.len;
             }
             at += found.len;
-            let framing = match line.kind {
-                FieldKind::ContentLength => BodyFraming::Length(rules::length(line.value)?),
-                FieldKind::TransferEncoding if line.value.eq_ignore_ascii_case(b"chunked") => BodyFraming::Chunked,
+            let framing = match found.kind {
+                FieldKind::ContentLength => BodyFraming::Length(rules::length(value())?),
+                FieldKind::TransferEncoding if value().eq_ignore_ascii_case(b"chunked") => BodyFraming::Chunked,
                 FieldKind::TransferEncoding => return None,
-                _ => {
-                    section.note(line);
+                FieldKind::Host | FieldKind::Upgrade | FieldKind::Connection => {
+                    section.note(line_of(&found, rest));
                     continue;
                 }
+                _ => continue,
             };
             if section.framing.replace(framing).is_some() {
                 return None;
