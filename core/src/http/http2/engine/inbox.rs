@@ -192,10 +192,12 @@ impl Inbox {
         if self.chunk_left > 0 {
             return Piece::Bytes(&self.unread_data()[..self.chunk_left as usize]);
         }
-        if self.chunk_end_left > 0 {
+        let len = self.unread_data().len();
+        let goes_on = len > 0 || self.is_ended && !self.is_last_chunk_written;
+        // What is there behind a chunk goes with its end.
+        if self.chunk_end_left > 0 && !(goes_on && usize::from(self.chunk_end_left) == CHUNK_END.len()) {
             return Piece::Bytes(&CHUNK_END[CHUNK_END.len() - usize::from(self.chunk_end_left)..]);
         }
-        let len = self.unread_data().len();
         if len == 0 && !self.is_ended {
             return Piece::Wait;
         }
@@ -203,6 +205,9 @@ impl Inbox {
             return Piece::End;
         }
         spare.lend(&mut self.text);
+        if std::mem::take(&mut self.chunk_end_left) > 0 {
+            self.text.extend_from_slice(CHUNK_END);
+        }
         if len > 0 {
             // However many frames it came in.
             self.text.extend_from_slice(chunk_header(len as u64).as_bytes());
