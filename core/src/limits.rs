@@ -59,7 +59,7 @@ pub const CLUSTER_NAME_BYTES_MAX: usize = 184;
 /// typical request or small response fits; bodies are relayed through it.
 pub const BUFFER_BYTES: usize = 17 * 1024;
 /// Free buffers that a worker keeps for reuse, for a second at most; more are returned to the allocator at once (256 x 17 KiB =
-/// 4.3 MiB). A stream of HTTP/2 that waits for its response takes two, and 64 of them may wait with all in hand.
+/// 4.3 MiB). A stream of HTTP/2 that waits for its response takes two, and 128 of them may wait with all in hand.
 pub const BUFFERS_POOLED_MAX: usize = 256;
 /// Of what a worker has freed, in bytes, this may stay with the allocator when a burst is over.
 pub const FREED_BYTES_KEPT_MAX: usize = 1024 * 1024;

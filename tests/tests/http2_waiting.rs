@@ -319,34 +319,35 @@ fn requests_that_are_cancelled_are_cancelled_upstream(driver: Driver) {
 }
 
 fn a_connection_that_has_been_prompt_may_take_its_time(driver: Driver) {
-    let late = Late::new(UpstreamProtocol::Http1);
-    let proxy = proxy(late.upstream.address(), UpstreamProtocol::Http1, 2_000, driver);
-    let mut client = Connection::connect(proxy.outbound());
-    let mut held = 0;
-    let mut hold = |client: &mut Connection<TcpStream>| {
+    let hold = |late: &Late, client: &mut Connection<TcpStream>, count| {
         for _ in 0..=PROMPT_ANSWERS_MIN {
             client.get("echo", FIRST).expect(200);
         }
-        held += 1;
         let stream = client.request(&request("GET", "echo", "/held"), true);
-        late.wait_for(held);
+        late.wait_for(count);
         stream
     };
-    let stream = hold(&mut client);
+    let late = Late::new(UpstreamProtocol::Http1);
+    let patient = proxy(late.upstream.address(), UpstreamProtocol::Http1, 0, driver);
+    let mut client = Connection::connect(patient.outbound());
+    let stream = hold(&late, &mut client, 1);
     // A stream that is parked is by now.
-    wait::until_still(Duration::from_millis(4 * DEADLINE_TICK_MS), "memory", || proxy.process.resident_kib());
+    wait::until_still(Duration::from_millis(4 * DEADLINE_TICK_MS), "memory", || patient.process.resident_kib());
     late.gate.is_open.store(true, Ordering::SeqCst);
     assert_eq!(client.response(stream).expect(200).text(), "/held");
     assert_eq!(late.upstream.connections(), 1, "not the connection that was prompt");
     late.gate.is_open.store(false, Ordering::SeqCst);
-
-    let stream = hold(&mut client);
-    client.response(stream).expect(504);
+    let stream = hold(&late, &mut client, 2);
+    client.send(frames::reset(stream, code::CANCEL));
     late.wait_for_cancelled(1);
 
-    let stream = hold(&mut client);
-    client.send(frames::reset(stream, code::CANCEL));
-    late.wait_for_cancelled(2);
+    let late = Late::new(UpstreamProtocol::Http1);
+    // Longer than a slow machine takes for those that are to be quick.
+    let hasty = proxy(late.upstream.address(), UpstreamProtocol::Http1, 5_000, driver);
+    let mut client = Connection::connect(hasty.outbound());
+    let stream = hold(&late, &mut client, 1);
+    client.response(stream).expect(504);
+    late.wait_for_cancelled(1);
 }
 
 fn a_draining_proxy_waits_for_late_responses(driver: Driver) {

@@ -35,7 +35,7 @@ use crate::{
     },
     upstream::{Endpoint, Lease, Origination, Reuse, Seen},
     worker::{
-        Worker,
+        Place, Worker,
         buffers::{Buffer, Input, Kept},
         conn::{Conn, IdleRead, exhausted, is_canceled, pass_trailers},
         deadlines::{Expiry, now_ms},
@@ -442,31 +442,24 @@ async fn whole(
 ) -> Result<Option<Progress>, Failure> {
     let upstream = &mut lease.conn;
     let head_at_ms = exchange.head_at_ms.get();
-    let mut hold = None;
-    let mut place = None;
-    let asked_ms = now_ms();
-    // One whose time is nearly over is waited for as it is.
-    if may_park && head_at_ms > asked_ms + 2 * HOLD_BUFFER_MS_MAX {
-        let worker = exchange.worker;
-        // A read that can be taken back costs 3 % of what a request does. Who has always been prompt is trusted to be so: in places of
-        // its own, since one that then takes its time keeps its place.
-        place = upstream.is_prompt().then(|| worker.prompt_streams.enter()).flatten();
-        if place.is_none() {
-            place = worker.hot_streams.enter();
-            if place.is_none() {
+    let mut wait = None;
+    if may_park {
+        let asked_ms = now_ms();
+        // One whose time is nearly over is waited for as it is.
+        if head_at_ms > asked_ms + 2 * HOLD_BUFFER_MS_MAX {
+            wait = Wait::begin(exchange.worker, upstream, asked_ms);
+            if wait.is_none() {
                 upstream.tell(out).await;
                 return Ok(None);
             }
-            hold = Some(HOLD_BUFFER_MS_MAX);
         }
     }
+    let hold = wait.as_ref().and_then(|wait| wait.hold);
     let bounds = (head_read_bytes(conn), exchange.bounds.head_bytes + 1);
     let read = upstream.ask(out, is_kept, response_input, bounds, hold).await;
-    if place.is_some() {
-        let answered_ms = upstream.quiet_ms().unwrap_or_else(now_ms);
-        upstream.has_answered(answered_ms < asked_ms + HOLD_BUFFER_MS_MAX);
+    if let Some(wait) = wait {
+        wait.end(upstream);
     }
-    drop(place);
     if hold.is_some() {
         upstream.timer.set(head_at_ms, Expiry::ShutdownBoth);
         if let Err(error) = &read
@@ -493,6 +486,36 @@ async fn whole(
     let from = Side { half: &mut upstream.read, timer: &upstream.timer };
     let to = Side { half: &mut conn.write, timer: &conn.timer };
     relay::relay_response(exchange, fields, response_input, from, to, out).await.map(Some)
+}
+
+/// How a stream waits for its response with all in hand.
+#[derive(Debug)]
+struct Wait<'a> {
+    _place: Place<'a>,
+    asked_ms: u64,
+    /// For how long, in milliseconds; `None`: for as long as it takes.
+    hold: Option<u64>,
+}
+
+impl<'a> Wait<'a> {
+    /// `None`: there is no place.
+    fn begin(worker: &'a Worker, upstream: &Conn, asked_ms: u64) -> Option<Self> {
+        // A read that can be taken back costs 3 % of what a request does. Who has been prompt is trusted to be so: in places of its own,
+        // since one that then takes its time keeps its place.
+        if upstream.is_prompt()
+            && let Some(place) = worker.prompt_streams.enter()
+        {
+            return Some(Self { _place: place, asked_ms, hold: None });
+        }
+        let place = worker.hot_streams.enter()?;
+        Some(Self { _place: place, asked_ms, hold: Some(HOLD_BUFFER_MS_MAX) })
+    }
+
+    /// The answer is there, or will not be waited for so any longer.
+    fn end(self, upstream: &Conn) {
+        let answered_ms = upstream.quiet_ms().unwrap_or_else(now_ms);
+        upstream.has_answered(answered_ms < self.asked_ms + HOLD_BUFFER_MS_MAX);
+    }
 }
 
 /// What is read at once of a response: not much more than its client takes.
@@ -672,3 +695,6 @@ pub(super) async fn failed(
     let denial = Denial::Upstream { status, code: failure.code(), what: format!("{address}: {failure}") };
     deny_late(worker, conn, input, head, record, denial).await
 }
+
+#[cfg(test)]
+mod tests;

@@ -353,7 +353,8 @@ fn build(start: Start) -> std::io::Result<(Rc<Worker>, Vec<StdTcpListener>, StdU
         random: Random::new(monotonic_ns() ^ (start.index as u64) << 32),
         hot_idle: Places::new(HOT_IDLE_CONNECTIONS_MAX, start.limits.buffer_bytes_max),
         hot_streams: Places::new(HOT_STREAMS_MAX, start.limits.buffer_bytes_max),
-        prompt_streams: Places::new(HOT_STREAMS_MAX, start.limits.buffer_bytes_max),
+        // They may keep them for long, and have three each: the request, what is read, and the record that it comes in.
+        prompt_streams: Places::new(HOT_STREAMS_MAX, start.limits.buffer_bytes_max / 3),
         connects: Pace::new(CONNECTS_IN_A_ROW_MAX),
         turns: Turns::default(),
         greeters: Greeters::default(),

@@ -382,3 +382,32 @@ impl From<Fault> for Broken {
         Self::Fault(fault)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_is_seen_where_it_is_and_in_no_other_place() {
+        let ends =
+            |decoder: BodyDecoder, rest: &[u8], last_chunk: &[u8]| ending(&mut { decoder }, rest, last_chunk).unwrap();
+        let chunked = || BodyDecoder::new(BodyFraming::Chunked);
+        for (rest, end) in [
+            (&b"0\r\n\r\n"[..], Some(5)),
+            (b"0\r\n\r\nbehind it", Some(5)),
+            (b"", None),
+            (b"0\r\n", None),
+            (b"0\r\na: b\r\n\r\n", None),
+            (b"5\r\n0\r\n\r\n\r\n", None),
+        ] {
+            assert_eq!(ends(chunked(), rest, LAST_CHUNK), end, "{rest:?}");
+            let mut behind_data = chunked();
+            let text = b"3\r\nabc";
+            assert_eq!(behind_data.decode(text).unwrap().consumed, text.len());
+            let rest = [&b"\r\n"[..], rest].concat();
+            assert_eq!(ends(behind_data, &rest, LAST_CHUNK_BEHIND_DATA), end.map(|end| end + 2), "{rest:?}");
+        }
+        assert_eq!(ends(BodyDecoder::Done, b"0\r\n\r\n", LAST_CHUNK), Some(0));
+        assert_eq!(ends(BodyDecoder::Length(5), b"0\r\n\r\n", LAST_CHUNK), None);
+    }
+}

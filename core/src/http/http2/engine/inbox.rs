@@ -249,3 +249,60 @@ impl Inbox {
         count
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads what is there, so many bytes of each piece at most.
+    fn read(inbox: &mut Inbox, spare: &mut Spare, at_most: usize, text: &mut Vec<u8>) -> bool {
+        loop {
+            let count = match inbox.piece(spare) {
+                Piece::Bytes(bytes) => {
+                    let bytes = &bytes[..bytes.len().min(at_most)];
+                    text.extend_from_slice(bytes);
+                    bytes.len()
+                }
+                Piece::Wait => return false,
+                Piece::End => return true,
+            };
+            inbox.consume(count, spare);
+        }
+    }
+
+    #[test]
+    fn chunks_are_whole_in_whatever_pieces_they_are_read_and_whenever_more_comes() {
+        // How much is read, what is only looked at, or not even that, before more comes.
+        for at_most in [1, 2, 3, 100] {
+            for steps in 0..40 {
+                for has_trailers in [false, true] {
+                    let mut spare = Spare::new(2);
+                    let mut inbox = Inbox { coding: Coding::Chunked, has_head: true, ..Inbox::default() };
+                    let mut text = Vec::new();
+                    inbox.push(b"abc", &mut spare);
+                    for _ in 0..steps {
+                        let Piece::Bytes(bytes) = inbox.piece(&mut spare) else { break };
+                        let bytes = &bytes[..bytes.len().min(at_most)];
+                        text.extend_from_slice(bytes);
+                        let count = bytes.len();
+                        inbox.consume(count, &mut spare);
+                    }
+                    // Somebody looks.
+                    let _ = inbox.piece(&mut spare);
+                    inbox.push(b"defgh", &mut spare);
+                    let _ = inbox.piece(&mut spare);
+                    if has_trailers {
+                        inbox.trailers_mut().extend_from_slice(b"a: b\r\n");
+                    }
+                    inbox.is_ended = true;
+                    assert!(read(&mut inbox, &mut spare, at_most, &mut text));
+                    let trailers = if has_trailers { "a: b\r\n" } else { "" };
+                    let chunks = ["3\r\nabc\r\n5\r\ndefgh\r\n0\r\n", "8\r\nabcdefgh\r\n0\r\n"];
+                    let expected = chunks.map(|chunks| format!("{chunks}{trailers}\r\n"));
+                    let text = String::from_utf8(text).expect("ASCII");
+                    assert!(expected.contains(&text), "{at_most} bytes, {steps} steps: {text:?}");
+                }
+            }
+        }
+    }
+}

@@ -248,6 +248,7 @@ pub fn encode_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
             let lower = &lower[..name.len()];
             hpack::encode(out, lower, value, !may_be_known(lower));
         }
+        None if !name.iter().any(u8::is_ascii_uppercase) => hpack::encode(out, name, value, !may_be_known(name)),
         None => {
             let lower = name.to_ascii_lowercase();
             hpack::encode(out, &lower, value, !may_be_known(&lower));
